@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from tutorial_lib.kernels import cpu, memory, reference
+from tutorial_lib.kernels import cpu, memory, program, reference
 from tutorial_lib.kernels.index import ConvIndex, LinearIndex
 from tutorial_lib.kernels.memory import empty_batch_innermost, is_batch_innermost, to_batch_innermost
+from tutorial_lib.kernels.stage import Stage
 
 fuzz = settings(max_examples=40, deadline=None, derandomize=True)
 densities = st.sampled_from([0.0, 0.05, 0.5, 1.0])
@@ -49,6 +53,22 @@ def dirty(x):
     return y.copy_(x)
 
 
+def agree(stages, parameters, x, g, need_input=True, scale=1.0, winners=True):
+    """Run a chain through both implementations; compare results, gradients and traces."""
+    results = []
+    for kernels, x_in, g_in in ((cpu, dirty(x), dirty(g)), (reference, x, g)):
+        y, memory = kernels.forward(x_in, stages, parameters, remember=True)
+        of = kernels.backward(g_in, memory, stages, parameters, need_input, trace=True)
+        close(kernels.forward(x_in, stages, parameters)[0], y)
+        assert (of.x is None) == (not need_input) and len(of.traces) == len(stages)
+        traced = [t for trace in of.traces for t in (trace.x, trace.y, trace.winners if winners else None)]
+        results.append((y, of.x, *of.parameters, *traced))
+    for a, b in zip(*results, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            close(a, b, scale)
+
+
 @fuzz
 @given(
     batches,
@@ -64,16 +84,9 @@ def test_linear_agrees_with_reference(batch, n_out, n_in, density, relu, with_bi
     index = LinearIndex.build(pick((n_out, n_in), density), (n_out, n_in))
     values, bias = torch.randn(index.nnz), torch.randn(n_out) if with_bias else None
     x, g = torch.randn(batch, n_in), torch.randn(batch, n_out)
-    y = cpu.linear_forward(dirty(x), values, bias, index, relu)
-    close(y, reference.linear_forward(x, values, bias, index, relu))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu, "SCATTERED", 0 if large else 2**20)
-        got = cpu.linear_backward(dirty(g), dirty(x), y, values, index, relu, need_input)
-    expected = reference.linear_backward(g, x, y, values, index, relu, need_input)
-    assert (got[0] is None) == (expected[0] is None) == (not need_input)
-    for a, b in zip(got, expected, strict=True):
-        if a is not None:
-            close(a, b, scale=batch)
+        patch.setattr(program, "SCATTERED", 0 if large else 2**20)
+        agree([Stage(index, relu)], [values, bias], x, g, need_input, scale=batch)
 
 
 @st.composite
@@ -98,19 +111,39 @@ def test_conv_agrees_with_reference(geometry, batch, density, relu, pool, with_b
     index = ConvIndex.build(pick(shape, density), shape, stride, padding, dilation, groups)
     values, bias = torch.randn(index.nnz), torch.randn(shape[0]) if with_bias else None
     x = torch.randn(batch, shape[1] * groups, *size)
-    y, winners = cpu.conv_forward(dirty(x), values, bias, index, relu, pool, remember=True)
-    expected_y, expected_winners = reference.conv_forward(x, values, bias, index, relu, pool, remember=True)
-    close(y, expected_y)
-    assert (winners is None) == (not pool)
-    if pool and density in (0.0, 1.0):  # equal pixels, where rounding decides, are likely only in between
-        torch.testing.assert_close(winners, expected_winners)
-    g = torch.randn(y.shape)
-    got = cpu.conv_backward(dirty(g), dirty(x), y, winners, values, index, relu, need_input)
-    expected = reference.conv_backward(g, x, y, winners, values, index, relu, need_input)
-    for a, b in zip(got, expected, strict=True):
-        assert (a is None) == (b is None)
-        if a is not None:
-            close(a, b, scale=batch * g[0].numel() ** 0.5 if batch else 1)
+    out = index.output_size(*size)
+    g = torch.randn(batch, shape[0], *((n // 2 for n in out) if pool else out))
+    # equal pixels, where rounding decides who won, are likely only in between
+    scale = batch * g[0].numel() ** 0.5 if batch else 1
+    agree([Stage(index, relu, pool)], [values, bias], x, g, need_input, scale, winners=density in (0.0, 1.0))
+
+
+@fuzz
+@given(
+    batches,
+    st.lists(st.integers(1, 70), min_size=1, max_size=4),
+    densities,
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+)
+def test_chains_agree_with_reference(batch, widths, density, relu, pool, with_bias):
+    shapes = [(3, 2, 3, 3), (4, 3, 2, 2)]
+    stages = [
+        Stage(ConvIndex.build(pick(s, 0.5), s, (1, 1), (1, 1)), relu, pool and i == 0) for i, s in enumerate(shapes)
+    ]
+    size = (8, 10)
+    for stage in stages:
+        size = stage.index.output_size(*size)
+        size = tuple(n // 2 for n in size) if stage.pool else size
+    widths = [4 * size[0] * size[1], *widths]
+    for i, shape in enumerate(zip(widths[1:], widths[:-1], strict=True)):
+        stages.append(Stage(LinearIndex.build(pick(shape, density), shape), relu and i % 2 == 0))
+    parameters = []
+    for stage in stages:
+        parameters += [torch.randn(stage.index.nnz), torch.randn(stage.index.shape[0]) if with_bias else None]
+    scale = 10.0 ** len(stages) * max(batch, 1)
+    agree(stages, parameters, torch.randn(batch, 2, 8, 10), torch.randn(batch, widths[-1]), True, scale, winners=False)
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -156,14 +189,12 @@ def everything(batch):
         torch.randn(linear.nnz),
         torch.randn(conv.nnz),
     )
-    y = cpu.linear_forward(x, values, None, linear, relu=True)
-    z, winners = cpu.conv_forward(image, weights, None, conv, relu=True, pool=True, remember=True)
-    return [
-        y,
-        z,
-        *cpu.linear_backward(y, x, y, values, linear, relu=True),
-        *cpu.conv_backward(z, image, z, winners, weights, conv),
-    ]
+    results = []
+    for x_in, stage, of in ((x, Stage(linear, True), values), (image, Stage(conv, True, True), weights)):
+        y, memory = cpu.forward(x_in, [stage], [of, None], remember=True)
+        gradients = cpu.backward(y, memory, [stage], [of, None])
+        results += [y, gradients.x, *gradients.parameters]
+    return results
 
 
 @pytest.mark.parametrize("batch", [1, 50, 64])
@@ -186,16 +217,15 @@ def test_nan_and_infinity_are_kept_and_stay_in_their_sample():
     conv = ConvIndex.build(pick((2, 1, 3, 3), 1.0), (2, 1, 3, 3), padding=(1, 1))
     x, image = torch.randn(20, 6), torch.randn(20, 1, 6, 6)
     x[3, 2], image[3, 0, 2, 2] = float("nan"), float("inf")
-    y = cpu.linear_forward(x, torch.randn(36), None, linear, relu=True)
-    z, _ = cpu.conv_forward(image, torch.ones(18), None, conv, relu=True, pool=True)
+    stages, ones = [Stage(conv, relu=True, pool=True)], [torch.ones(18), None]
+    y, _ = cpu.forward(x, [Stage(linear, relu=True)], [torch.randn(36), None])
+    z, _ = cpu.forward(image, stages, ones)
     assert y[3].isnan().all() and z[3].isinf().any()
     others = torch.arange(20) != 3
     assert y[others].isfinite().all() and z[others].isfinite().all()
     image[3, 0, 2, 2] = float("nan")
-    z, _ = cpu.conv_forward(image, torch.ones(18), None, conv, relu=True, pool=True)
-    torch.testing.assert_close(
-        z, reference.conv_forward(image, torch.ones(18), None, conv, True, True)[0], equal_nan=True
-    )
+    z, _ = cpu.forward(image, stages, ones)
+    torch.testing.assert_close(z, reference.forward(image, stages, ones)[0], equal_nan=True)
 
 
 def test_odd_inputs_agree():
@@ -210,7 +240,8 @@ def test_odd_inputs_agree():
         big[3:20],
         big[::2],
     ):
-        close(cpu.linear_forward(x, values, None, index), reference.linear_forward(x, values, None, index))
+        chain = [Stage(index)], [values, None]
+        close(cpu.forward(x, *chain)[0], reference.forward(x, *chain)[0])
 
 
 def test_format():
@@ -226,17 +257,42 @@ def test_format():
 def test_nothing_is_copied_between_sparse_layers():
     conv = ConvIndex.build(pick((4, 1, 3, 3), 0.5), (4, 1, 3, 3), padding=(1, 1))
     linear = LinearIndex.build(pick((10, 4 * 7 * 7), 0.1), (10, 4 * 7 * 7))
-    weights, values = torch.randn(conv.nnz), torch.randn(linear.nnz)
+    first, second = (
+        ([Stage(conv, True, True)], [torch.randn(conv.nnz), None]),
+        ([Stage(linear)], [torch.randn(linear.nnz), None]),
+    )
     for batch in (64, 100):
         x = to_batch_innermost(torch.randn(batch, 1, 14, 14))
         before = memory.conversions
-        y, winners = cpu.conv_forward(x, weights, None, conv, relu=True, pool=True, remember=True)
-        z = cpu.linear_forward(y.flatten(1), values, None, linear, relu=True)
-        dy, _, _ = cpu.linear_backward(z, y.flatten(1), z, values, linear, relu=True)
-        cpu.conv_backward(dy.unflatten(1, (4, 7, 7)), x, y, winners, weights, conv, relu=True)
+        y, of_first = cpu.forward(x, *first, remember=True)
+        z, of_second = cpu.forward(y.flatten(1), *second, remember=True)
+        dy = cpu.backward(z, of_second, *second).x
+        cpu.backward(dy.unflatten(1, (4, 7, 7)), of_first, *first)
         assert memory.conversions == before
-        cpu.linear_forward(torch.randn(batch, 4 * 7 * 7), values, None, linear)
+        cpu.forward(torch.randn(batch, 4 * 7 * 7), *second)
         assert memory.conversions == before + 1
+
+
+def test_copies_of_an_index_are_itself_and_pickles_build_their_own():
+    for index in (
+        LinearIndex.build(pick((7, 9), 0.5), (7, 9)),
+        ConvIndex.build(
+            pick((4, 2, 3, 3), 0.5), (4, 2, 3, 3), stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2
+        ),
+    ):
+        assert copy.copy(index) is copy.deepcopy(index) is index
+        other = pickle.loads(pickle.dumps(index))
+        assert other.number != index.number and other.shape == index.shape and torch.equal(other.flat(), index.flat())
+
+
+def test_programs_of_many_topologies_are_not_kept():
+    first = ConvIndex.build(pick((2, 1, 3, 3), 1.0), (2, 1, 3, 3), padding=(1, 1))
+    for seed in range(3 * program.KEPT):
+        second = LinearIndex.build(pick((3, 2 * 16), 0.5, seed), (3, 2 * 16))
+        chain = [Stage(first), Stage(second)], [torch.randn(18), None, torch.randn(second.nnz), None]
+        x = torch.randn(5, 1, 4, 4)
+        close(cpu.forward(x, *chain)[0], reference.forward(x, *chain)[0])
+    assert len(first.programs) <= program.KEPT
 
 
 def test_indices_come_back():
@@ -253,12 +309,7 @@ def test_layer_that_dense_cannot_allocate():
     index = LinearIndex.build(flat, (n, n))
     assert torch.equal(index.flat(), flat) and index.nbytes < 8e6
     values, x = torch.randn(index.nnz), torch.randn(2, n)
-    y = cpu.linear_forward(x, values, None, index)
-    close(y, reference.linear_forward(x, values, None, index))
-    for a, b in zip(
-        cpu.linear_backward(y, x, y, values, index), reference.linear_backward(y, x, y, values, index), strict=True
-    ):
-        close(a, b, scale=10)
+    agree([Stage(index)], [values, None], x, torch.randn(2, n), scale=10)
 
 
 @pytest.mark.parametrize(
@@ -283,22 +334,25 @@ def test_bad_arguments_are_refused():
     flat, none = torch.tensor([1, 2]), torch.zeros(0, dtype=torch.int64)
     linear, conv = LinearIndex.build(flat, (3, 4)), ConvIndex.build(flat, (3, 1, 2, 2))
     two, x, image = torch.ones(2), torch.ones(5, 4), torch.ones(5, 1, 4, 4)
+    _, memory = cpu.forward(x, [Stage(linear)], [two, None], remember=True)
     for call in (
         lambda: LinearIndex.build(flat, (3, 4, 5)),
         lambda: ConvIndex.build(flat, (3, 4)),
         lambda: ConvIndex.build(none, (3, 1, 2, 2), stride=(0, 1)),
         lambda: ConvIndex.build(none, (3, 1, 2, 2), padding=(-1, 1)),
         lambda: ConvIndex.build(none, (3, 1, 2, 2), groups=2),
-        lambda: cpu.linear_forward(x, torch.ones(3), None, linear),
-        lambda: cpu.linear_forward(x, torch.ones(4)[::2], None, linear),
-        lambda: cpu.linear_forward(x, two, torch.ones(4), linear),
-        lambda: cpu.linear_forward(x.double(), two, None, linear),
-        lambda: cpu.linear_forward(x[:, :3], two, None, linear),
-        lambda: cpu.linear_backward(torch.ones(5, 4), x, None, two, linear),
-        lambda: cpu.linear_backward(torch.ones(5, 3), x, None, two, linear, relu=True),
-        lambda: cpu.conv_forward(image.expand(5, 2, 4, 4), two, None, conv),
-        lambda: cpu.conv_forward(image[:, :, :1], two, None, conv),
-        lambda: cpu.conv_backward(torch.ones(5, 3, 4, 4), image, None, None, two, conv),
+        lambda: cpu.forward(x, [Stage(linear)], [torch.ones(3), None]),
+        lambda: cpu.forward(x, [Stage(linear)], [torch.ones(4)[::2], None]),
+        lambda: cpu.forward(x, [Stage(linear)], [two, torch.ones(4)]),
+        lambda: cpu.forward(x.double(), [Stage(linear)], [two, None]),
+        lambda: cpu.forward(x, [Stage(linear)], [two.double(), None]),
+        lambda: cpu.forward(x[:, :3], [Stage(linear)], [two, None]),
+        lambda: cpu.forward(x, [Stage(linear)] * 2, [two, None] * 2),
+        lambda: cpu.backward(torch.ones(5, 4), memory, [Stage(linear)], [two, None]),
+        lambda: cpu.backward(torch.ones(5, 3).double(), memory, [Stage(linear)], [two, None]),
+        lambda: cpu.forward(image.expand(5, 2, 4, 4), [Stage(conv)], [two, None]),
+        lambda: cpu.forward(image[:, :, :1], [Stage(conv)], [two, None]),
+        lambda: cpu.forward(x, [Stage(conv)], [two, None]),
         lambda: to_batch_innermost(torch.ones(2, 3, 4)),
     ):
         with pytest.raises(ValueError, match=r".+"):

@@ -29,6 +29,7 @@ from tutorial_lib import (
 from tutorial_lib.errors import InvalidArgumentError, TrainingError
 from tutorial_lib.interface import sparse_layers
 from tutorial_lib.kernels import memory
+from tutorial_lib.sparse import run_chain
 
 GEOMETRIES = [
     {},
@@ -264,12 +265,35 @@ def test_sparsify_and_fuse_and_densify_keep_the_function(scheme):
     assert work["useful"].equals(multiply_adds(masked, (1, 28, 28))["useful"])
 
 
-def test_fused_network_has_nothing_left_but_sparse_layers():
+def test_fused_network_is_one_call():
     fused = fuse(sparsify(mask_model(TutorialCNN(), 0.95)))
-    assert [n.target for n in fused.graph.nodes if n.op != "placeholder"] == [
-        "conv1", "conv2", "flatten", "fc1", "fc2", "fc3", "fc4", "output",
-    ]  # fmt: skip
+    (call,) = (node for node in fused.graph.nodes if node.op.startswith("call"))
+    assert [node.target for node in call.args[1]] == ["conv1", "conv2", "fc1", "fc2", "fc3", "fc4"]
     assert fused.conv1.relu and fused.conv1.pool and fused.fc3.relu and not fused.fc4.relu
+
+
+def test_a_chain_is_left_where_somebody_looks_inside():
+    class Skips(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (SparseLinear(6, 6, sparsity=0.5) for _ in range(3))
+
+        def forward(self, x):
+            y = self.a(x)
+            return self.c(self.b(y)) + y
+
+    model = Skips()
+    fused, x = fuse(model), torch.randn(5, 6)
+    (call,) = (node for node in fused.graph.nodes if node.target is run_chain)
+    assert [node.target for node in call.args[1]] == ["b", "c"]
+    for batch in (x, torch.randn(2, 3, 6)):
+        torch.testing.assert_close(fused(batch), model(batch))
+    torch.testing.assert_close(fuse(fused)(x), model(x))
+    torch.testing.assert_close(copy.deepcopy(fused)(x), model(x))
+    seen = []
+    fused.c.register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    torch.testing.assert_close(fused(x), model(x))
+    assert len(seen) == 1
 
 
 def test_between_sparse_layers_nothing_is_copied():

@@ -1,4 +1,4 @@
-"""ReLU and pooling move into the sparse layer before them, where they cost nothing extra."""
+"""Sparse layers that follow one another become one operation, and take ReLU and pooling in between with them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from .sparse import SparseConv2d, SparseLayer
+from .sparse import SparseConv2d, SparseLayer, SparseLinear, run_chain
 
 RELU = (F.relu, torch.relu, "relu")
 MAX_POOL = (F.max_pool2d, torch.max_pool2d)
 
 
 class _Tracer(fx.Tracer):
+    def __init__(self) -> None:
+        super().__init__(autowrap_functions=(run_chain,))  # a fused model can be fused again
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, SparseLayer) or super().is_leaf_module(m, module_qualified_name)
 
@@ -23,8 +26,10 @@ class _Tracer(fx.Tracer):
 def fuse(model: nn.Module) -> fx.GraphModule:
     """Return a copy of ``model`` in which each sparse layer also does the ReLU and 2×2 max-pool that follow it.
 
-    The function, the layers' names and their parameters stay the same. A layer that is called twice, or whose result
-    is also used elsewhere, is left as it is.
+    Layers that then follow one another, flattened in between or not, become one call of
+    :func:`tutorial_lib.sparse.run_chain`: Python is entered once for all of them. The function, the layers' names and
+    their parameters stay the same. A layer that is called twice, or whose result is also used elsewhere, is left as
+    it is.
 
     Args:
         model: made by :func:`sparsify`; its ``forward`` must be one that ``torch.fx`` can trace (no branches that
@@ -42,7 +47,44 @@ def fuse(model: nn.Module) -> fx.GraphModule:
                 layer.relu = _absorb(graph, node, modules, _is_relu)
             if isinstance(layer, SparseConv2d) and not layer.pool:
                 layer.pool = _absorb(graph, node, modules, _is_pool)
+    once = {target for target in targets if targets.count(target) == 1}
+    in_chain: set[fx.Node] = set()
+    for node in calls:
+        if node.target in once and node not in in_chain:
+            chain = _chain_from(node, modules, once)
+            in_chain.update(chain)
+            if len(chain) > 1:
+                _call_at_once(graph, chain)
     return fx.GraphModule(model, graph)
+
+
+def _chain_from(node: fx.Node, modules: dict[str, nn.Module], once: set[str]) -> list[fx.Node]:
+    chain = [node]
+    while (following := _next_layer(chain[-1], modules)) is not None and following.target in once:
+        chain.append(following)
+    return chain
+
+
+def _call_at_once(graph: fx.Graph, chain: list[fx.Node]) -> None:
+    with graph.inserting_after(chain[-1]):
+        call = graph.call_function(run_chain)
+    with graph.inserting_before(call):
+        call.args = (chain[0].args[0], tuple(graph.get_attr(node.target) for node in chain))
+    chain[-1].replace_all_uses_with(call)
+    for node, before in zip(reversed(chain), (*reversed(chain[:-1]), None), strict=True):
+        between = node.args[0]
+        graph.erase_node(node)
+        if before is not None and between is not before:
+            graph.erase_node(between)  # the flattening
+
+
+def _next_layer(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:
+    """Return the call of the sparse layer that takes the result of ``node``, and nobody else does; or None."""
+    kind, (user, *others) = type(modules[node.target]), tuple(node.users) or (None,)
+    if kind is SparseConv2d and user is not None and not others and _is_flatten(user, modules):
+        kind, (user, *others) = SparseLinear, tuple(user.users) or (None,)
+    follows = user is not None and not others and user.op == "call_module" and type(modules[user.target]) is kind
+    return user if follows else None
 
 
 def _absorb(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module], wanted: Any) -> bool:
@@ -71,6 +113,21 @@ def _is_pool(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         }
         return not pool.return_indices and _is_two_by_two(**arguments)
     return node.op == "call_function" and node.target in MAX_POOL and _is_two_by_two(*node.args[1:], **node.kwargs)
+
+
+def _is_flatten(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        flatten = modules[node.target]
+        return isinstance(flatten, nn.Flatten) and (flatten.start_dim, flatten.end_dim) == (1, -1)
+    if node.op == "call_function" and node.target is not torch.flatten:
+        return False
+    if node.op == "call_method" and node.target != "flatten":
+        return False
+    return node.op in ("call_function", "call_method") and _from_first(*node.args[1:], **node.kwargs)
+
+
+def _from_first(start_dim: int = 0, end_dim: int = -1) -> bool:
+    return start_dim == 1 and end_dim == -1
 
 
 def _is_two_by_two(

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from .errors import InvalidArgumentError, TrainingError
 from .interface import Carry, SparsifiableLayer
-from .kernels import ConvIndex, LinearIndex, kernels_and_input
+from .kernels import ConvIndex, LinearIndex, Stage, kernels_and_input
 from .kernels.reference import before_activation
 from .masked import replace_layer
 from .topology import check_sparsity, sample_distinct, to_connections, weight_layers
@@ -30,17 +30,24 @@ class SparseLayer(SparsifiableLayer, nn.Module):
         bias: parameter ``[out]`` or None.
         index: which weights these are, in the order in which kernels need them.
         relu: whether ReLU is part of the layer's pass.
+        pool: whether a 2×2 max-pooling is (convolutions).
     """
 
     values: nn.Parameter
     bias: nn.Parameter | None
     index: LinearIndex | ConvIndex
     relu: bool = False
+    pool: bool = False
 
     def __init__(self) -> None:
         super().__init__()
         self._record_gradient = False
         self._recorded: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether somebody watches this layer being called."""
+        return bool(self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks)
 
     def build_index(self, connections: torch.Tensor) -> LinearIndex | ConvIndex:
         """Return the index of sorted flat ``connections``, checked."""
@@ -133,26 +140,55 @@ class SparseLayer(SparsifiableLayer, nn.Module):
         self.index = index
 
 
-class _LinearFunction(torch.autograd.Function):
+class _Chain(torch.autograd.Function):
+    """Layers one after the other as one operation: what lies between them is seen by the kernels alone."""
+
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None, layer: SparseLinear) -> Any:
+    def forward(ctx: Any, x: torch.Tensor, layers: tuple[SparseLayer, ...], *parameters: torch.Tensor | None) -> Any:
         kernels, x = kernels_and_input(x)
-        y = kernels.linear_forward(x, values, bias, layer.index, layer.relu)
-        ctx.save_for_backward(x, y if layer.relu else None, values)
-        ctx.layer, ctx.kernels, ctx.index = layer, kernels, layer.index
+        stages = [Stage(layer.index, layer.relu, layer.pool) for layer in layers]
+        y, memory = kernels.forward(x, stages, parameters, remember=any(ctx.needs_input_grad))
+        ctx.save_for_backward(*parameters, *memory)
+        ctx.kernels, ctx.layers, ctx.stages = kernels, layers, stages
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        x, y, values = ctx.saved_tensors
-        layer = ctx.layer
-        if layer.record_gradient:
-            layer.record(x, before_activation(grad, y, None, layer.index) if layer.relu else grad)
-        dx, dvalues, dbias = ctx.kernels.linear_backward(
-            grad, x, y, values, ctx.index, layer.relu, ctx.needs_input_grad[0]
-        )
-        return dx, dvalues, dbias if ctx.needs_input_grad[2] else None, None
+        layers, n = ctx.layers, 2 * len(ctx.layers)
+        parameters, memory = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        trace = any(layer.record_gradient for layer in layers)
+        of = ctx.kernels.backward(grad, memory, ctx.stages, parameters, ctx.needs_input_grad[0], trace)
+        for layer, stage, (x, y, winners, grad) in zip(layers, ctx.stages, of.traces, strict=trace):
+            if layer.record_gradient:
+                y = y if stage.relu and not stage.pool else None
+                layer.record(x, before_activation(grad, y, winners, stage.index, x.shape[2:]))
+        wanted = (None if p is None else g for p, g in zip(parameters, of.parameters, strict=True))
+        return of.x, None, *wanted
+
+
+def run_chain(x: torch.Tensor, layers: tuple[nn.Module, ...]) -> torch.Tensor:
+    """Return the result of layers one after the other; a linear layer flattens what a convolution returns.
+
+    Args:
+        x: what the first layer takes.
+        layers: sparse layers, in order. Where one has hooks, or was made dense since, or the input is not a plain
+            batch (``[B, C, H, W]`` for a convolution, else ``[B, in]``), they are called singly.
+    """
+    plain = x.dim() == (2 if _is_linear(layers[0]) else 4)
+    at_once = plain and all(isinstance(layer, SparseLayer) and not layer.has_hooks for layer in layers)
+    if len(layers) > 1 and not at_once:
+        for before, layer in zip((None, *layers), layers, strict=False):
+            flat = before is not None and _is_linear(layer) and not _is_linear(before)
+            x = layer(x.flatten(1) if flat else x)
+        return x
+    parameters = [parameter for layer in layers for parameter in (layer.values, layer.bias)]
+    return _Chain.apply(x, layers, *parameters)
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    weight_dim = len(layer.dense_shape) if isinstance(layer, SparseLayer) else next(layer.parameters()).dim()
+    return weight_dim == 2
 
 
 class SparseLinear(SparseLayer):
@@ -201,7 +237,7 @@ class SparseLinear(SparseLayer):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``[..., in]`` to ``[..., out]``."""
         rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-        y = _LinearFunction.apply(rows, self.values, self.bias, self)
+        y = run_chain(rows, (self,))
         return y if x.dim() == 2 else y.reshape(*x.shape[:-1], self.out_features)
 
     def gradient_rows(self) -> Iterator[torch.Tensor]:
@@ -232,30 +268,6 @@ class SparseLinear(SparseLayer):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"relu={self.relu}, active={self.index.nnz}/{math.prod(self.dense_shape)}"
         )
-
-
-class _ConvFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None, layer: SparseConv2d) -> Any:
-        kernels, x = kernels_and_input(x)
-        y, winners = kernels.conv_forward(
-            x, values, bias, layer.index, layer.relu, layer.pool, remember=layer.pool and any(ctx.needs_input_grad)
-        )
-        ctx.save_for_backward(x, y if layer.relu and not layer.pool else None, winners, values)
-        ctx.layer, ctx.kernels, ctx.index = layer, kernels, layer.index
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        x, y, winners, values = ctx.saved_tensors
-        layer = ctx.layer
-        if layer.record_gradient:
-            layer.record(x, before_activation(grad, y, winners, layer.index, x.shape[2:]))
-        dx, dvalues, dbias = ctx.kernels.conv_backward(
-            grad, x, y, winners, values, ctx.index, layer.relu, ctx.needs_input_grad[0]
-        )
-        return dx, dvalues, dbias if ctx.needs_input_grad[2] else None, None
 
 
 class SparseConv2d(SparseLayer):
@@ -322,7 +334,7 @@ class SparseConv2d(SparseLayer):
         """Map ``[B, C_in, H, W]`` to ``[B, C_out, H', W']``; without batch dimension, likewise."""
         if x.dim() == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
-        return _ConvFunction.apply(x, self.values, self.bias, self)
+        return run_chain(x, (self,))
 
     def gradient_rows(self) -> Iterator[torch.Tensor]:
         """See :class:`SparsifiableLayer`. One block is at most 16 MiB of float32, or one output channel."""

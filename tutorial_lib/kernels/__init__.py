@@ -11,8 +11,9 @@ import torch
 from . import reference
 from .index import ConvIndex, LinearIndex
 from .memory import to_batch_innermost
+from .stage import Stage
 
-__all__ = ["ConvIndex", "LinearIndex", "kernels_and_input", "warmup"]
+__all__ = ["ConvIndex", "LinearIndex", "Stage", "kernels_and_input", "warmup"]
 
 
 def kernels_and_input(x: torch.Tensor) -> tuple[ModuleType, torch.Tensor]:

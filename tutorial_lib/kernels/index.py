@@ -7,8 +7,10 @@ them (2 bytes below 65,536 rows or columns); nothing has the size of the dense w
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,17 +21,35 @@ from ..errors import InvalidArgumentError
 CHUNKS = 64  # pieces of work of equal nonzeros; their number is fixed, so that results do not depend on the threads
 
 
+_numbers = itertools.count()
+
+
+class _Index:
+    """Compiled code is given addresses of an index's arrays: copies share them, pickles build their own.
+
+    Attributes:
+        number: no other index in this process has it, or ever will.
+        programs: what ``program.py`` prepared for chains that begin with this index; dropped together with it.
+    """
+
+    def __copy__(self) -> Any:
+        return self
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        return self
+
+
 @dataclass(frozen=True, eq=False)
-class LinearIndex:
+class LinearIndex(_Index):
     """The nonzeros of a ``[out, in]`` weight.
 
     Attributes:
         shape: ``(out, in)``.
-        indptr: ``values[indptr[o]:indptr[o + 1]]`` are the weights of output ``o``; uint64 ``[out + 1]``.
+        indptr: ``values[indptr[o]:indptr[o + 1]]`` are the weights of output ``o``; int64 ``[out + 1]``.
         cols: their inputs; uint16 or uint32 ``[nnz]``.
-        t_indptr: the same by input, ``t_indptr[i]`` to ``t_indptr[i + 1]``; uint64 ``[in + 1]``.
+        t_indptr: the same by input, ``t_indptr[i]`` to ``t_indptr[i + 1]``; int64 ``[in + 1]``.
         t_rows: the outputs that input ``i`` reaches; uint16 or uint32 ``[nnz]``.
-        t_perm: where the weights of these stand in ``values``; uint32 (uint64 from 2³² on) ``[nnz]``.
+        t_perm: where the weights of these stand in ``values``; uint32 ``[nnz]``.
         row_chunks: borders between outputs of about equal work; int64 ``[≤ CHUNKS + 1]``.
         col_chunks: borders between inputs of about equal work; int64 ``[≤ CHUNKS + 1]``.
     """
@@ -42,6 +62,8 @@ class LinearIndex:
     t_perm: np.ndarray
     row_chunks: np.ndarray
     col_chunks: np.ndarray
+    number: int = field(default_factory=_numbers.__next__, repr=False)
+    programs: dict = field(default_factory=dict, repr=False)
     _places: dict = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -60,14 +82,17 @@ class LinearIndex:
         by_input = sparse.csr_array((order, cols.astype(_signed(shape[1])), indptr), shape=shape).tocsc()
         return cls(
             (int(shape[0]), int(shape[1])),
-            indptr.astype(np.uint64),
+            indptr.astype(np.int64),
             cols.astype(_unsigned(shape[1])),
-            by_input.indptr.astype(np.uint64),
+            by_input.indptr.astype(np.int64),
             by_input.indices.astype(_unsigned(shape[0])),
-            by_input.data.astype(np.uint32 if len(cols) < 2**32 else np.uint64),
+            by_input.data.astype(np.uint32),
             _chunks(indptr),
             _chunks(by_input.indptr),
         )
+
+    def __reduce__(self) -> tuple:
+        return LinearIndex.build, (self.flat(), self.shape)
 
     @property
     def nnz(self) -> int:
@@ -94,7 +119,7 @@ class LinearIndex:
 
 
 @dataclass(frozen=True, eq=False)
-class ConvIndex:
+class ConvIndex(_Index):
     """The nonzeros of an ``[out, in / groups, kernel_h, kernel_w]`` weight, and the convolution's geometry.
 
     Attributes:
@@ -105,7 +130,8 @@ class ConvIndex:
         taps: their ``(input channel, dy, dx)``, channels counted over all groups; int32 ``[nnz, 3]``.
         t_indptr: the same by input channel; int64 ``[in + 1]``.
         t_taps: ``(output channel, kernel_h - 1 - dy, kernel_w - 1 - dx)``, the transposed kernel; int32 ``[nnz, 3]``.
-        t_perm: where these stand in ``values``; int64 ``[nnz]``.
+        t_perm: where these stand in ``values``; uint32 ``[nnz]``.
+        offsets: ``taps`` and ``t_taps`` as compiled code wants them, two int64 ``[nnz]`` for each size of inputs seen.
     """
 
     shape: tuple[int, int, int, int]
@@ -118,6 +144,9 @@ class ConvIndex:
     t_indptr: np.ndarray
     t_taps: np.ndarray
     t_perm: np.ndarray
+    offsets: dict = field(default_factory=dict, repr=False)
+    number: int = field(default_factory=_numbers.__next__, repr=False)
+    programs: dict = field(default_factory=dict, repr=False)
     _places: dict = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -155,12 +184,16 @@ class ConvIndex:
             tuple(padding),
             tuple(dilation),
             groups,
-            np.searchsorted(o, np.arange(out + 1)),
+            np.searchsorted(o, np.arange(out + 1)).astype(np.int64),
             np.stack([c, dy, dx], axis=1).astype(np.int32),
-            np.searchsorted(c[by_input], np.arange(channels * groups + 1)),
+            np.searchsorted(c[by_input], np.arange(channels * groups + 1)).astype(np.int64),
             np.stack([o, height - 1 - dy, width - 1 - dx], axis=1)[by_input].astype(np.int32),
-            by_input,
+            by_input.astype(np.uint32),
         )
+
+    def __reduce__(self) -> tuple:
+        geometry = (self.stride, self.padding, self.dilation, self.groups)
+        return ConvIndex.build, (self.flat(), self.shape, *geometry)
 
     @property
     def nnz(self) -> int:
@@ -170,7 +203,8 @@ class ConvIndex:
     @property
     def nbytes(self) -> int:
         """Bytes that the index occupies."""
-        return sum(array.nbytes for array in (self.indptr, self.taps, self.t_indptr, self.t_taps, self.t_perm))
+        arrays = (self.indptr, self.taps, self.t_indptr, self.t_taps, self.t_perm)
+        return sum(array.nbytes for array in (*arrays, *itertools.chain(*self.offsets.values())))
 
     def flat(self) -> torch.Tensor:
         """Return the flat positions again: int64 ``[nnz]``, sorted (computed, not stored)."""
@@ -204,6 +238,8 @@ def _checked(flat: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
     if not isinstance(flat, torch.Tensor) or flat.dtype != torch.int64 or flat.dim() != 1:
         kind = f"{flat.dtype} {tuple(flat.shape)}" if isinstance(flat, torch.Tensor) else type(flat).__name__
         raise InvalidArgumentError(f"flat indices are {kind}; give a one-dimensional int64 tensor.")
+    if len(flat) >= 2**32:
+        raise InvalidArgumentError(f"{len(flat)} weights are more than one layer's index can count; split the layer.")
     positions = flat.detach().cpu().numpy()
     wrong = np.flatnonzero(positions[1:] <= positions[:-1])
     if len(wrong):

@@ -23,25 +23,28 @@ def row_lanes(batch: int) -> int:
     return -(-batch // LANES) * LANES
 
 
+def row_floats(batch: int) -> int:
+    """Return the floats from one row to the next in a tensor of this format."""
+    row = max(row_lanes(batch), LANES)
+    # Rows a multiple of 256 bytes apart share cache sets, and a tile of each would evict the others.
+    return row + LANES if row > 64 and row % 64 == 0 else row
+
+
 def empty_batch_innermost(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Return an uninitialised CPU tensor of this shape (batch first) in the batch-innermost format.
 
     torch aligns the memory of CPU tensors to 64 bytes (``c10::gAlignment``), and so all rows are.
     """
-    row = max(row_lanes(shape[0]), LANES)
-    if row > 64 and row % 64 == 0:
-        row += LANES  # rows a multiple of 256 bytes apart share cache sets, and a tile of each would evict the others
-    strides = _strides(shape, row)
+    row = row_floats(shape[0])
     if row == shape[0]:
-        return torch.empty_strided(shape, strides, dtype=dtype)
-    return torch.empty(math.prod(shape[1:]) * row, dtype=dtype).as_strided(shape, strides)
+        return torch.empty_strided(shape, strides(shape, row), dtype=dtype)
+    return torch.empty(math.prod(shape[1:]) * row, dtype=dtype).as_strided(shape, strides(shape, row))
 
 
 def is_batch_innermost(x: torch.Tensor) -> bool:
     """Tell whether kernels can read ``x`` (floating, ``[B, F]`` or ``[B, C, H, W]``) where it lies."""
-    strides, batch = x.stride(), x.shape[0]
-    row = strides[-1]
-    if strides != _strides(x.shape, row) or row % LANES or row < batch or x.data_ptr() % 64:
+    batch, row = x.shape[0], x.stride(-1)
+    if x.stride() != strides(x.shape, row) or row % LANES or row < batch or x.data_ptr() % 64:
         return False
     # A row that is shorter than its padding may be the storage's last: kernels read its padding too.
     read = x.storage_offset() + (math.prod(x.shape[1:]) - 1) * row + row_lanes(batch)
@@ -66,7 +69,8 @@ def to_batch_innermost(x: torch.Tensor) -> torch.Tensor:
     return y
 
 
-def _strides(shape: tuple[int, ...], row: int) -> tuple[int, ...]:
+def strides(shape: tuple[int, ...], row: int) -> tuple[int, ...]:
+    """Return the strides of ``[B, F]`` or ``[B, C, H, W]`` in this format, with ``row`` floats from row to row."""
     if len(shape) == 2:
         return 1, row
     return 1, shape[2] * shape[3] * row, shape[3] * row, row

@@ -1,21 +1,63 @@
 """What ``cpu.py`` computes, in plain torch: any device, any dtype, simple and slow. The oracle, and the fallback.
 
-Signatures and meanings are those of ``cpu.py``, and are described there. The linear layer stays truly sparse; the
+:func:`forward` and :func:`backward` mean what they mean in ``cpu.py``. The linear layer stays truly sparse; the
 convolution makes the small dense weight anew in each call.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional as F
 
 from .index import ConvIndex, LinearIndex
+from .stage import Gradients, Stage, Trace, fitted
+
+
+def forward(
+    x: torch.Tensor, stages: Sequence[Stage], parameters: Sequence[torch.Tensor | None], remember: bool = False
+) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
+    """See :func:`tutorial_lib.kernels.cpu.forward`."""
+    memory = [x]
+    for i, (index, relu, pool) in enumerate(stages):
+        values, bias = parameters[2 * i : 2 * i + 2]
+        if isinstance(index, LinearIndex):
+            x, winners = linear_forward(fitted(x, stages[i]) if i else x, values, bias, index, relu), None
+        else:
+            x, winners = conv_forward(x, values, bias, index, relu, pool, remember)
+        memory += [x, winners]
+    return x, tuple(memory)
+
+
+def backward(
+    grad: torch.Tensor,
+    memory: Sequence[torch.Tensor | None],
+    stages: Sequence[Stage],
+    parameters: Sequence[torch.Tensor | None],
+    need_input: bool = True,
+    trace: bool = False,
+) -> Gradients:
+    """See :func:`tutorial_lib.kernels.cpu.backward`."""
+    gradients: list[torch.Tensor] = []
+    traces: list[Trace] = []
+    for i in reversed(range(len(stages))):
+        (index, relu, pool), values, (x, y, winners) = stages[i], parameters[2 * i], _of_stage(memory, i)
+        x, grad, want = fitted(x, stages[i]) if i else x, grad.reshape(y.shape), need_input or i > 0
+        traces.insert(0, Trace(x, y, winners, grad))
+        if isinstance(index, LinearIndex):
+            grad, *of_parameters = linear_backward(grad, x, y, values, index, relu, want)
+        else:
+            y = y if relu and not pool else None
+            grad, *of_parameters = conv_backward(grad, x, y, winners, values, index, relu, want)
+        gradients = of_parameters + gradients
+    return Gradients(grad, gradients, traces)
 
 
 def linear_forward(
     x: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None, index: LinearIndex, relu: bool = False
 ) -> torch.Tensor:
-    """See :func:`tutorial_lib.kernels.cpu.linear_forward`."""
+    """Return ``x @ W.T + bias``, then ReLU if asked: ``[B, in]`` → ``[B, out]``."""
     rows, cols = index.coordinates(x.device)
     y = x.new_zeros(len(x), index.shape[0]).index_add(1, rows, x[:, cols] * values)
     if bias is not None:
@@ -32,7 +74,7 @@ def linear_backward(
     relu: bool = False,
     need_input: bool = True,
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    """See :func:`tutorial_lib.kernels.cpu.linear_backward`."""
+    """Return the gradients of :func:`linear_forward`: of the input (or None), of the values and of the bias."""
     rows, cols = index.coordinates(x.device)
     if relu:
         grad = before_activation(grad, y, None, index)
@@ -50,7 +92,7 @@ def conv_forward(
     pool: bool = False,
     remember: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """See :func:`tutorial_lib.kernels.cpu.conv_forward`."""
+    """Return ``conv2d(x, W, bias)``, then ReLU and 2×2 max-pooling if asked, and the winners of the pooling."""
     y = F.conv2d(x, _dense(values, index), bias, index.stride, index.padding, index.dilation, index.groups)
     if not pool:
         return (y.relu() if relu else y), None
@@ -71,7 +113,7 @@ def conv_backward(
     relu: bool = False,
     need_input: bool = True,
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    """See :func:`tutorial_lib.kernels.cpu.conv_backward`."""
+    """Return the gradients of :func:`conv_forward`: of the input (or None), of the values and of the bias."""
     if relu or winners is not None:
         grad = before_activation(grad, y, winners, index, x.shape[2:])
     weight, geometry = _dense(values, index), (index.stride, index.padding, index.dilation, index.groups)
@@ -104,6 +146,11 @@ def before_activation(
     for n in range(4):
         full[:, :, n // 2 : grad.shape[2] * 2 : 2, n % 2 : grad.shape[3] * 2 : 2] = windows[..., n]
     return full
+
+
+def _of_stage(memory: Sequence[torch.Tensor | None], i: int) -> tuple[torch.Tensor | None, ...]:
+    """Return a stage's input, result and winners."""
+    return memory[max(0, 2 * i - 1)], memory[2 * i + 1], memory[2 * i + 2]
 
 
 def _dense(values: torch.Tensor, index: ConvIndex) -> torch.Tensor:

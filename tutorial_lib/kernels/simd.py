@@ -14,11 +14,18 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
+from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 
 FASTMATH = {"contract", "reassoc", "nsz", "arcp"}  # all that vectorises; "nnan" would hide the NaN of a diverged run
 _FLOAT, _INT, _BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(8)
+
+_options = {"cache": True, "fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
+compiled = njit(**_options)
+inlined = njit(inline="always", **_options)  # where an argument is a constant that the code should be made for
+# Parallel functions write nothing themselves: numba takes a write through a pointer made there for dead code.
+parallel = njit(parallel=True, **_options)
 
 
 class Vector(types.Type):
@@ -58,16 +65,20 @@ def _total(b: Any, vector: Any, lanes: int) -> Any:
     return _llvm(b, f"vector.reduce.fadd.v{lanes}f32", _FLOAT, [_FLOAT(0), vector], fastmath=("reassoc",))
 
 
-@intrinsic
-def floats(context: Any, address: Any) -> Any:
-    """``floats(address)``: a pointer to float32; ``p[i]`` reads or writes one of them."""
-    return _word(types.CPointer(types.float32), (address,), lambda b, v: b.inttoptr(v[0], _FLOAT.as_pointer()))
+def _pointer(number: types.Type, llvm: Any) -> Any:
+    @intrinsic
+    def at(context: Any, address: Any) -> Any:
+        return _word(types.CPointer(number), (types.intp,), lambda b, v: b.inttoptr(v[0], llvm.as_pointer()))
+
+    return at
 
 
-@intrinsic
-def octets(context: Any, address: Any) -> Any:
-    """``octets(address)``: a pointer to uint8."""
-    return _word(types.CPointer(types.uint8), (address,), lambda b, v: b.inttoptr(v[0], _BYTE.as_pointer()))
+# ``floats(address)``: a pointer to what is there; ``p[i]`` reads or writes one of them.
+floats = _pointer(types.float32, _FLOAT)
+octets = _pointer(types.uint8, _BYTE)
+shorts = _pointer(types.uint16, ir.IntType(16))
+words = _pointer(types.uint32, _INT)
+longs = _pointer(types.int64, ir.IntType(64))
 
 
 @intrinsic(prefer_literal=True)
@@ -142,7 +153,8 @@ def dot(context: Any, x: Any, y: Any) -> Any:
         sums = b.fmul(part(v[0], 0), part(v[1], 0))
         for n in range(16, x.lanes, 16):
             sums = _llvm(b, "fma.v16f32", sums.type, [part(v[0], n), part(v[1], n), sums])
-        return _total(b, sums, 16)
+        # Without the fence, LLVM makes one long chain of the halves of a vector, and waits for each link of it.
+        return _total(b, _llvm(b, "arithmetic.fence.v16f32", sums.type, [sums]), 16)
 
     return _word(types.float32, (x, y), emit)
 

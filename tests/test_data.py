@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 from tutorial_lib import data as data_module
 from tutorial_lib import load_data
@@ -35,7 +36,7 @@ def tiny_mnist(tmp_path, monkeypatch):
 
 @pytest.fixture
 def no_network(monkeypatch):
-    monkeypatch.setattr(data_module.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
 
 
 def test_digits_are_real_normalised_and_always_split_alike():
@@ -144,7 +145,7 @@ def stub_download(monkeypatch):
                 write_files(raw)
 
         monkeypatch.setattr(data_module, "_reachable", lambda mirrors: True)
-        monkeypatch.setattr(data_module.datasets, "MNIST", MNIST)
+        monkeypatch.setattr(torchvision.datasets, "MNIST", MNIST)
 
     return install
 

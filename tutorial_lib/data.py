@@ -22,9 +22,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
-from torchvision import datasets
 
 from .errors import DataError, InvalidArgumentError
 from .project import ROOT
@@ -130,6 +127,8 @@ def _subset(data: Digits, train_size: int | None, seed: int) -> Digits:
         return data
     # Stratifying needs one image per class on either side of the cut.
     stratify = data.train_y.numpy() if len(data.train_x) - train_size >= CLASSES else None
+    from sklearn.model_selection import train_test_split
+
     chosen, _ = train_test_split(
         np.arange(len(data.train_x)), train_size=int(train_size), stratify=stratify, random_state=seed
     )
@@ -137,6 +136,9 @@ def _subset(data: Digits, train_size: int | None, seed: int) -> Digits:
 
 
 def _embedded_digits() -> Digits:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     bunch = load_digits()
     small = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16
     x = F.interpolate(small, size=(28, 28), mode="bilinear", align_corners=False)
@@ -189,6 +191,8 @@ def _labels(content: bytes) -> torch.Tensor:
 def _download_mnist(folder: Path) -> None:
     """Download into a temporary folder, verify, and only then move the files into place."""
     raw = folder / "MNIST" / "raw"
+    from torchvision import datasets
+
     if not _reachable(datasets.MNIST.mirrors):
         raise DataError(f"{raw} does not hold MNIST and no download server answered; {_remedy(raw)}")
     try:

@@ -90,8 +90,7 @@ def gradient_grow(gradient_rows: Iterable[torch.Tensor], active: torch.Tensor, c
     start = 0
     for block in gradient_rows:
         score = block.detach().abs().reshape(-1)
-        if not score.isfinite().all():
-            raise TrainingError("a gradient is not finite, so connections cannot be ranked; lower the learning rate")
+        _check_finite(score)
         first, last = torch.searchsorted(active, torch.tensor([start, start + len(score)], device=active.device))
         score[active[first:last] - start] = -1  # below every magnitude: never grown
         places = _top(score, min(count, len(score)))
@@ -113,6 +112,11 @@ def _top(score: torch.Tensor, count: int) -> torch.Tensor:
     above = (score > threshold).nonzero().squeeze(1)
     equal = (score == threshold).nonzero().squeeze(1)[: count - len(above)]
     return torch.cat([above, equal]).sort().values
+
+
+def _check_finite(score: torch.Tensor) -> None:
+    if not score.isfinite().all():
+        raise TrainingError("a gradient is not finite, so connections cannot be ranked; lower the learning rate")
 
 
 def _check_count(count: int, available: int, what: str) -> None:
@@ -151,9 +155,21 @@ def _choose_by_gradient(
     return gradient_grow(layer.gradient_rows(), active, count)
 
 
+def _choose_by_sampled_gradient(
+    layer: SparsifiableLayer, active: torch.Tensor, count: int, generator: torch.Generator
+) -> torch.Tensor:
+    size = math.prod(layer.dense_shape)
+    candidates = random_grow(active, size, min(CANDIDATES * count, size - len(active)), generator)
+    score = layer.gradient_at(candidates).abs()
+    _check_finite(score)
+    return candidates[_top(score, count)]
+
+
+CANDIDATES = 4  # of sampled gradient growth, for each connection to grow
 GROW_RULES = {
     "random": GrowRule(_choose_at_random, needs_gradient=False, initial_std=0.01),
     "gradient": GrowRule(_choose_by_gradient, needs_gradient=True, initial_std=0.0),
+    "sampled gradient": GrowRule(_choose_by_sampled_gradient, needs_gradient=True, initial_std=0.0),
 }
 DECAYS = {
     "constant": lambda progress: 1.0,
@@ -199,7 +215,8 @@ class DynamicSparsity:
         prune_fraction: share of each layer's active weights to replace, in [0, 1].
         every: steps between rewirings, or ``Epochs(n)``.
         until: last step at which a rewiring may happen, or ``Epochs(n)``; None: no end.
-        grow: ``"random"``, ``"gradient"`` or a :class:`GrowRule` of one's own.
+        grow: ``"random"``, ``"gradient"`` (of all inactive connections, as RigL does), ``"sampled gradient"`` (of four
+            random candidates for each, for layers whose dense gradient would take too long) or a :class:`GrowRule`.
         decay: how the prune fraction falls until ``until``: ``"constant"`` or ``"cosine"``.
         seed: seed of this object's own generator; it draws nothing from torch's global one.
         steps_per_epoch: needed only where a time is given in epochs.
@@ -303,10 +320,17 @@ class DynamicSparsity:
                 layer.record_gradient = wanted
 
 
+def _contained(numbers: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
+    """Tell for each number whether it is in the sorted list ``among``; ``torch.isin`` would sort that list again."""
+    if not len(among):
+        return torch.zeros_like(numbers, dtype=torch.bool)
+    return among[torch.searchsorted(among, numbers).clamp(max=len(among) - 1)] == numbers
+
+
 def _check_grown(grown: torch.Tensor, active: torch.Tensor, count: int, size: int) -> None:
     """Refuse what a grow rule of one's own may get wrong: nnz would drift."""
     fits = len(grown) == count and (count == 0 or (int(grown[0]) >= 0 and int(grown[-1]) < size))
-    if not fits or (grown[1:] <= grown[:-1]).any() or torch.isin(grown, active).any():
+    if not fits or (grown[1:] <= grown[:-1]).any() or _contained(grown, active).any():
         raise InvalidArgumentError(
             f"the grow rule returned {len(grown)} connections; it must return {count} sorted, distinct, inactive ones"
         )

@@ -104,18 +104,24 @@ class SparseLayer(SparsifiableLayer, nn.Module):
 
     def rewire(self, kept: torch.Tensor, grown: torch.Tensor, values: torch.Tensor) -> Carry:
         """See :class:`SparsifiableLayer`."""
-        before, after = self.active(), torch.cat([kept, grown]).sort().values
-        source, target = torch.searchsorted(before, kept), torch.searchsorted(after, kept)
+        # Both lists are sorted, so that two boolean masks say where the kept connections stood and will stand.
+        was_kept = torch.zeros(self.index.nnz, dtype=torch.bool, device=kept.device)
+        was_kept[torch.searchsorted(self.active(), kept)] = True
+        places = torch.searchsorted(kept, grown) + torch.arange(len(grown), device=kept.device)
+        after = kept.new_empty(len(kept) + len(grown))
+        is_kept = torch.ones(len(after), dtype=torch.bool, device=kept.device)
+        is_kept[places] = False
+        after[is_kept], after[places] = kept, grown
         self.index = self.build_index(after)
 
         def carry(state: torch.Tensor, fresh: float) -> torch.Tensor:
             moved = torch.full_like(state, fresh)
-            moved[target] = state[source]
+            moved[is_kept] = state[was_kept]
             return moved
 
         with torch.no_grad():
             moved = carry(self.values.detach(), 0.0)
-            moved[torch.searchsorted(after, grown)] = values
+            moved[places] = values
             self.values.copy_(moved)
         return carry
 
@@ -248,9 +254,14 @@ class SparseLinear(SparseLayer):
             yield sum(grad[:, first : first + step].T @ x for x, grad in batches)
 
     def gradient_at(self, connections: torch.Tensor) -> torch.Tensor:
-        """See :class:`SparsifiableLayer`."""
-        rows, columns = connections // self.in_features, connections % self.in_features
-        return sum((grad[:, rows] * x[:, columns]).sum(0) for x, grad in self._batches())
+        """See :class:`SparsifiableLayer`. Memory beyond the result is at most twice 16 MiB of float32."""
+        batches = self._batches()
+        step = max(1, GRADIENT_BLOCK // max(1, *(len(x) for x, _ in batches)))
+        parts = []
+        for part in connections.split(step):
+            rows, columns = part // self.in_features, part % self.in_features
+            parts.append(sum((grad.t()[rows] * x.t()[columns]).sum(1) for x, grad in batches))
+        return torch.cat(parts) if parts else self.values.new_zeros(0)
 
     def to_dense(self) -> torch.Tensor:
         """Return the dense weight ``[out, in]``, to look at; no computation uses it."""

@@ -157,8 +157,19 @@ def sample_distinct(population: int, count: int, generator: torch.Generator) -> 
     while len(drawn) < count:
         # Draw a few more than are missing, then drop a random part of the surplus: every subset stays equally likely.
         more = torch.randint(population, (2 * (count - len(drawn)),), generator=generator)
-        drawn = torch.cat([drawn, more]).unique()
-    return drawn[torch.randperm(len(drawn), generator=generator)[:count]].sort().values
+        drawn = _sorted_distinct(torch.cat([drawn, more]) if len(drawn) else more)
+        del more  # these lists can be long: none of them stays longer than it has to
+    chosen = drawn[torch.randperm(len(drawn), generator=generator)[:count]]
+    del drawn
+    return _sorted_distinct(chosen)
+
+
+def _sorted_distinct(numbers: torch.Tensor) -> torch.Tensor:
+    """Return what ``numbers.unique()`` returns, in a fraction of its time and memory; ``numbers`` is sorted in place."""
+    array = numbers.numpy()
+    array.sort()
+    repeated = array[1:] == array[:-1]
+    return torch.from_numpy(array[np.concatenate([[True], ~repeated])]) if repeated.any() else numbers
 
 
 def to_mask(connections: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

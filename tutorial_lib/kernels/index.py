@@ -76,17 +76,17 @@ class LinearIndex(_Index):
         if len(shape) != 2:
             raise InvalidArgumentError(f"the weight of a linear layer has shape {tuple(shape)}; give (out, in).")
         positions = _checked(flat, shape)
-        rows, cols = np.divmod(positions, max(shape[1], 1))
-        indptr = np.searchsorted(rows, np.arange(shape[0] + 1))
+        indptr = np.searchsorted(positions, np.arange(shape[0] + 1) * shape[1])
+        cols = (positions % max(shape[1], 1)).astype(_signed(shape[1]))
         order = np.arange(len(cols), dtype=_signed(len(cols)))
-        by_input = sparse.csr_array((order, cols.astype(_signed(shape[1])), indptr), shape=shape).tocsc()
+        by_input = sparse.csr_array((order, cols, indptr), shape=shape).tocsc()
         return cls(
             (int(shape[0]), int(shape[1])),
             indptr.astype(np.int64),
-            cols.astype(_unsigned(shape[1])),
+            _narrowed(cols, shape[1]),
             by_input.indptr.astype(np.int64),
-            by_input.indices.astype(_unsigned(shape[0])),
-            by_input.data.astype(np.uint32),
+            _narrowed(by_input.indices, shape[0]),
+            _narrowed(by_input.data, 2**32),
             _chunks(indptr),
             _chunks(by_input.indptr),
         )
@@ -253,8 +253,10 @@ def _checked(flat: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
     return positions
 
 
-def _unsigned(size: int) -> type:
-    return np.uint16 if size <= 2**16 else np.uint32
+def _narrowed(numbers: np.ndarray, size: int) -> np.ndarray:
+    """Return numbers from 0 to ``size`` - 1 as uint16 or uint32, without a copy where they have that width."""
+    dtype = np.dtype(np.uint16 if size <= 2**16 else np.uint32)
+    return numbers.view(dtype) if numbers.itemsize == dtype.itemsize else numbers.astype(dtype)
 
 
 def _signed(size: int) -> type:

@@ -18,7 +18,7 @@ def test_candidates_are_interleaved_and_counted():
         return lambda: calls.append(name) or torch.ones(2)
 
     result = benchmark({"a": candidate("a"), "b": candidate("b")}, runs=3, warmup=1)
-    assert calls == ["a", "b"] * 5  # the check, one warm-up, three runs
+    assert calls == ["a", "b"] * 2 + ["a", "a", "b", "b"] * 3  # the check, one warm-up, three turns
     assert {name: len(runs) for name, runs in result.seconds.items()} == {"a": 3, "b": 3}
     assert result.threads == torch.get_num_threads() and result.device == "cpu"
     table = result.table()

@@ -57,8 +57,8 @@ def agree(stages, parameters, x, g, need_input=True, scale=1.0, winners=True):
     """Run a chain through both implementations; compare results, gradients and traces."""
     results = []
     for kernels, x_in, g_in in ((cpu, dirty(x), dirty(g)), (reference, x, g)):
-        y, memory = kernels.forward(x_in, stages, parameters, remember=True)
-        of = kernels.backward(g_in, memory, stages, parameters, need_input, trace=True)
+        y, passed = kernels.forward(x_in, stages, parameters, remember=True)
+        of = kernels.backward(g_in, passed, stages, parameters, need_input, trace=True)
         close(kernels.forward(x_in, stages, parameters)[0], y)
         assert (of.x is None) == (not need_input) and len(of.traces) == len(stages)
         traced = [t for trace in of.traces for t in (trace.x, trace.y, trace.winners if winners else None)]
@@ -191,8 +191,8 @@ def everything(batch):
     )
     results = []
     for x_in, stage, of in ((x, Stage(linear, True), values), (image, Stage(conv, True, True), weights)):
-        y, memory = cpu.forward(x_in, [stage], [of, None], remember=True)
-        gradients = cpu.backward(y, memory, [stage], [of, None])
+        y, passed = cpu.forward(x_in, [stage], [of, None], remember=True)
+        gradients = cpu.backward(y, passed, [stage], [of, None])
         results += [y, gradients.x, *gradients.parameters]
     return results
 
@@ -334,7 +334,7 @@ def test_bad_arguments_are_refused():
     flat, none = torch.tensor([1, 2]), torch.zeros(0, dtype=torch.int64)
     linear, conv = LinearIndex.build(flat, (3, 4)), ConvIndex.build(flat, (3, 1, 2, 2))
     two, x, image = torch.ones(2), torch.ones(5, 4), torch.ones(5, 1, 4, 4)
-    _, memory = cpu.forward(x, [Stage(linear)], [two, None], remember=True)
+    _, passed = cpu.forward(x, [Stage(linear)], [two, None], remember=True)
     for call in (
         lambda: LinearIndex.build(flat, (3, 4, 5)),
         lambda: ConvIndex.build(flat, (3, 4)),
@@ -348,8 +348,8 @@ def test_bad_arguments_are_refused():
         lambda: cpu.forward(x, [Stage(linear)], [two.double(), None]),
         lambda: cpu.forward(x[:, :3], [Stage(linear)], [two, None]),
         lambda: cpu.forward(x, [Stage(linear)] * 2, [two, None] * 2),
-        lambda: cpu.backward(torch.ones(5, 4), memory, [Stage(linear)], [two, None]),
-        lambda: cpu.backward(torch.ones(5, 3).double(), memory, [Stage(linear)], [two, None]),
+        lambda: cpu.backward(torch.ones(5, 4), passed, [Stage(linear)], [two, None]),
+        lambda: cpu.backward(torch.ones(5, 3).double(), passed, [Stage(linear)], [two, None]),
         lambda: cpu.forward(image.expand(5, 2, 4, 4), [Stage(conv)], [two, None]),
         lambda: cpu.forward(image[:, :, :1], [Stage(conv)], [two, None]),
         lambda: cpu.forward(x, [Stage(conv)], [two, None]),

@@ -68,9 +68,11 @@ def benchmark(
     warmup: int = 2,
     tolerance: float | None = 1e-4,
 ) -> Benchmark:
-    """Time several callables in turn (A B C A B C …), so that a slow moment of the machine hits all alike.
+    """Time several callables in turn (A A B B C C A A …), so that a slow moment of the machine hits all alike.
 
-    First every candidate's output is compared with the first one's. Outputs on a GPU are timed with CUDA events.
+    In each turn a candidate is called twice and the second call is timed: caches and threads are then as its own loop
+    leaves them, and not as the candidate before it did. Before all that, every candidate's output is compared with the
+    first one's. Outputs on a GPU are timed with CUDA events.
 
     Args:
         candidates: name → callable without arguments that returns its output, a tensor or an array.
@@ -96,6 +98,7 @@ def benchmark(
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(runs):
         for name, candidate in candidates.items():
+            candidate()
             seconds[name].append(timer(candidate))
     return Benchmark(seconds, torch.get_num_threads(), "cuda" if on_gpu else "cpu")
 

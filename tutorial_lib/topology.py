@@ -165,7 +165,7 @@ def sample_distinct(population: int, count: int, generator: torch.Generator) -> 
 
 
 def _sorted_distinct(numbers: torch.Tensor) -> torch.Tensor:
-    """Return what ``numbers.unique()`` returns, in a fraction of its time and memory; ``numbers`` is sorted in place."""
+    """Return what ``numbers.unique()`` returns, in a fraction of its time and memory; sorts in place."""
     array = numbers.numpy()
     array.sort()
     repeated = array[1:] == array[:-1]

@@ -10,7 +10,6 @@ import torch
 
 from . import reference
 from .index import ConvIndex, LinearIndex
-from .memory import to_batch_innermost
 from .stage import Stage
 
 __all__ = ["ConvIndex", "LinearIndex", "Stage", "kernels_and_input", "warmup"]
@@ -23,7 +22,7 @@ def kernels_and_input(x: torch.Tensor) -> tuple[ModuleType, torch.Tensor]:
     here, once for forward and backward); for everything else ``reference`` and ``x`` itself.
     """
     fast = _compiled() if x.is_cpu and x.dtype == torch.float32 else None
-    return (reference, x) if fast is None else (fast, to_batch_innermost(x))
+    return (reference, x) if fast is None else (fast, fast.innermost(x))
 
 
 @functools.cache

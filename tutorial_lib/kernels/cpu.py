@@ -12,6 +12,7 @@ loops; here they meet torch. ``reference.py`` says in plain torch what is comput
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +22,12 @@ import numpy as np
 import torch
 
 from ..errors import InvalidArgumentError
+from . import memory
 from .conv import conv_backward, conv_forward
+from .convert import transpose
 from .index import ConvIndex, LinearIndex
 from .linear import linear_backward, linear_forward
-from .memory import empty_batch_innermost, to_batch_innermost
+from .memory import empty_batch_innermost
 from .program import backward_program, forward_program, traced
 from .records import LINEAR
 from .simd import compiled
@@ -49,6 +52,18 @@ def _run_backward(calls: np.ndarray, plans: np.ndarray) -> None:
             conv_backward(calls, plans, i)
 
 
+def innermost(x: torch.Tensor) -> torch.Tensor:
+    """Return ``x`` in the batch-innermost format: itself where it already is, else one copy."""
+    plain = x.is_contiguous() and x.dtype == torch.float32 and x.is_cpu and x.dim() in (2, 4)
+    if not plain or memory.is_batch_innermost(x):
+        return memory.to_batch_innermost(x)
+    memory.conversions += 1
+    y = memory.empty_batch_innermost(x.shape)
+    _threads()
+    transpose(x.data_ptr(), len(x), math.prod(x.shape[1:]), y.data_ptr(), y.stride(-1))
+    return y
+
+
 def forward(
     x: torch.Tensor, stages: Sequence[Stage], parameters: Sequence[torch.Tensor | None], remember: bool = False
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
@@ -67,7 +82,7 @@ def forward(
         InvalidArgumentError: a tensor is not float32 on the CPU, or shapes do not fit.
     """
     parameters = _checked(x, stages, parameters)
-    x = to_batch_innermost(x)
+    x = innermost(x)
     program = forward_program(stages, x, remember)
     y = empty_batch_innermost((len(x), *program.layouts[-1].y_size))
     arena, room = _bytes(program.bytes), _bytes(_threads() * program.thread_bytes)
@@ -77,7 +92,7 @@ def forward(
 
 def backward(
     grad: torch.Tensor,
-    memory: Sequence[torch.Tensor],
+    passed: Sequence[torch.Tensor],
     stages: Sequence[Stage],
     parameters: Sequence[torch.Tensor | None],
     need_input: bool = True,
@@ -87,7 +102,7 @@ def backward(
 
     Args:
         grad: gradient of the result.
-        memory: what the forward pass returned beside it.
+        passed: what the forward pass returned beside it.
         stages: the layers, in order.
         parameters: as in the forward pass.
         need_input: whether the gradient of the chain's input is wanted.
@@ -96,18 +111,18 @@ def backward(
     Raises:
         InvalidArgumentError: a tensor is not float32 on the CPU, or shapes do not fit.
     """
-    x, arena, y = memory
+    x, arena, y = passed
     parameters = _checked(grad, stages, parameters)
     if grad.shape != y.shape:
         raise InvalidArgumentError(f"the gradient has shape {tuple(grad.shape)}, the result {tuple(y.shape)}.")
-    grad = to_batch_innermost(grad)
+    grad = innermost(grad)
     program = backward_program(stages, x, grad, need_input)
     dx = empty_batch_innermost(x.shape) if need_input else None
     gradients = (torch.empty if len(x) else torch.zeros)(sum(program.gradient_sizes))
     room = _bytes(program.bytes + _threads() * program.thread_bytes)
     addresses = _addresses(x, y, arena, room, grad, dx, gradients, *parameters)
     _run_backward(program.calls(addresses), program.plans)
-    traces = traced(program, *memory, room, grad) if trace else []
+    traces = traced(program, *passed, room, grad) if trace else []
     return Gradients(dx, gradients.split(program.gradient_sizes), traces)
 
 
@@ -156,8 +171,8 @@ def warmup() -> float:
     one = torch.zeros(1, dtype=torch.int64)
     stages = [Stage(ConvIndex.build(one, (1, 1, 1, 1)), pool=True), Stage(LinearIndex.build(one, (1, 1)))]
     parameters = [torch.ones(1), None] * 2
-    y, memory = forward(torch.zeros(1, 1, 2, 2), stages, parameters, remember=True)
-    backward(y, memory, stages, parameters)
+    y, passed = forward(torch.zeros(1, 1, 2, 2), stages, parameters, remember=True)
+    backward(y, passed, stages, parameters)
     seconds = time.perf_counter() - start
     print(f"Sparse kernels ready in {seconds:.1f} s.")
     return seconds
@@ -167,7 +182,7 @@ def _forget_stale_code() -> None:
     """Delete compiled code that is older than any of these files: numba only compares with a function's own file."""
     sources = Path(__file__).parent
     changed = max(source.stat().st_mtime for source in sources.glob("*.py"))
-    for name in ("conv", "cpu", "linear"):
+    for name in ("conv", "convert", "cpu", "linear"):
         for stored in Path(_run_forward.stats.cache_path).glob(f"{name}.*.nbi"):
             if stored.stat().st_mtime < changed:
                 stored.unlink(missing_ok=True)

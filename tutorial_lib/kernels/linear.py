@@ -46,28 +46,37 @@ def _add_rows(call, first, last, b, zero, indptr, cols):
 
 
 @compiled
-def _rows_of(call, first, last, indptr, cols):
-    b = 0
-    while call.lanes - b >= 64:
+def _rows_of(call, width, first, last, b, indptr, cols):
+    if width == 64:
         _add_rows(call, first, last, b, zeros(64), indptr, cols)
-        b += 64
-    if call.lanes - b >= 32:
+    elif width == 32:
         _add_rows(call, first, last, b, zeros(32), indptr, cols)
-        b += 32
-    if call.lanes - b >= 16:
+    else:
         _add_rows(call, first, last, b, zeros(16), indptr, cols)
 
 
 @parallel
-def linear_forward(calls, plans, i):
-    """Do the forward pass of linear layer number ``i`` of a chain."""
+def _tile(calls, plans, i, b, width):
     for chunk in prange(plans[i].row_pieces):
         call, plan = calls[i], plans[i]
         borders, indptr = longs(plan.row_chunks), longs(plan.indptr)
         if plan.wide_cols:
-            _rows_of(call, borders[chunk], borders[chunk + 1], indptr, words(plan.cols))
+            _rows_of(call, width, borders[chunk], borders[chunk + 1], b, indptr, words(plan.cols))
         else:
-            _rows_of(call, borders[chunk], borders[chunk + 1], indptr, shorts(plan.cols))
+            _rows_of(call, width, borders[chunk], borders[chunk + 1], b, indptr, shorts(plan.cols))
+
+
+@compiled
+def linear_forward(calls, plans, i):
+    """Do the forward pass of linear layer number ``i`` of a chain, one tile of the batch after the other.
+
+    The part of the input that a tile reads then stays in the cache while all outputs pass.
+    """
+    b, lanes = 0, calls[i].lanes
+    for width in (64, 32, 16):
+        while lanes - b >= width:
+            _tile(calls, plans, i, b, width)
+            b += width
 
 
 @compiled

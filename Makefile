@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help tutorial test lab full bench lint clean
+.PHONY: help tutorial test lab full bench bench-gpu lint clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -33,8 +33,12 @@ full: $(INSTALLED) ## Measure everything again: study, notebooks in place, figur
 	@TUTORIAL_PROFILE=quick $(BIN)/python tools/run_notebooks.py --output build/notebooks --record
 	@$(BIN)/python tools/readme_tables.py
 
-bench: $(INSTALLED) ## Race truly sparse layers against dense, masked and CSR; writes figures/bench.json
+bench: $(INSTALLED) ## Race truly sparse layers against dense, masked and CSR; writes figures/ and README's tables
 	@$(BIN)/python tools/bench.py
+	@$(BIN)/python tools/readme_tables.py
+
+bench-gpu: ## The dense, masked and CSR rows on an NVIDIA GPU, with the torch of $(PYTHON)
+	@$(PYTHON) tools/bench_gpu.py
 
 lint: $(INSTALLED) ## Check style
 	@$(BIN)/ruff check .

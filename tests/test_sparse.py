@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+import sys
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from tutorial_lib import (
     evaluate,
     fit,
     fuse,
+    kernels,
     mask_model,
     multiply_adds,
     sparsify,
@@ -403,3 +405,19 @@ def test_standard_modules_in_between(small_cnn):
     x = torch.randn(5, 1, 28, 28)
     assert torch.allclose(sparsify(masked)(x), masked(x), atol=1e-5)  # BatchNorm between, in training mode
     assert torch.allclose(fuse(sparsify(masked))(x), masked(x), atol=1e-5)
+
+
+def test_without_numba_plain_torch_does_the_work_and_says_so_once(monkeypatch):
+    layer, x = SparseLinear(8, 5, sparsity=0.5), torch.randn(3, 8)
+    expected = layer(x)
+    kernels._compiled.cache_clear()
+    monkeypatch.delattr(kernels, "cpu")
+    monkeypatch.setitem(sys.modules, "tutorial_lib.kernels.cpu", None)  # what an import finds where numba is missing
+    try:
+        with pytest.warns(UserWarning, match="plain torch, slower") as warned:
+            torch.testing.assert_close(layer(x), expected)
+            layer(x).sum().backward()
+        assert len(warned) == 1 and layer.values.grad.isfinite().all()
+    finally:
+        monkeypatch.undo()
+        kernels._compiled.cache_clear()

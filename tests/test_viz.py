@@ -86,3 +86,22 @@ def test_training_benchmark_and_densities(small_cnn):
     axis = viz.plot_densities(nnz, sizes).axes[0]
     heights = [bar.get_height() for bar in axis.patches]
     assert heights == pytest.approx([100 * nnz[s][layer] / sizes[layer] for s in nnz for layer in sizes])
+
+
+def test_break_even_lies_between_the_measured_sparsities():
+    sparsity = np.array([0.0, 0.5, 0.9])
+    assert viz.break_even(sparsity, np.array([4.0, 2.0, 0.5])) == pytest.approx(0.7)
+    assert viz.break_even(sparsity, np.array([4.0, 0.5, 2.0])) is None
+    assert viz.break_even(sparsity, np.array([0.9, 0.5, 0.2])) == 0.0
+
+
+def test_crossover_has_a_panel_per_layer_and_batch():
+    names = ("dense", "Dense+Mask", "torch CSR", "ours")
+    rows = [
+        {"width": width, "batch": 16, "sparsity": s, **dict.fromkeys(names, 1.0), "ours": 2 - 2 * s}
+        for width in (10, 20)
+        for s in (0.0, 0.4, 0.8)
+    ]
+    figure = viz.plot_crossover(rows, ours="ours")
+    assert [axis.get_title() for axis in figure.axes] == ["10×10, batch 16", "20×20, batch 16"]
+    assert all("50%" in [text.get_text() for text in axis.texts] for axis in figure.axes)

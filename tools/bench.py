@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
-import itertools
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,6 @@ import time
 import warnings
 from collections.abc import Callable
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -44,7 +42,6 @@ from tutorial_lib import (
     warmup,
 )
 from tutorial_lib.kernels.memory import to_batch_innermost
-from tutorial_lib.project import FIGURES
 
 FOLDED = "dense eager = Dense+Mask folded"  # the mask multiplied in once and for all leaves a plain dense network
 DENSE = (FOLDED, "dense channels_last", "dense compiled")
@@ -136,7 +133,9 @@ def training_step(masked: nn.Module, x: torch.Tensor, y: torch.Tensor, size: Siz
     return benchmark(rows, runs=size.runs, warmup=5, tolerance=1e-3)
 
 
-def linear_layer(width: int, batch: int, sparsity: float, runs: int, backward: bool) -> Benchmark:
+def linear_layer(
+    width: int, batch: int, sparsity: float, runs: int, backward: bool, with_sparselab: bool = False
+) -> Benchmark:
     """Time one square layer with ReLU, forward or forward and backward, for all who have such a layer.
 
     Each gets its input in the layout it likes best; sparselab's is batch first, as its users have it.
@@ -182,7 +181,7 @@ def linear_layer(width: int, batch: int, sparsity: float, runs: int, backward: b
         return y.T
 
     candidates = {"dense": dense, "Dense+Mask": masked, "torch CSR": torch_csr, OURS: ours}
-    if importlib.util.find_spec("sparselab"):
+    if with_sparselab and importlib.util.find_spec("sparselab"):
         candidates["sparselab"] = sparselab_layer(weight.detach(), bias, plain, upstream if backward else None)
     if backward:
         return benchmark(candidates, runs=runs, warmup=5, tolerance=1e-3)
@@ -310,7 +309,7 @@ def crossover(size: Size) -> list[dict[str, float]]:
     for width, batch, sparsity in tqdm(grid, desc="crossover", disable=None):
         run = linear_layer(width, batch, sparsity, runs=max(3, size.runs // 4), backward=True)
         place = {"width": width, "batch": batch, "sparsity": sparsity}
-        rows.append(place | {name: 1e3 * run.median(name) for name in run.seconds if name != "sparselab"})
+        rows.append(place | {name: 1e3 * run.median(name) for name in run.seconds})
     return rows
 
 
@@ -319,47 +318,8 @@ def verdict(run: Benchmark, rivals: tuple[str, ...]) -> float:
     return min(run.median(name) for name in rivals if name in run.seconds) / run.median(OURS)
 
 
-def draw_crossover(rows: list[dict[str, float]]) -> plt.Figure:
-    """Draw time against sparsity for each width and batch; a line marks where this project overtakes dense."""
-    table = pd.DataFrame(rows)
-    widths, batches = sorted(table["width"].unique()), sorted(table["batch"].unique())
-    figure, axes = plt.subplots(
-        len(batches), len(widths), figsize=(3.4 * len(widths), 2.7 * len(batches)), squeeze=False, layout="constrained"
-    )
-    styles = {
-        "dense": ("0.0", "-"),
-        "Dense+Mask": ("0.45", "--"),
-        "torch CSR": ("#D55E00", "-."),
-        OURS: ("#0072B2", "-"),
-    }
-    for (i, batch), (j, width) in itertools.product(enumerate(batches), enumerate(widths)):
-        axis = axes[i, j]
-        part = table[(table["width"] == width) & (table["batch"] == batch)].sort_values("sparsity")
-        for name, (color, line) in styles.items():
-            axis.plot(100 * part["sparsity"], part[name], line, color=color, marker=".", label=name)
-        even = break_even(part["sparsity"].to_numpy(), (part[OURS] / part["dense"]).to_numpy())
-        if even is not None:
-            axis.axvline(100 * even, color="0.6", linestyle=":")
-            axis.annotate(f"{100 * even:.0f}%", (100 * even, axis.get_ylim()[1]), color="0.35", va="top", ha="right")
-        axis.set(yscale="log", title=f"{width}×{width}, batch {batch}")
-    figure.supxlabel("sparsity (%)")
-    figure.supylabel("forward and backward (ms)")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
-    return figure
-
-
-def break_even(sparsity: np.ndarray, ratio: np.ndarray) -> float | None:
-    """Return the sparsity at which the time ratio falls to 1 for good, between two measured ones; None if nowhere."""
-    slower = np.flatnonzero(ratio > 1)
-    if not len(slower) or slower[-1] + 1 == len(ratio):
-        return None
-    k = slower[-1]
-    share = np.log(ratio[k]) / (np.log(ratio[k]) - np.log(ratio[k + 1]))
-    return float(sparsity[k] + share * (sparsity[k + 1] - sparsity[k]))
-
-
 def main() -> None:
-    """Measure, print, and unless quick write ``figures/bench.json`` and its plot."""
+    """Measure, print, and unless quick write ``figures/bench.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes; writes nothing")
     size = QUICK if parser.parse_args().quick else FULL
@@ -392,7 +352,7 @@ def main() -> None:
     speed = {}
     for backward, aims in ((False, {"dense": (15, ("dense",))}), (True, both)):
         name = f"fc 1000×1000, batch 64, forward{' and backward' if backward else ''}"
-        run = linear_layer(1000, 64, 0.95, size.runs, backward)
+        run = linear_layer(1000, 64, 0.95, size.runs, backward, with_sparselab=True)
         note(name, run, aims)
         operations = (3 if backward else 1) * 2 * 64
         speed[name] = {row: operations * n / run.median(row) / 1e9 for row, n in (("dense", 10**6), (OURS, 50_000))}
@@ -414,10 +374,8 @@ def main() -> None:
     memory = peak_memory()
     print(f"peak MB of a process that trains, before and after: {memory}")
     rows = crossover(size)
-    figure = draw_crossover(rows)
     print(f"\n{pd.DataFrame(targets).round(2).to_string(index=False)}")
     if size is FULL:
-        figure.savefig(FIGURES / "bench_crossover.png", dpi=120)
         values = {
             "seconds": timings,
             "gflops": speed,

@@ -181,15 +181,18 @@ def run_chain(x: torch.Tensor, layers: tuple[nn.Module, ...]) -> torch.Tensor:
         layers: sparse layers, in order. Where one has hooks, or was made dense since, or the input is not a plain
             batch (``[B, C, H, W]`` for a convolution, else ``[B, in]``), they are called singly.
     """
-    plain = x.dim() == (2 if _is_linear(layers[0]) else 4)
-    at_once = plain and all(isinstance(layer, SparseLayer) and not layer.has_hooks for layer in layers)
-    if len(layers) > 1 and not at_once:
+    if len(layers) > 1 and not _can_run_at_once(x, layers):
         for before, layer in zip((None, *layers), layers, strict=False):
             flat = before is not None and _is_linear(layer) and not _is_linear(before)
             x = layer(x.flatten(1) if flat else x)
         return x
     parameters = [parameter for layer in layers for parameter in (layer.values, layer.bias)]
     return _Chain.apply(x, layers, *parameters)
+
+
+def _can_run_at_once(x: torch.Tensor, layers: tuple[nn.Module, ...]) -> bool:
+    plain = x.dim() == (2 if _is_linear(layers[0]) else 4)
+    return plain and all(isinstance(layer, SparseLayer) and not layer.has_hooks for layer in layers)
 
 
 def _is_linear(layer: nn.Module) -> bool:

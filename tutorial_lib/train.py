@@ -145,13 +145,15 @@ def fit(
             logits = model(x)
             loss = F.cross_entropy(logits, y)
             loss.backward()
-            if not math.isfinite(loss.item()):
-                raise TrainingError(f"the loss is {loss.item()} at step {bar.n + 1} (epoch {epoch}); lower lr={lr}")
+            loss_value = loss.item()
+            if not math.isfinite(loss_value):
+                raise TrainingError(f"the loss is {loss_value} at step {bar.n + 1} (epoch {epoch}); lower lr={lr}")
             opt.step()
             if sparsity is not None:
                 sparsity.step()
-            scheduler.step()
-            loss_sum += loss.item() * len(batch)
+            if scheduler is not None:
+                scheduler.step()
+            loss_sum += loss_value * len(batch)
             correct += (logits.argmax(1) == y).sum().item()
             bar.update()
         history.seconds.append(time.perf_counter() - start)
@@ -188,10 +190,10 @@ def _make_optimizer(name: str, model: nn.Module, lr: float, device: str) -> torc
 
 def _make_schedule(
     name: str, optimizer: torch.optim.Optimizer, lr: float, total_steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    if name == "onecycle":
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=total_steps)
-    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+) -> torch.optim.lr_scheduler.LRScheduler | None:
+    if name == "constant":
+        return None
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=total_steps)
 
 
 def _check_fit(epochs: int, lr: float, batch_size: int, optimizer: str, schedule: str, device: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -207,3 +209,53 @@ def plot_accuracies(measured: Mapping[str, Mapping[str, float]], published: Mapp
     axis.legend(loc="lower left")
     sns.despine(figure)
     return _finish(figure)
+
+
+def plot_crossover(rows: Sequence[Mapping[str, float]], ours: str) -> Figure:
+    """Draw time against sparsity, one panel per layer width and batch size, and mark where ``ours`` overtakes dense.
+
+    Args:
+        rows: ``{"width", "batch", "sparsity"}`` and milliseconds by name, as ``figures/bench.json`` has them.
+        ours: which name is this project's.
+    """
+    table = pd.DataFrame(rows)
+    widths, batches = sorted(table["width"].unique()), sorted(table["batch"].unique())
+    size = 3.2 * len(widths), 2.5 * len(batches) + 0.5
+    figure, axes = plt.subplots(len(batches), len(widths), figsize=size, squeeze=False, layout="constrained")
+    styles = dict(zip(("dense", "Dense+Mask", "torch CSR", ours), ("k-", "k:", "C1s--", "C0o-"), strict=True))
+    for (i, batch), (j, width) in itertools.product(enumerate(batches), enumerate(widths)):
+        axis = axes[i, j]
+        part = table[(table["width"] == width) & (table["batch"] == batch)].sort_values("sparsity")
+        for name, style in styles.items():
+            axis.plot(100 * part["sparsity"], part[name], style, markersize=4, label=name)
+        at = break_even(part["sparsity"].to_numpy(), (part[ours] / part["dense"]).to_numpy())
+        if at is not None:
+            axis.axvline(100 * at, color="0.6", linewidth=1)
+            axis.text(100 * at - 1, axis.get_ylim()[0], f"{100 * at:.0f}%", color="0.3", ha="right", va="bottom")
+        axis.set(yscale="log", title=f"{width:.0f}×{width:.0f}, batch {batch:.0f}")
+    figure.supxlabel("sparsity (%)")
+    figure.supylabel("forward and backward (ms, log)")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(styles))
+    sns.despine(figure)
+    return _finish(figure)
+
+
+def break_even(sparsity: np.ndarray, ratio: np.ndarray) -> float | None:
+    """Return the sparsity at which a ratio of times falls to 1 for good, between two measured ones.
+
+    Args:
+        sparsity: rising, ``[n]``.
+        ratio: time over the rival's time at each, ``[n]``.
+
+    Returns:
+        Interpolated on the logarithm of the ratio; the first sparsity if it is never above 1; None if it still is at
+        the last.
+    """
+    slower = np.flatnonzero(ratio > 1)
+    if not len(slower):
+        return float(sparsity[0])
+    last = slower[-1]
+    if last + 1 == len(ratio):
+        return None
+    share = np.log(ratio[last]) / (np.log(ratio[last]) - np.log(ratio[last + 1]))
+    return float(sparsity[last] + share * (sparsity[last + 1] - sparsity[last]))

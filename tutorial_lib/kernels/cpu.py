@@ -123,7 +123,7 @@ def backward(
     addresses = _addresses(x, y, arena, room, grad, dx, gradients, *parameters)
     _run_backward(program.calls(addresses), program.plans)
     traces = traced(program, *passed, room, grad) if trace else []
-    return Gradients(dx, gradients.split(program.gradient_sizes), traces)
+    return Gradients(dx, gradients.split_with_sizes(program.gradient_sizes), traces)
 
 
 def _bytes(size: int) -> torch.Tensor:

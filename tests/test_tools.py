@@ -1,0 +1,27 @@
+"""The measuring tools run from beginning to end; how fast things are is their business, not a test's."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*command):
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_quick_bench_measures_every_row_and_writes_nothing():
+    before = {path: path.stat().st_mtime_ns for path in (ROOT / "figures").iterdir()}
+    out = run("tools/bench.py", "--quick")
+    for row in ("Dense+Mask", "dense channels_last", "truly sparse (this project)", "torch CSR", "scipy CSR"):
+        assert f"\n{row} " in out
+    for work in ("inference", "training step", "fc 1000", "bytes", "time per nonzero", "layer, peak"):
+        assert work in out[out.index("to reach") :]
+    assert {path: path.stat().st_mtime_ns for path in (ROOT / "figures").iterdir()} == before
+
+
+def test_gpu_bench_compares_the_same_work():
+    assert "all 4 rows compute the same" in run("tools/bench_gpu.py", "--check")

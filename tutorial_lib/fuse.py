@@ -28,8 +28,8 @@ def fuse(model: nn.Module) -> fx.GraphModule:
 
     Layers that then follow one another, flattened in between or not, become one call of
     :func:`tutorial_lib.sparse.run_chain`: Python is entered once for all of them. The function, the layers' names and
-    their parameters stay the same. A layer that is called twice, or whose result is also used elsewhere, is left as
-    it is.
+    their parameters stay the same. A layer that is called twice is left as it is; one whose result is also used
+    elsewhere takes over nothing and ends its chain.
 
     Args:
         model: made by :func:`sparsify`; its ``forward`` must be one that ``torch.fx`` can trace (no branches that
@@ -38,7 +38,12 @@ def fuse(model: nn.Module) -> fx.GraphModule:
     model = copy.deepcopy(model)
     graph = _Tracer().trace(model)
     modules = dict(model.named_modules())
-    calls = [node for node in graph.nodes if node.op == "call_module" and isinstance(modules[node.target], SparseLayer)]
+    # Layers of a class of one's own may do more than their kind: they are left alone.
+    calls = [
+        node
+        for node in graph.nodes
+        if node.op == "call_module" and type(modules[node.target]) in (SparseLinear, SparseConv2d)
+    ]
     targets = [node.target for node in calls]
     for node in calls:
         layer = modules[node.target]
@@ -50,7 +55,7 @@ def fuse(model: nn.Module) -> fx.GraphModule:
     once = {target for target in targets if targets.count(target) == 1}
     in_chain: set[fx.Node] = set()
     for node in calls:
-        if node.target in once and node not in in_chain:
+        if node.target in once and node not in in_chain and len(node.args) == 1:
             chain = _chain_from(node, modules, once)
             in_chain.update(chain)
             if len(chain) > 1:
@@ -84,7 +89,7 @@ def _next_layer(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:
     if kind is SparseConv2d and user is not None and not others and _is_flatten(user, modules):
         kind, (user, *others) = SparseLinear, tuple(user.users) or (None,)
     follows = user is not None and not others and user.op == "call_module" and type(modules[user.target]) is kind
-    return user if follows else None
+    return user if follows and len(user.args) == 1 and not user.kwargs else None
 
 
 def _absorb(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module], wanted: Any) -> bool:
@@ -112,7 +117,8 @@ def _is_pool(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
             name: getattr(pool, name) for name in ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
         }
         return not pool.return_indices and _is_two_by_two(**arguments)
-    return node.op == "call_function" and node.target in MAX_POOL and _is_two_by_two(*node.args[1:], **node.kwargs)
+    called = node.op == "call_function" and node.target in MAX_POOL and bool(node.args)
+    return called and _is_two_by_two(*node.args[1:], **node.kwargs)
 
 
 def _is_flatten(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
@@ -123,7 +129,9 @@ def _is_flatten(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         return False
     if node.op == "call_method" and node.target != "flatten":
         return False
-    return node.op in ("call_function", "call_method") and _from_first(*node.args[1:], **node.kwargs)
+    return (
+        node.op in ("call_function", "call_method") and bool(node.args) and _from_first(*node.args[1:], **node.kwargs)
+    )
 
 
 def _from_first(start_dim: int = 0, end_dim: int = -1) -> bool:

@@ -152,8 +152,8 @@ class _Chain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layers: tuple[SparseLayer, ...], *parameters: torch.Tensor | None) -> Any:
         kernels, x = kernels_and_input(x)
-        stages = [Stage(layer.index, layer.relu, layer.pool) for layer in layers]
-        y, memory = kernels.forward(x, stages, parameters, remember=any(ctx.needs_input_grad))
+        stages = _stages(layers)
+        y, memory = kernels.forward(x, stages, parameters, remember=True)
         ctx.save_for_backward(*parameters, *memory)
         ctx.kernels, ctx.layers, ctx.stages = kernels, layers, stages
         return y
@@ -161,8 +161,8 @@ class _Chain(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        layers, n = ctx.layers, 2 * len(ctx.layers)
-        parameters, memory = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        layers, saved = ctx.layers, ctx.saved_tensors
+        parameters, memory = saved[: 2 * len(layers)], saved[2 * len(layers) :]
         trace = any(layer.record_gradient for layer in layers)
         of = ctx.kernels.backward(grad, memory, ctx.stages, parameters, ctx.needs_input_grad[0], trace)
         for layer, stage, (x, y, winners, grad) in zip(layers, ctx.stages, of.traces, strict=trace):
@@ -187,7 +187,14 @@ def run_chain(x: torch.Tensor, layers: tuple[nn.Module, ...]) -> torch.Tensor:
             x = layer(x.flatten(1) if flat else x)
         return x
     parameters = [parameter for layer in layers for parameter in (layer.values, layer.bias)]
-    return _Chain.apply(x, layers, *parameters)
+    if torch.is_grad_enabled():
+        return _Chain.apply(x, layers, *parameters)
+    kernels, x = kernels_and_input(x)
+    return kernels.forward(x, _stages(layers), parameters)[0]
+
+
+def _stages(layers: tuple[SparseLayer, ...]) -> list[Stage]:
+    return [Stage(layer.index, layer.relu, layer.pool) for layer in layers]
 
 
 def _can_run_at_once(x: torch.Tensor, layers: tuple[nn.Module, ...]) -> bool:
@@ -257,14 +264,14 @@ class SparseLinear(SparseLayer):
             yield sum(grad[:, first : first + step].T @ x for x, grad in batches)
 
     def gradient_at(self, connections: torch.Tensor) -> torch.Tensor:
-        """See :class:`SparsifiableLayer`. Memory beyond the result is at most twice 16 MiB of float32."""
+        """See :class:`SparsifiableLayer`. Memory beyond the result is at most three times 16 MiB of float32."""
         batches = self._batches()
         step = max(1, GRADIENT_BLOCK // max(1, *(len(x) for x, _ in batches)))
         parts = []
         for part in connections.split(step):
             rows, columns = part // self.in_features, part % self.in_features
             parts.append(sum((grad.t()[rows] * x.t()[columns]).sum(1) for x, grad in batches))
-        return torch.cat(parts) if parts else self.values.new_zeros(0)
+        return torch.cat(parts)
 
     def to_dense(self) -> torch.Tensor:
         """Return the dense weight ``[out, in]``, to look at; no computation uses it."""

@@ -12,6 +12,7 @@ loops; here they meet torch. ``reference.py`` says in plain torch what is comput
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -66,7 +67,7 @@ def innermost(x: torch.Tensor) -> torch.Tensor:
 
 def forward(
     x: torch.Tensor, stages: Sequence[Stage], parameters: Sequence[torch.Tensor | None], remember: bool = False
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
     """Return the result of a chain of stages, where the result of each is the input of the next.
 
     Args:
@@ -87,12 +88,12 @@ def forward(
     y = empty_batch_innermost((len(x), *program.layouts[-1].y_size))
     arena, room = _bytes(program.bytes), _bytes(_threads() * program.thread_bytes)
     _run_forward(program.calls(_addresses(x, y, arena, room, None, None, None, *parameters)), program.plans)
-    return y, (x, arena, y)
+    return y, (x, arena, y if stages[-1].relu and not stages[-1].pool else None)
 
 
 def backward(
     grad: torch.Tensor,
-    passed: Sequence[torch.Tensor],
+    passed: Sequence[torch.Tensor | None],
     stages: Sequence[Stage],
     parameters: Sequence[torch.Tensor | None],
     need_input: bool = True,
@@ -113,12 +114,14 @@ def backward(
     """
     x, arena, y = passed
     parameters = _checked(grad, stages, parameters)
-    if grad.shape != y.shape:
-        raise InvalidArgumentError(f"the gradient has shape {tuple(grad.shape)}, the result {tuple(y.shape)}.")
+    result = (len(x), *forward_program(stages, x, True).layouts[-1].y_size)
+    if grad.shape != result:
+        raise InvalidArgumentError(f"the gradient has shape {tuple(grad.shape)}, the result {result}.")
     grad = innermost(grad)
     program = backward_program(stages, x, grad, need_input)
     dx = empty_batch_innermost(x.shape) if need_input else None
-    gradients = (torch.empty if len(x) else torch.zeros)(sum(program.gradient_sizes))
+    allocate = torch.empty if len(x) else torch.zeros
+    gradients = allocate(sum(program.gradient_sizes), dtype=torch.float32, device="cpu")
     room = _bytes(program.bytes + _threads() * program.thread_bytes)
     addresses = _addresses(x, y, arena, room, grad, dx, gradients, *parameters)
     _run_backward(program.calls(addresses), program.plans)
@@ -127,7 +130,7 @@ def backward(
 
 
 def _bytes(size: int) -> torch.Tensor:
-    return torch.empty(size, dtype=torch.uint8)
+    return torch.empty(size, dtype=torch.uint8, device="cpu")
 
 
 def _addresses(*bases: torch.Tensor | None) -> list[int]:
@@ -151,7 +154,7 @@ def _checked(
         index, outputs = stage.index, stage.index.shape[0]
         if values.shape != (index.nnz,) or not values.is_contiguous():
             raise InvalidArgumentError(f"values have shape {tuple(values.shape)}; give {index.nnz} contiguous ones.")
-        bias = torch.zeros(outputs) if bias is None else bias
+        bias = torch.zeros(outputs, dtype=torch.float32, device="cpu") if bias is None else bias
         if bias.shape != (outputs,) or not bias.is_contiguous():
             raise InvalidArgumentError(f"bias has shape {tuple(bias.shape)}; give {outputs} contiguous numbers.")
         checked += [values, bias]
@@ -167,11 +170,11 @@ def _checked(
 def warmup() -> float:
     """Compile every kernel (or load it from numba's cache), say how long it took, and return the seconds."""
     start = time.perf_counter()
-    _forget_stale_code()
-    one = torch.zeros(1, dtype=torch.int64)
+    one = torch.zeros(1, dtype=torch.int64, device="cpu")
     stages = [Stage(ConvIndex.build(one, (1, 1, 1, 1)), pool=True), Stage(LinearIndex.build(one, (1, 1)))]
-    parameters = [torch.ones(1), None] * 2
-    y, passed = forward(torch.zeros(1, 1, 2, 2), stages, parameters, remember=True)
+    parameters = [torch.ones(1, dtype=torch.float32, device="cpu"), None] * 2
+    image = torch.zeros(1, 1, 2, 2, dtype=torch.float32, device="cpu")
+    y, passed = forward(image, stages, parameters, remember=True)
     backward(y, passed, stages, parameters)
     seconds = time.perf_counter() - start
     print(f"Sparse kernels ready in {seconds:.1f} s.")
@@ -184,5 +187,9 @@ def _forget_stale_code() -> None:
     changed = max(source.stat().st_mtime for source in sources.glob("*.py"))
     for name in ("conv", "convert", "cpu", "linear"):
         for stored in Path(_run_forward.stats.cache_path).glob(f"{name}.*.nbi"):
-            if stored.stat().st_mtime < changed:
-                stored.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another process may be doing the same
+                if stored.stat().st_mtime < changed:
+                    stored.unlink()
+
+
+_forget_stale_code()

@@ -131,7 +131,6 @@ class ConvIndex(_Index):
         t_indptr: the same by input channel; int64 ``[in + 1]``.
         t_taps: ``(output channel, kernel_h - 1 - dy, kernel_w - 1 - dx)``, the transposed kernel; int32 ``[nnz, 3]``.
         t_perm: where these stand in ``values``; uint32 ``[nnz]``.
-        offsets: ``taps`` and ``t_taps`` as compiled code wants them, two int64 ``[nnz]`` for each size of inputs seen.
     """
 
     shape: tuple[int, int, int, int]
@@ -144,7 +143,6 @@ class ConvIndex(_Index):
     t_indptr: np.ndarray
     t_taps: np.ndarray
     t_perm: np.ndarray
-    offsets: dict = field(default_factory=dict, repr=False)
     number: int = field(default_factory=_numbers.__next__, repr=False)
     programs: dict = field(default_factory=dict, repr=False)
     _places: dict = field(default_factory=dict, repr=False)
@@ -203,8 +201,7 @@ class ConvIndex(_Index):
     @property
     def nbytes(self) -> int:
         """Bytes that the index occupies."""
-        arrays = (self.indptr, self.taps, self.t_indptr, self.t_taps, self.t_perm)
-        return sum(array.nbytes for array in (*arrays, *itertools.chain(*self.offsets.values())))
+        return sum(array.nbytes for array in (self.indptr, self.taps, self.t_indptr, self.t_taps, self.t_perm))
 
     def flat(self) -> torch.Tensor:
         """Return the flat positions again: int64 ``[nnz]``, sorted (computed, not stored)."""

@@ -37,8 +37,10 @@ def empty_batch_innermost(shape: tuple[int, ...], dtype: torch.dtype = torch.flo
     """
     row = row_floats(shape[0])
     if row == shape[0]:
-        return torch.empty_strided(shape, strides(shape, row), dtype=dtype)
-    return torch.empty(math.prod(shape[1:]) * row, dtype=dtype).as_strided(shape, strides(shape, row))
+        return torch.empty_strided(shape, strides(shape, row), dtype=dtype, device="cpu")
+    whole = torch.empty(math.prod(shape[1:]) * row, dtype=dtype, device="cpu")
+    # Not a view of ``whole``: autograd forbids changing views in place, as a ReLU behind a layer may do.
+    return torch.empty(0, dtype=dtype, device="cpu").set_(whole.untyped_storage(), 0, shape, strides(shape, row))
 
 
 def is_batch_innermost(x: torch.Tensor) -> bool:

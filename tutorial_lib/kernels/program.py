@@ -38,6 +38,7 @@ class Cut(NamedTuple):
         forward_floats: what a thread needs to work in.
         backward_floats: the same for the backward pass.
         bands: into how many bands of rows a convolution's backward pass is cut.
+        alive: arrays that the plan has the addresses of, where the index does not hold them.
     """
 
     plan: Plan
@@ -45,6 +46,7 @@ class Cut(NamedTuple):
     forward_floats: int = 0
     backward_floats: int = 0
     bands: int = 0
+    alive: tuple[np.ndarray, ...] = ()
 
 
 class Layout(NamedTuple):
@@ -114,11 +116,13 @@ def backward_program(stages: Sequence[Stage], x: torch.Tensor, grad: torch.Tenso
 
 def _kept(first: Stage, key: tuple, make: Callable[[], Program]) -> Program:
     programs = first.index.programs
-    if key not in programs:
+    program = programs.get(key)
+    if program is None:
+        program = make()
         if len(programs) >= KEPT:
             programs.clear()
-        programs[key] = make()
-    return programs[key]
+        programs[key] = program
+    return program
 
 
 def _forward_program(stages: Sequence[Stage], shape: torch.Size, x_row: int, remember: bool) -> Program:
@@ -129,11 +133,11 @@ def _forward_program(stages: Sequence[Stage], shape: torch.Size, x_row: int, rem
             size = (math.prod(size),)
         cut = _linear_cut(stage.index, size) if isinstance(stage.index, LinearIndex) else _conv_cut(stage.index, size)
         y_size = _pooled(cut.result) if stage.pool else cut.result
-        y, arena = arena, _rounded(arena + 4 * row * math.prod(y_size))
+        last, y = i == len(stages) - 1, arena
+        arena = arena if last else _rounded(arena + 4 * row * math.prod(y_size))
         winners = arena if stage.pool and remember else None
         arena = arena if winners is None else _rounded(arena + row_lanes(batch) * math.prod(y_size))
         layouts.append(Layout(cut, size, y_size, y, winners))
-        last = i == len(stages) - 1
         calls.append(
             Call(
                 x=x,
@@ -216,7 +220,12 @@ def _linked(layouts: list[Layout], calls: list[Call], size: int, thread_bytes: i
 
 
 def traced(
-    backward: Program, x: torch.Tensor, arena: torch.Tensor, y: torch.Tensor, room: torch.Tensor, grad: torch.Tensor
+    backward: Program,
+    x: torch.Tensor,
+    arena: torch.Tensor,
+    y: torch.Tensor | None,
+    room: torch.Tensor,
+    grad: torch.Tensor,
 ) -> list[Trace]:
     """Return each stage's tensors in a pass that is over, as views of the memory it worked in."""
     traces: list[Trace] = []
@@ -278,14 +287,13 @@ def _conv_cut(index: ConvIndex, size: tuple[int, ...]) -> Cut:
     out_h, out_w = index.output_size(height, width)
     reach = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
     cols = ((out_w + 1) // 2 * 2 - 1) * index.stride[1] + reach[1] + 1
-    band = max(1, BLOCK // max(1, inputs * 2 * index.stride[0] * cols * LANES))
+    band = max(1, min((out_h + 1) // 2, BLOCK // max(1, inputs * 2 * index.stride[0] * cols * LANES)))
     rows = (2 * band - 1) * index.stride[0] + reach[0] + 1
     t_cols = (width + 1) // 2 * 2 + reach[1]
-    t_band = max(1, BLOCK // max(1, outputs * 2 * t_cols * LANES))
+    t_band = max(1, min((height + 1) // 2, BLOCK // max(1, outputs * 2 * t_cols * LANES)))
     t_rows = 2 * t_band + reach[0]
-    if size not in index.offsets:
-        by_output, by_input = (index.taps, rows, cols), (index.t_taps, t_rows, t_cols)
-        index.offsets[size] = tuple(_offsets(taps, dilation, *block) for taps, *block in (by_output, by_input))
+    offsets = _offsets(index.taps, dilation, rows, cols)
+    t_offsets = _offsets(index.t_taps, dilation, t_rows, t_cols)
     plan = Plan(
         CONV,
         index.nnz,
@@ -303,13 +311,13 @@ def _conv_cut(index: ConvIndex, size: tuple[int, ...]) -> Cut:
         band=band,
         rows_in_block=rows,
         cols_in_block=cols,
-        offsets=_address(index.offsets[size][0]),
+        offsets=_address(offsets),
         t_pad_y=index.padding[0] - reach[0],
         t_pad_x=index.padding[1] - reach[1],
         t_band=t_band,
         t_rows_in_block=t_rows,
         t_cols_in_block=t_cols,
-        t_offsets=_address(index.offsets[size][1]),
+        t_offsets=_address(t_offsets),
     )
     return Cut(
         plan,
@@ -317,6 +325,7 @@ def _conv_cut(index: ConvIndex, size: tuple[int, ...]) -> Cut:
         forward_floats=inputs * rows * cols * LANES,
         backward_floats=(outputs * t_rows * t_cols + index.nnz) * LANES,
         bands=-(-((height + 1) // 2) // t_band),
+        alive=(offsets, t_offsets),
     )
 
 

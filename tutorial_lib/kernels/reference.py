@@ -27,6 +27,8 @@ def forward(
         else:
             x, winners = conv_forward(x, values, bias, index, relu, pool, remember)
         memory += [x, winners]
+    if not stages[-1].relu or stages[-1].pool:
+        memory[-2] = None  # not looked at again
     return x, tuple(memory)
 
 
@@ -43,7 +45,11 @@ def backward(
     traces: list[Trace] = []
     for i in reversed(range(len(stages))):
         (index, relu, pool), values, (x, y, winners) = stages[i], parameters[2 * i], _of_stage(memory, i)
-        x, grad, want = fitted(x, stages[i]) if i else x, grad.reshape(y.shape), need_input or i > 0
+        x, grad, want = (
+            fitted(x, stages[i]) if i else x,
+            grad if y is None else grad.reshape(y.shape),
+            need_input or i > 0,
+        )
         traces.insert(0, Trace(x, y, winners, grad))
         if isinstance(index, LinearIndex):
             grad, *of_parameters = linear_backward(grad, x, y, values, index, relu, want)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,14 +30,14 @@ class Trace(NamedTuple):
 
     Attributes:
         x: the input, ``[B, in]`` or ``[B, C, H, W]``.
-        y: the result.
+        y: the result; None for the last stage where nothing depends on it.
         winners: uint8, of the shape of ``y``: which pixel of its window (0 to 3, the first of equals) each result is,
             4 where ReLU stopped it; None without pooling.
-        grad: the gradient of ``y``.
+        grad: the gradient of ``y``; what ReLU stops may be zero in it already.
     """
 
     x: torch.Tensor
-    y: torch.Tensor
+    y: torch.Tensor | None
     winners: torch.Tensor | None
     grad: torch.Tensor
 
@@ -51,7 +52,7 @@ class Gradients(NamedTuple):
     """
 
     x: torch.Tensor | None
-    parameters: list[torch.Tensor]
+    parameters: Sequence[torch.Tensor]
     traces: list[Trace]
 
 

@@ -4,11 +4,13 @@ import copy
 import io
 import math
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from tutorial_lib import (
     SET,
@@ -421,3 +423,43 @@ def test_without_numba_plain_torch_does_the_work_and_says_so_once(monkeypatch):
     finally:
         monkeypatch.undo()
         kernels._compiled.cache_clear()
+
+
+@pytest.mark.parametrize("batch", [16, 100])
+def test_what_people_put_around_layers(batch):
+    """Activation checkpointing, changes in place behind a layer, and other default types."""
+    model = nn.Sequential(nn.Linear(12, 9), nn.ReLU(inplace=True), nn.Linear(9, 4))
+    sparse, x = sparsify(model), torch.randn(batch, 12)
+    model(x).square().sum().backward()
+    sparse(x).square().sum().backward()
+    torch.testing.assert_close(sparse[0].bias.grad, model[0].bias.grad, rtol=1e-4, atol=1e-5)
+    first = sparse[0].values.grad.clone()
+    sparse.zero_grad()
+    checkpoint(sparse, x, use_reentrant=False).square().sum().backward()
+    assert torch.equal(sparse[0].values.grad, first)
+    sparse.zero_grad()
+    torch.set_default_dtype(torch.float64)
+    try:
+        sparse(x).square().sum().backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(sparse[0].values.grad, first)
+
+
+def test_fuse_leaves_classes_of_ones_own_alone():
+    class Doubled(SparseLinear):
+        def forward(self, x):
+            return -2 * super().forward(x)
+
+    model = nn.Sequential(Doubled(6, 6, sparsity=0.5), nn.ReLU(), Doubled(6, 6, sparsity=0.5), SparseLinear(6, 3))
+    x = torch.randn(4, 6)
+    torch.testing.assert_close(fuse(model)(x), model(x))
+
+
+def test_two_threads_may_use_one_layer():
+    conv, x = SparseConv2d(3, 8, 3, padding=1, sparsity=0.5), torch.randn(20, 3, 9, 9)
+    with torch.no_grad():
+        expected = SparseConv2d.forward(conv, x).clone()
+        with ThreadPoolExecutor(2) as pool:
+            for got in pool.map(lambda _: conv(x), range(20)):
+                torch.testing.assert_close(got, expected)

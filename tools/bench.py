@@ -267,9 +267,14 @@ def time_per_nonzero(size: Size) -> dict[str, float]:
     return result
 
 
+# Peak resident kilobytes. getrusage would not do: a process inherits the peak of the one that started it.
+PEAK = """
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+"""
 # Run in a process of its own, so that its peak memory is its own.
 GIANT = """
-import resource, sys, time, torch
+import sys, time, torch
 from tutorial_lib import DynamicSparsity, SparseLinear
 features, nnz, steps = map(int, sys.argv[1:])
 torch.manual_seed(0)
@@ -287,13 +292,13 @@ for _ in range(steps):
     optimizer.step()
     driver.step()
 seconds = (time.perf_counter() - start) / steps
-print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, driver.rewirings)
+print(seconds, peak() / 1e6, driver.rewirings)
 """
 
 
 def giant_layer(size: Size) -> dict[str, float]:
     """Train a layer that dense could not allocate; return seconds a step, peak GB of its process, and rewirings."""
-    command = [sys.executable, "-c", GIANT, *map(str, size.giant)]
+    command = [sys.executable, "-c", PEAK + GIANT, *map(str, size.giant)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     seconds, peak, rewirings = done.stdout.split()[-3:]
     return {"seconds a step": float(seconds), "peak GB": float(peak), "rewirings": int(rewirings)}
@@ -301,17 +306,15 @@ def giant_layer(size: Size) -> dict[str, float]:
 
 # Baseline, then the peak after training for two epochs; in a process of its own for the same reason.
 MEMORY = """
-import resource, sys, torch
+import sys, torch
 from tutorial_lib import RigL, TutorialCNN, fit, fuse, load_data, mask_model, sparsify, warmup
 warmup()
 data = load_data("digits")
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-before = peak()
+before = peak() / 1e3
 sparse = sys.argv[1] == "sparse"
 model = fuse(sparsify(mask_model(TutorialCNN(), 0.95))) if sparse else TutorialCNN()
 fit(model, data, epochs=2, sparsity=RigL() if sparse else None, progress=False)
-print(before, peak())
+print(before, peak() / 1e3)
 """
 
 
@@ -319,7 +322,7 @@ def peak_memory() -> dict[str, dict[str, float]]:
     """Return the peak resident MB of a process that trains the network, before and after: dense and truly sparse."""
     result = {}
     for name in ("dense", "sparse"):
-        done = subprocess.run([sys.executable, "-c", MEMORY, name], capture_output=True, text=True, check=True)
+        done = subprocess.run([sys.executable, "-c", PEAK + MEMORY, name], capture_output=True, text=True, check=True)
         before, peak = map(float, done.stdout.split()[-2:])
         result[name] = {"before": before, "peak": peak}
     return result

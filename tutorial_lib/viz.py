@@ -231,7 +231,8 @@ def plot_crossover(rows: Sequence[Mapping[str, float]], ours: str) -> Figure:
         at = break_even(part["sparsity"].to_numpy(), (part[ours] / part["dense"]).to_numpy())
         if at is not None:
             axis.axvline(100 * at, color="0.6", linewidth=1)
-            axis.text(100 * at - 1, axis.get_ylim()[0], f"{100 * at:.0f}%", color="0.3", ha="right", va="bottom")
+            in_panel = axis.get_xaxis_transform()  # x in percent, y in heights of the panel
+            axis.text(100 * at - 2, 0.02, f"{100 * at:.0f}%", color="0.3", ha="right", va="bottom", transform=in_panel)
         axis.set(yscale="log", title=f"{width:.0f}×{width:.0f}, batch {batch:.0f}")
     figure.supxlabel("sparsity (%)")
     figure.supylabel("forward and backward (ms, log)")

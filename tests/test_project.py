@@ -17,7 +17,8 @@ from tutorial_lib.project import FIGURES, ROOT
 
 # What pyproject.toml says, as installed.
 PROJECT = metadata("decade-of-sparse-training")
-REQUIREMENTS = [Requirement(line) for line in PROJECT.get_all("Requires-Dist")]
+# Without the rival of `make bench`, which is an extra of its own that nobody needs.
+REQUIREMENTS = [Requirement(line) for line in PROJECT.get_all("Requires-Dist") if 'extra == "bench"' not in line]
 ADDRESS = PROJECT["Project-URL"].removeprefix("Repository, ")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -463,3 +463,23 @@ def test_two_threads_may_use_one_layer():
         with ThreadPoolExecutor(2) as pool:
             for got in pool.map(lambda _: conv(x), range(20)):
                 torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("kind", ["masked", "truly sparse"])
+def test_sampled_gradient_growth_takes_the_largest_of_its_candidates(kind):
+    """With few weights inactive, four candidates for each to grow are all there are: the choice is then RigL's."""
+    grown = {}
+    for grow in ("gradient", "sampled gradient"):
+        torch.manual_seed(0)
+        model = mask_model(nn.Sequential(nn.Linear(10, 8)), sparsity=0.2, seed=0)
+        model = model if kind == "masked" else sparsify(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        driver = DynamicSparsity(model, optimizer, prune_fraction=0.1, every=1, grow=grow)
+        before = driver.layers["0"].active()
+        x = torch.randn(16, 10, generator=torch.Generator().manual_seed(1))
+        model(x).square().sum().backward()
+        driver.step()
+        after = driver.layers["0"].active()
+        assert len(after) == len(before) == 64
+        grown[grow] = set(after.tolist()) - set(before.tolist())
+    assert grown["gradient"] == grown["sampled gradient"] and len(grown["gradient"]) == 6

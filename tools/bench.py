@@ -40,6 +40,7 @@ from tutorial_lib import (
     sparsify,
     storage_bytes,
     to_csr,
+    viz,
     warmup,
 )
 from tutorial_lib.kernels.memory import to_batch_innermost
@@ -339,6 +340,16 @@ def crossover(size: Size) -> list[dict[str, float]]:
     return rows
 
 
+def break_evens(rows: list[dict[str, float]]) -> pd.DataFrame:
+    """Return, per width and batch, the sparsity from which on torch CSR and this project are faster than dense."""
+    table = {}
+    for (width, batch), part in pd.DataFrame(rows).groupby(["width", "batch"]):
+        part = part.sort_values("sparsity")
+        ratios = {name: (part[name] / part["dense"]).to_numpy() for name in ("torch CSR", OURS)}
+        table[width, batch] = {name: viz.break_even(part["sparsity"].to_numpy(), r) for name, r in ratios.items()}
+    return pd.DataFrame(table).T
+
+
 def verdict(run: Benchmark, rivals: tuple[str, ...]) -> float:
     """Return how many times faster this project is than the fastest of the rivals that were measured."""
     return min(run.median(name) for name in rivals if name in run.seconds) / run.median(OURS)
@@ -400,6 +411,7 @@ def main() -> None:
     memory = peak_memory()
     print(f"peak MB of a process that trains, before and after: {memory}")
     rows = crossover(size)
+    print(f"\nfaster than dense from this sparsity on (width, batch)\n{break_evens(rows).to_string()}")
     print(f"\n{pd.DataFrame(targets).round(2).to_string(index=False)}")
     if size is FULL:
         values = {

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help tutorial test lab full bench bench-gpu lint clean
+.PHONY: help tutorial test test-browser lab full referee bench bench-gpu lint clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -24,6 +24,11 @@ tutorial: $(INSTALLED) ## Run all notebooks in the quick profile into build/ and
 test: $(INSTALLED) ## Run all tests: library, notebooks, README
 	@$(BIN)/python -m pytest tests notebooks --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
 
+test-browser: $(INSTALLED) ## Run the tests that need a headless Chromium, and install what they need
+	@$(BIN)/python -m pip install --quiet --editable '.[test,browser]'
+	@command -v chromium chromium-browser google-chrome >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || { echo "no Chromium here; install one, on Debian: apt install chromium"; exit 1; }
+	@$(BIN)/python -m pytest tests -m browser
+
 lab: $(INSTALLED) ## Open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir=notebooks
 
@@ -31,6 +36,10 @@ full: $(INSTALLED) ## Measure everything again: study, notebooks in place, figur
 	@TUTORIAL_PROFILE=full $(BIN)/python tools/study.py
 	@TUTORIAL_PROFILE=full $(BIN)/python tools/run_notebooks.py --output notebooks
 	@TUTORIAL_PROFILE=quick $(BIN)/python tools/run_notebooks.py --output build/notebooks --record
+	@$(BIN)/python tools/readme_tables.py
+
+referee: $(INSTALLED) ## Compare the algorithms at full length (hours; goes on where it was stopped)
+	@$(BIN)/python tools/referee.py
 	@$(BIN)/python tools/readme_tables.py
 
 bench: $(INSTALLED) ## Race truly sparse layers against dense, masked and CSR; writes figures/ and README's tables

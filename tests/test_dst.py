@@ -234,7 +234,7 @@ def test_own_grow_rule(small_cnn):
     model = mask_model(small_cnn, 0.8)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     free = (~model.hidden.mask).reshape(-1).nonzero().squeeze(1)
-    rule = GrowRule(first_free, needs_gradient=False, initial_std=0.0)
+    rule = GrowRule(first_free, gradient_steps=0)
     DynamicSparsity(model, optimizer, prune_fraction=0.1, every=1, grow=rule).step()
     assert model.hidden.mask.reshape(-1)[free[: int(0.1 * len(model.hidden.active()))]].all()
 
@@ -251,7 +251,7 @@ def test_own_grow_rule(small_cnn):
 def test_a_grow_rule_that_would_let_nnz_drift_is_refused(wrong):
     model = mask_model(nn.Sequential(nn.Linear(784, 16)), 0.8)
     before = model[0].active()
-    rule = GrowRule(wrong, needs_gradient=False, initial_std=0.0)
+    rule = GrowRule(wrong, gradient_steps=0)
     driver = DynamicSparsity(model, torch.optim.SGD(model.parameters(), lr=0.1), every=1, grow=rule)
     with pytest.raises(InvalidArgumentError, match="the grow rule returned"):
         driver.step()
@@ -267,6 +267,19 @@ def test_a_gradient_that_is_no_number_changes_nothing(small_cnn):
     with pytest.raises(TrainingError, match="not finite"):
         driver.step()
     assert all(torch.equal(before[key], layer.active()) for key, layer in sparse_layers(model).items())
+
+
+@pytest.mark.parametrize("grow", ["random", "gradient", "momentum"])
+def test_a_weight_that_is_no_number_changes_nothing(small_cnn, grow):
+    model = mask_model(small_cnn, 0.8)
+    driver = DynamicSparsity(model, torch.optim.SGD(model.parameters(), lr=0.1), every=1, grow=grow)
+    layer = model.hidden
+    with torch.no_grad():
+        layer.weight[layer.mask] = torch.inf  # larger than all others, so that no ranking would stumble over it
+    before = layer.active()
+    with pytest.raises(TrainingError, match="a weight of 'hidden' is not finite"):
+        driver.step()
+    assert torch.equal(before, layer.active())
 
 
 def test_same_seed_same_walk(small_cnn):

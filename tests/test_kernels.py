@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from tutorial_lib.kernels import cpu, memory, program, reference
 from tutorial_lib.kernels.index import ConvIndex, LinearIndex
 from tutorial_lib.kernels.memory import empty_batch_innermost, is_batch_innermost, to_batch_innermost
 from tutorial_lib.kernels.stage import Stage
+from tutorial_lib.project import ROOT
 
 fuzz = settings(max_examples=40, deadline=None, derandomize=True)
 densities = st.sampled_from([0.0, 0.05, 0.5, 1.0])
@@ -361,3 +364,14 @@ def test_bad_arguments_are_refused():
 
 def test_warmup_says_so(capsys):
     assert cpu.warmup() < 600 and "ready in" in capsys.readouterr().out
+
+
+def test_the_number_of_threads_that_was_set_before_the_kernels_were_loaded_stays():
+    """Numba's pool, when it starts, sets OpenMP's number of threads, and with it torch's."""
+    program = (
+        "import torch, numba; torch.set_num_threads(1);"
+        "from tutorial_lib import SparseLinear; SparseLinear(8, 8)(torch.ones(4, 8));"
+        "print(torch.get_num_threads(), numba.get_num_threads())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "1 1"

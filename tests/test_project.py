@@ -17,8 +17,10 @@ from tutorial_lib.project import FIGURES, ROOT
 
 # What pyproject.toml says, as installed.
 PROJECT = metadata("decade-of-sparse-training")
-# Without the rival of `make bench`, which is an extra of its own that nobody needs.
-REQUIREMENTS = [Requirement(line) for line in PROJECT.get_all("Requires-Dist") if 'extra == "bench"' not in line]
+# Without the rival of `make bench` and what drives a browser: extras of their own that no reader needs.
+REQUIREMENTS = [
+    Requirement(line) for line in PROJECT.get_all("Requires-Dist") if not re.search('extra == "(bench|browser)"', line)
+]
 ADDRESS = PROJECT["Project-URL"].removeprefix("Repository, ")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -123,7 +125,9 @@ def test_every_recorded_result_is_there():
 
 @pytest.mark.parametrize("path", sorted(FIGURES.glob("*")), ids=lambda p: p.name)
 def test_every_figure_says_where_it_comes_from(path):
-    origin = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["provenance"]
+    """NAME.png and NAME_*.png are drawn from NAME.json."""
+    sources = [p for p in FIGURES.glob("*.json") if f"{path.stem}_".startswith(f"{p.stem}_")]
+    origin = json.loads(max(sources, key=lambda p: len(p.stem)).read_text(encoding="utf-8"))["provenance"]
     for key in ("command", "git_commit", "date_utc", "cpu", "torch_threads", "packages", "profile"):
         assert origin[key], key
 

@@ -45,19 +45,14 @@ def test_same_seed_same_result(small_cnn, digits, recipe):
     assert results[0] == results[1]
 
 
-def test_masks_are_recorded_exactly(small_cnn, digits):
+def test_every_topology_is_recorded(small_cnn, digits):
     model = mask_model(small_cnn, 0.8)
     start = model.hidden.mask.clone()
     history = fit(model, digits, epochs=3, sparsity=SET(prune_fraction=0.5, every=Epochs(1)), progress=False)
-    assert len(history.masks) == 4
-    assert torch.equal(torch.from_numpy(history.mask(0, "hidden")), start)
-    assert torch.equal(torch.from_numpy(history.mask(3, "hidden")), model.hidden.mask)
-    changes = [(history.mask(i, "hidden") != history.mask(i + 1, "hidden")).any() for i in range(3)]
-    assert changes == [True, True, False]  # never after the last epoch
-    with pytest.raises(InvalidArgumentError, match="no sparse layer 'fc9'"):
-        history.mask(0, "fc9")
-    with pytest.raises(InvalidArgumentError, match="0 to 3"):
-        history.mask(4, "hidden")
+    assert history.topology.steps == [0, 5, 10]  # never after the last epoch
+    assert torch.equal(torch.from_numpy(history.topology.mask("hidden", 0)), start)
+    assert torch.equal(torch.from_numpy(history.topology.mask("hidden", -1)), model.hidden.mask)
+    assert history.topology.overlap(0, 1) < 1 and history.topology.overlap(1, 2) < 1
 
 
 def test_takes_a_driver_with_its_own_optimizer(small_cnn, digits):

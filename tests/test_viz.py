@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
@@ -105,3 +106,36 @@ def test_crossover_has_a_panel_per_layer_and_batch():
     figure = viz.plot_crossover(rows, ours="ours")
     assert [axis.get_title() for axis in figure.axes] == ["10×10, batch 16", "20×20, batch 16"]
     assert all("47%" in [text.get_text() for text in axis.texts] for axis in figure.axes)
+
+
+# ------------------------------------------------------------------------------------------ the referee
+
+
+def referee_rows():
+    """Two sparsities of every contender that the referee draws, and dense."""
+    names = [*viz.REFEREE_STYLES, *viz.BANDS]
+    rows = [("dense", 0.0, 99.2), *((name, s, 99 - s + i / 10) for i, name in enumerate(names) for s in (0.9, 0.99))]
+    table = pd.DataFrame(rows, columns=["contender", "sparsity", "accuracy"])
+    return table.assign(low=table["accuracy"] - 0.1, high=table["accuracy"] + 0.1, seconds=10.0, bytes=1e6)
+
+
+def test_the_referee_s_figure_shows_every_contender_and_every_sparsity():
+    (axis,) = viz.plot_referee(referee_rows()).axes
+    names = {text.get_text() for text in axis.get_legend().get_texts()}
+    assert names == {"dense", *viz.REFEREE_STYLES, *viz.BANDS}
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["90", "99"]
+    assert "sparsity" in axis.get_xlabel() and "interval" in axis.get_ylabel()
+
+
+def test_the_waterfall_starts_at_the_published_number_and_adds_up():
+    table = pd.DataFrame({"contender": ["a", "b", "c"], "accuracy": [97.0, 99.0, 98.5]})
+    (axis,) = viz.plot_waterfall(table.assign(low=table["accuracy"] - 0.1, high=table["accuracy"] + 0.1), 96.0).axes
+    assert [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axis.patches] == [(96, 97), (97, 99), (99, 98.5)]
+    texts = [text.get_text() for text in axis.texts]
+    assert texts == ["97.00 (+1.00)", "99.00 (+2.00)", "98.50 (-0.50)"]
+
+
+def test_the_tradeoff_has_time_and_bytes():
+    left, right = viz.plot_tradeoff(referee_rows()).axes
+    assert "(s" in left.get_xlabel() and "MB" in right.get_xlabel()
+    assert len(left.lines) == len(right.lines) == 1 + len(viz.REFEREE_STYLES) + len(viz.BANDS)

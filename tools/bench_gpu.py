@@ -9,9 +9,11 @@ Needs nothing but torch (2.6 or newer) and this file's neighbours: no network, n
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import json
 import statistics
+import sys
+import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,11 +26,11 @@ IMAGES, RUNS, SPARSITY = 100, 50, 0.95
 
 
 def tutorial_cnn() -> nn.Module:
-    """Return the tutorial's network; its file is loaded alone, since the package around it needs more than torch."""
-    spec = importlib.util.spec_from_file_location("models", ROOT / "tutorial_lib" / "models.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.TutorialCNN()
+    """Return the tutorial's network, loaded without the package around it, which needs more than torch."""
+    package = types.ModuleType("tutorial_lib")
+    package.__path__ = [str(ROOT / "tutorial_lib")]
+    sys.modules[package.__name__] = package
+    return importlib.import_module("tutorial_lib.models").TutorialCNN()
 
 
 class Masked(nn.Module):

@@ -11,8 +11,10 @@ import re
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 
 from tutorial_lib import Benchmark, load_result, published, viz
+from tutorial_lib.compare import Comparison, in_words
 from tutorial_lib.project import FIGURES, ROOT
 
 README = ROOT / "README.md"
@@ -111,10 +113,32 @@ def _question(notebook: str) -> str:
     return re.search(r'"\*\*(.+?)\*\*', notebook).group(1)
 
 
+def referee_tables() -> dict[str, pd.DataFrame]:
+    """Return the recorded races as tables of means and intervals; empty where nobody has measured them."""
+    recorded = load_result("referee")
+    runs = recorded["runs"] if recorded else {}
+    return {name: Comparison(pd.DataFrame(columns)).table() for name, columns in runs.items()}
+
+
+def referee_table() -> str:
+    """Return mean accuracy and 95% interval per contender and sparsity."""
+    tables = referee_tables()
+    if not tables:
+        return markdown(["recipe", "accuracy %"], [["all rows", NOT_MEASURED]])
+    table = pd.concat([tables["grid"], tables["gradual"]])
+    sparsities = sorted(set(table["sparsity"]) - {0.0})
+    rows = []
+    for contender, part in table.groupby("contender", sort=False):
+        cells = {row.sparsity: in_words(row.accuracy, row.low, row.high) for row in part.itertuples()}
+        rows.append([contender, *(cells.get(sparsity, cells.get(0.0, "")) for sparsity in sparsities)])
+    return markdown(["accuracy % at sparsity", *(f"{100 * sparsity:g}%" for sparsity in sparsities)], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "answer": answer_table,
     "results": results_table,
     "inference": inference_table,
+    "referee": referee_table,
     "notebooks": times_table,
 }
 
@@ -147,6 +171,13 @@ def draw_figures() -> None:
     recorded = load_result("bench_crossover")
     if recorded:
         viz.plot_crossover(recorded["milliseconds"], ours=OURS).savefig(FIGURES / "bench_crossover.png", dpi=110)
+    tables = referee_tables()
+    if tables:
+        everything = pd.concat([tables["grid"], tables["gradual"]])
+        viz.plot_referee(everything).savefig(FIGURES / "referee.png", dpi=110)
+        viz.plot_tradeoff(everything).savefig(FIGURES / "referee_tradeoff.png", dpi=110)
+        said = published.RESULTS["set_uniform"]["test_accuracy"]
+        viz.plot_waterfall(tables["waterfall"], said).savefig(FIGURES / "referee_waterfall.png", dpi=110)
     recorded = load_result("inference")
     if recorded:
         seconds = {name: [1e-3 * ms for ms in runs] for name, runs in recorded["runs_ms"].items()}

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from tutorial_lib import SET, RigL, Static, TutorialCNN, fit, load_data, mask_model
 from tutorial_lib.bench import save_result, summarize
-from tutorial_lib.dst import Recipe
 from tutorial_lib.project import ROOT
+from tutorial_lib.recipes import Recipe
 
 SEEDS = (0, 1, 2)
 EPOCHS = 10

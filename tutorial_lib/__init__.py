@@ -2,43 +2,53 @@
 
 from . import published, viz
 from .bench import Benchmark, benchmark, load_result, save_result
+from .checkpoint import load_checkpoint, save_checkpoint
 from .cost import multiply_adds, storage_bytes
 from .csr import to_csr
 from .data import Digits, load_data
 from .dst import (
-    SET,
     DynamicSparsity,
     Epochs,
+    GradualPruning,
     GrowRule,
-    RigL,
-    Static,
     gradient_grow,
     magnitude_prune,
     random_grow,
 )
 from .fuse import fuse
+from .init import sparse_init
 from .kernels import warmup
 from .masked import MaskedConv2d, MaskedLinear, densify, mask_model, sparsity_report
 from .models import TutorialCNN, count_parameters
+from .optim import PerWeightAdam
+from .player import Player, topology_player
 from .project import default_device, profile
+from .recipes import SET, SNFS, GradualMagnitudePruning, RigL, Static
+from .recorder import TopologyRecorder
 from .sparse import SparseConv2d, SparseLinear, sparsify
 from .topology import layer_nnz
 from .train import History, evaluate, fit
 
 __all__ = [
     "SET",
+    "SNFS",
     "Benchmark",
     "Digits",
     "DynamicSparsity",
     "Epochs",
+    "GradualMagnitudePruning",
+    "GradualPruning",
     "GrowRule",
     "History",
     "MaskedConv2d",
     "MaskedLinear",
+    "PerWeightAdam",
+    "Player",
     "RigL",
     "SparseConv2d",
     "SparseLinear",
     "Static",
+    "TopologyRecorder",
     "TutorialCNN",
     "benchmark",
     "count_parameters",
@@ -49,6 +59,7 @@ __all__ = [
     "fuse",
     "gradient_grow",
     "layer_nnz",
+    "load_checkpoint",
     "load_data",
     "load_result",
     "magnitude_prune",
@@ -57,11 +68,14 @@ __all__ = [
     "profile",
     "published",
     "random_grow",
+    "save_checkpoint",
     "save_result",
+    "sparse_init",
     "sparsify",
     "sparsity_report",
     "storage_bytes",
     "to_csr",
+    "topology_player",
     "viz",
     "warmup",
 ]

@@ -55,6 +55,35 @@ def multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFram
     return table
 
 
+def training_multiply_adds(
+    model: nn.Module, input_shape: tuple[int, ...], images: int, growth_images: int = 0
+) -> dict[str, int]:
+    """Count the multiply-adds that a training run executes.
+
+    Args:
+        model: any module.
+        input_shape: shape of one sample, without the batch dimension.
+        images: samples that were trained on, each one counted as often as it was seen.
+        growth_images: those of them for which a truly sparse layer's dense gradient was computed for growth. (In a
+            masked layer it is part of the backward pass anyway.)
+
+    Returns:
+        ``forward``; ``backward``, the gradients of weights and inputs, the network's own input left out; ``growth``.
+    """
+    executed = multiply_adds(model, input_shape)["executed"].drop("total")
+    layers = weight_layers(model)
+    unstored = {
+        name: math.prod(weight_shape(layer)) / layer.weight_parameter.numel() * executed[name]
+        for name, layer in layers.items()
+        if isinstance(layer, SparsifiableLayer) and layer.weight_parameter.numel() < math.prod(weight_shape(layer))
+    }
+    return {
+        "forward": images * int(executed.sum()),
+        "backward": images * int(2 * executed.sum() - executed.iloc[0]),
+        "growth": growth_images * round(sum(unstored.values())),
+    }
+
+
 def _pixels(conv: nn.Module, x: torch.Tensor) -> int:
     """Return at how many places a convolution applies its kernel; a pooled output would not tell."""
     meta = nn.Conv2d(1, 1, conv.kernel_size, conv.stride, conv.padding, conv.dilation, device="meta")

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 import numbers
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from .errors import InvalidArgumentError, TrainingError
 from .interface import Carry, SparsifiableLayer, sparse_layers
-from .topology import sample_distinct
+from .topology import check_sparsity, layer_nnz, sample_distinct
 
 # ---------------------------------------------------------------------------------------------- prune and grow
 
@@ -37,10 +39,15 @@ def magnitude_prune(values: torch.Tensor, count: int) -> torch.Tensor:
         InvalidArgumentError: count is outside 0..nnz.
         TrainingError: a weight is NaN.
     """
-    _check_count(count, len(values), "active weights")
-    if values.isnan().any():
-        raise TrainingError("a weight is NaN, so magnitudes cannot be ranked; lower the learning rate")
-    return _top(-values.abs(), count)
+    return _smallest(values.abs(), count)
+
+
+def _smallest(score: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the sorted positions of the ``count`` smallest scores; of equals the first in line."""
+    _check_count(count, len(score), "active weights")
+    if score.isnan().any():
+        raise TrainingError("a weight's score is NaN, so weights cannot be ranked; lower the learning rate")
+    return _top(-score, count)
 
 
 def random_grow(active: torch.Tensor, size: int, count: int, generator: torch.Generator) -> torch.Tensor:
@@ -126,6 +133,9 @@ def _check_count(count: int, available: int, what: str) -> None:
 
 # ---------------------------------------------------------------------------------------------- rules and schedule
 
+PruneScore = Callable[[SparsifiableLayer], torch.Tensor]
+GrowChoice = Callable[[SparsifiableLayer, torch.Tensor, int, torch.Generator], torch.Tensor]
+
 
 @dataclass(frozen=True)
 class GrowRule:
@@ -134,13 +144,16 @@ class GrowRule:
     Attributes:
         choose: function of a layer, its active connections, a count and a generator that returns sorted flat
             indices of inactive connections, int64 ``[count]``.
-        needs_gradient: whether ``choose`` reads the layer's recorded gradient.
+        gradient_steps: how many steps up to a rewiring leave their gradient behind for ``choose`` to read
+            (``layer.gradient_rows()``, ``layer.gradient_at(connections)``); 0 for none.
+        momentum: factor by which what is left behind fades with each further step.
         initial_std: standard deviation of a new weight; 0 starts it at zero.
     """
 
-    choose: Callable[[SparsifiableLayer, torch.Tensor, int, torch.Generator], torch.Tensor]
-    needs_gradient: bool
-    initial_std: float
+    choose: GrowChoice
+    gradient_steps: int = 1
+    momentum: float = 0.0
+    initial_std: float = 0.0
 
 
 def _choose_at_random(
@@ -152,7 +165,7 @@ def _choose_at_random(
 def _choose_by_gradient(
     layer: SparsifiableLayer, active: torch.Tensor, count: int, generator: torch.Generator
 ) -> torch.Tensor:
-    return gradient_grow(layer.gradient_rows(), active, count)
+    return gradient_grow(map(_over_all_ranks, layer.gradient_rows()), active, count)
 
 
 def _choose_by_sampled_gradient(
@@ -160,19 +173,31 @@ def _choose_by_sampled_gradient(
 ) -> torch.Tensor:
     size = math.prod(layer.dense_shape)
     candidates = random_grow(active, size, min(CANDIDATES * count, size - len(active)), generator)
-    score = layer.gradient_at(candidates).abs()
+    score = _over_all_ranks(layer.gradient_at(candidates)).abs()
     _check_finite(score)
     return candidates[_top(score, count)]
 
 
+def _over_all_ranks(gradient: torch.Tensor) -> torch.Tensor:
+    """Sum a gradient over the processes of data-parallel training, so that all of them grow the same connections."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # what was recorded stays as it is
+        torch.distributed.all_reduce(gradient)
+    return gradient
+
+
 CANDIDATES = 4  # of sampled gradient growth, for each connection to grow
 GROW_RULES = {
-    "random": GrowRule(_choose_at_random, needs_gradient=False, initial_std=0.01),
-    "gradient": GrowRule(_choose_by_gradient, needs_gradient=True, initial_std=0.0),
-    "sampled gradient": GrowRule(_choose_by_sampled_gradient, needs_gradient=True, initial_std=0.0),
+    "random": GrowRule(_choose_at_random, gradient_steps=0, initial_std=0.01),
+    "gradient": GrowRule(_choose_by_gradient),
+    "sampled gradient": GrowRule(_choose_by_sampled_gradient),
+    # Dettmers & Zettlemoyer (2019) smooth the dense gradient over all steps; the last 20 hold 88% of that sum.
+    "momentum": GrowRule(_choose_by_gradient, gradient_steps=20, momentum=0.9),
 }
+PRUNE_SCORES: dict[str, PruneScore] = {"magnitude": lambda layer: layer.active_values().abs()}
 DECAYS = {
     "constant": lambda progress: 1.0,
+    "linear": lambda progress: 1 - progress,
     "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,  # Evci et al., 2020, section 3
 }
 
@@ -196,28 +221,129 @@ class Epochs:
         return round(self.count * steps_per_epoch)
 
 
-# ---------------------------------------------------------------------------------------------- the driver
+# ---------------------------------------------------------------------------------------------- the drivers
+
+Plan = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # what SparsifiableLayer.rewire takes
 
 
-class DynamicSparsity:
+class Rewirer(ABC):
+    """Changes the topology of a model's sparse layers every ``every`` steps, up to the step ``until``.
+
+    Attributes:
+        layers: the model's sparse layers by name.
+        optimizer: holds their weights; its per-weight state follows every change.
+        steps: optimizer steps counted so far.
+        rewirings: how often the topology has changed.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, every: int, until: int | None) -> None:
+        self.layers = sparse_layers(model)
+        if not self.layers:
+            raise InvalidArgumentError(f"{type(model).__name__} has no sparse layers; call mask_model(model) first")
+        _check_optimizer(optimizer, self.layers)
+        self.optimizer, self.every, self.until = optimizer, every, until
+        self.steps = 0
+        self.rewirings = 0
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether everything that the next steps depend on is in ``state_dict()``: a good moment for a checkpoint."""
+        return True
+
+    def step(self) -> bool:
+        """Count one optimizer step and rewire if it is time; return whether it was.
+
+        Raises:
+            TrainingError: a weight or gradient is not a number; the topology is then unchanged.
+        """
+        self.steps += 1
+        due = self._due(self.steps)
+        if due:
+            self.rewire()
+        return due
+
+    def rewire(self) -> None:
+        """Change the topology of all layers now. All choices are made before any layer changes.
+
+        Raises:
+            TrainingError: a weight or gradient is not a number; the topology is then unchanged.
+        """
+        for name, layer in self.layers.items():
+            if not layer.active_values().isfinite().all():
+                raise TrainingError(f"a weight of {name!r} is not finite; lower the learning rate")
+        for name, plan in self._plans().items():
+            layer = self.layers[name]
+            self._carry_optimizer_state(layer.weight_parameter, layer.rewire(*plan))
+        self.rewirings += 1
+
+    @abstractmethod
+    def _plans(self) -> dict[str, Plan]:
+        """Return each layer's kept connections, its grown ones, and the grown ones' weights."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return what tells this driver from one with other settings."""
+        groups = [{key: value for key, value in g.items() if key != "params"} for g in self.optimizer.param_groups]
+        return {
+            "driver": type(self).__name__,
+            "every": self.every,
+            "until": self.until,
+            "optimizer": type(self.optimizer).__name__,
+            "groups": groups,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs beside the model's and the optimizer's state."""
+        return {"steps": self.steps, "rewirings": self.rewirings}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a saved state."""
+        self.steps, self.rewirings = state["steps"], state["rewirings"]
+
+    def _due(self, step: int) -> bool:
+        return step % self.every == 0 and (self.until is None or step <= self.until)
+
+    def _carry_optimizer_state(self, parameter: nn.Parameter, carry: Carry) -> None:
+        group = next(g for g in self.optimizer.param_groups if any(p is parameter for p in g["params"]))
+        fresh = {
+            "sum": group.get("initial_accumulator_value", 0.0),  # Adagrad
+            "step_size": group["lr"],  # Rprop
+        }
+        state = self.optimizer.state.get(parameter, {})
+        for key, value in state.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape:
+                state[key] = carry(value, float(fresh.get(key, 0.0)))
+
+
+class DynamicSparsity(Rewirer):
     """Prunes and regrows a model's sparse layers while an optimizer trains it. Call ``step()`` after each
     ``optimizer.step()``.
 
-    Every ``every`` steps, in every sparse layer: the ``int(fraction · nnz)`` active weights of smallest magnitude
-    are pruned and as many inactive connections grown, so that nnz never changes. What was pruned in a rewiring
+    Every ``every`` steps, in every sparse layer: the ``int(fraction · nnz)`` active weights of lowest score are
+    pruned and as many inactive connections grown, so that no layer's nnz ever changes. What was pruned in a rewiring
     does not grow in the same one. Optimizer state of kept weights stays with them; grown weights start with none.
-    (Adam counts its steps per layer, not per weight, so fresh moments meet a late step count: a grown weight's first
-    steps are up to about three times the learning rate.)
+    (torch's Adam counts its steps per layer, not per weight, so fresh moments meet a late step count: with its usual
+    betas a grown weight's first step is about three times the learning rate. :class:`PerWeightAdam` corrects that.)
+
+    In data-parallel training every process needs its own driver with the same seed; the growth rules named below then
+    sum gradients over the processes, so that all of them walk through the same topologies. A rule of one's own that
+    reads a gradient has to do that itself.
 
     Args:
-        model: holds the sparse layers (``mask_model``).
+        model: holds the sparse layers (``mask_model``, ``sparsify``).
         optimizer: a ``torch.optim`` optimizer that holds their parameters.
         prune_fraction: share of each layer's active weights to replace, in [0, 1].
         every: steps between rewirings, or ``Epochs(n)``.
         until: last step at which a rewiring may happen, or ``Epochs(n)``; None: no end.
-        grow: ``"random"``, ``"gradient"`` (of all inactive connections, as RigL does), ``"sampled gradient"`` (of four
-            random candidates for each, for layers whose dense gradient would take too long) or a :class:`GrowRule`.
-        decay: how the prune fraction falls until ``until``: ``"constant"`` or ``"cosine"``.
+        prune: ``"magnitude"``, or a function of a layer that returns one score per active connection, ``[nnz]`` in
+            their order; the lowest are pruned. It may read the layer's gradient where growth does; random growth does
+            with ``grow=dataclasses.replace(GROW_RULES["random"], gradient_steps=1)``.
+        scope: ``"layer"``: every layer gives up the same share; ``"global"``: the lowest scores of all layers
+            together go (and grow again where they went, as far as there is room).
+        grow: ``"random"`` (SET), ``"gradient"`` (of all inactive connections, as RigL does), ``"momentum"`` (the
+            same, smoothed over the last 20 steps since the rewiring before, as SNFS does), ``"sampled gradient"`` (of
+            four random candidates for each, for layers whose dense gradient would take too long), a function as
+            :attr:`GrowRule.choose` describes, or a :class:`GrowRule`.
+        decay: how the prune fraction falls until ``until``: ``"constant"``, ``"linear"`` or ``"cosine"``.
         seed: seed of this object's own generator; it draws nothing from torch's global one.
         steps_per_epoch: needed only where a time is given in epochs.
 
@@ -234,28 +360,29 @@ class DynamicSparsity:
         prune_fraction: float = 0.1,
         every: int | Epochs = 100,
         until: int | Epochs | None = None,
-        grow: str | GrowRule = "random",
+        prune: str | PruneScore = "magnitude",
+        scope: str = "layer",
+        grow: str | GrowChoice | GrowRule = "random",
         decay: str = "constant",
         seed: int = 0,
         steps_per_epoch: int | None = None,
     ) -> None:
-        _check_settings(prune_fraction, grow, decay)
-        self.layers = sparse_layers(model)
-        if not self.layers:
-            raise InvalidArgumentError(f"{type(model).__name__} has no sparse layers; call mask_model(model) first")
-        self.optimizer = optimizer
-        _check_optimizer(optimizer, self.layers)
-        self.prune_fraction = prune_fraction
-        self.every = _steps("every", every, steps_per_epoch, at_least=1)
-        self.until = None if until is None else _steps("until", until, steps_per_epoch, at_least=0)
+        _check_settings(prune_fraction, prune, scope, grow, decay)
+        super().__init__(
+            model,
+            optimizer,
+            every=_steps("every", every, steps_per_epoch, at_least=1),
+            until=None if until is None else _steps("until", until, steps_per_epoch, at_least=0),
+        )
         if decay != "constant" and self.until is None:
             raise InvalidArgumentError(f"decay={decay!r} needs an end; pass until=")
-        self.grow = GROW_RULES[grow] if isinstance(grow, str) else grow
+        self.prune_fraction, self.scope = prune_fraction, scope
+        self.score = PRUNE_SCORES[prune] if isinstance(prune, str) else prune
+        self.grow = _grow_rule(grow)
         self.decay = DECAYS[decay]
         self.generator = torch.Generator().manual_seed(seed)
-        self.steps = 0
-        self.rewirings = 0
-        self._record_if_due_next()
+        self._gradient_waits = False
+        self._record_if_wanted()
 
     def step(self) -> bool:
         """Count one optimizer step and rewire if it is time; return whether it was.
@@ -263,11 +390,15 @@ class DynamicSparsity:
         Raises:
             TrainingError: a weight or gradient is not a number; the topology is then unchanged.
         """
-        self.steps += 1
-        due = self._due(self.steps)
-        if due:
-            self.rewire()
-        self._record_if_due_next()
+        recorded = any(layer.record_gradient for layer in self.layers.values())
+        due = self._due(self.steps + 1)
+        try:
+            super().step()
+        finally:  # a rewiring that was refused must not leave its gradients to the next one
+            self._gradient_waits = recorded and not due
+            if due:
+                self._forget_gradients()
+            self._record_if_wanted()
         return due
 
     def fraction(self) -> float:
@@ -275,49 +406,134 @@ class DynamicSparsity:
         progress = min(self.steps / self.until, 1) if self.until else 0
         return self.prune_fraction * self.decay(progress)
 
-    def rewire(self) -> None:
-        """Prune and regrow all layers now. All choices are made before any layer changes.
+    def settings(self) -> dict[str, Any]:
+        """See :class:`Rewirer`."""
+        own = ("prune_fraction", "scope", "score", "grow", "decay")
+        return super().settings() | {name: getattr(self, name) for name in own}
 
-        Raises:
-            TrainingError: a weight or gradient is not a number; the topology is then unchanged.
-        """
-        plans = {name: self._plan(layer) for name, layer in self.layers.items()}
-        for name, (kept, grown, values) in plans.items():
-            layer = self.layers[name]
-            self._carry_optimizer_state(layer.weight_parameter, layer.rewire(kept, grown, values))
-        self.rewirings += 1
+    @property
+    def at_rest(self) -> bool:
+        """See :class:`Rewirer`; gradients that wait for the next rewiring are in no ``state_dict``."""
+        return not self._gradient_waits
 
-    def _plan(self, layer: SparsifiableLayer) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the kept connections, the grown ones, and the grown ones' weights."""
-        active, values = layer.active(), layer.active_values()
-        inactive = math.prod(layer.dense_shape) - len(active)
-        count = min(int(self.fraction() * len(active)), inactive)
+    def state_dict(self) -> dict[str, Any]:
+        """See :class:`Rewirer`; the generator's state as well."""
+        return super().state_dict() | {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :class:`Rewirer`."""
+        super().load_state_dict(state)
+        self.generator.set_state(state["generator"])
+        self._gradient_waits = False
+        self._forget_gradients()
+        self._record_if_wanted()
+
+    def _plans(self) -> dict[str, Plan]:
+        pruned = self._pruned()
+        return {name: self._plan(layer, pruned[name]) for name, layer in self.layers.items()}
+
+    def _pruned(self) -> dict[str, torch.Tensor]:
+        """Return the positions to prune among each layer's active weights."""
+        scores = {name: _checked_score(self.score(layer), name, layer) for name, layer in self.layers.items()}
+        counts = {name: int(self.fraction() * len(score)) for name, score in scores.items()}
+        if self.scope == "global":
+            lowest = _smallest(torch.cat(list(scores.values())), sum(counts.values()))
+            ends = torch.tensor([len(score) for score in scores.values()]).cumsum(0).to(lowest.device)
+            of_layer = torch.searchsorted(ends, lowest, right=True)
+            counts = {name: int((of_layer == i).sum()) for i, name in enumerate(scores)}
+        rooms = {name: math.prod(self.layers[name].dense_shape) - len(score) for name, score in scores.items()}
+        return {name: _smallest(score, min(counts[name], rooms[name])) for name, score in scores.items()}
+
+    def _plan(self, layer: SparsifiableLayer, pruned: torch.Tensor) -> Plan:
+        active, count = layer.active(), len(pruned)
         keep = torch.ones(len(active), dtype=torch.bool, device=active.device)
-        keep[magnitude_prune(values, count)] = False
-        grown = self.grow.choose(layer, active, count, self.generator)
-        _check_grown(grown, active, count, inactive + len(active))
+        keep[pruned] = False
+        grown = self.grow.choose(layer, active, count, self.generator) if count else active[:0]
+        _check_grown(grown, active, count, math.prod(layer.dense_shape))
         new = torch.randn(count, generator=self.generator, dtype=torch.float64) * self.grow.initial_std
-        return active[keep], grown, new.to(values)
-
-    def _carry_optimizer_state(self, parameter: nn.Parameter, carry: Carry) -> None:
-        group = next(g for g in self.optimizer.param_groups if any(p is parameter for p in g["params"]))
-        fresh = {
-            "sum": group.get("initial_accumulator_value", 0.0),  # Adagrad
-            "step_size": group["lr"],  # Rprop
-        }
-        state = self.optimizer.state.get(parameter, {})
-        for key, value in state.items():
-            if torch.is_tensor(value) and value.shape == parameter.shape:
-                state[key] = carry(value, float(fresh.get(key, 0.0)))
+        return active[keep], grown, new.to(layer.weight_parameter)
 
     def _due(self, step: int) -> bool:
-        return self.prune_fraction > 0 and step % self.every == 0 and (self.until is None or step <= self.until)
+        return self.prune_fraction > 0 and super()._due(step)
 
-    def _record_if_due_next(self) -> None:
-        wanted = self.grow.needs_gradient and self._due(self.steps + 1)
+    def _forget_gradients(self) -> None:
         for layer in self.layers.values():
-            if wanted or layer.record_gradient:
-                layer.record_gradient = wanted
+            if layer.record_gradient:
+                layer.record_gradient = False
+
+    def _record_if_wanted(self) -> None:
+        """Let the next step's backward pass leave its gradient behind if the next rewiring will read it."""
+        next_time = (self.steps // self.every + 1) * self.every
+        if next_time - self.steps > self.grow.gradient_steps or not self._due(next_time):
+            return
+        for layer in self.layers.values():
+            if layer.record_gradient:
+                layer.fade_gradient(self.grow.momentum)
+            else:
+                layer.record_gradient = True
+
+
+class GradualPruning(Rewirer):
+    """Gradual magnitude pruning: from a dense topology to a sparse one while training (Zhu & Gupta, 2017, eq. 1).
+
+    The sparsity rises as ``s(t) = S · (1 − (1 − t / until)³)``; every ``every`` steps each layer keeps the largest of
+    its weights. What is pruned never comes back. Nothing is saved on the way: the layers have to be masked ones.
+
+    Args:
+        model: a model with masked layers, ``mask_model(model, sparsity=0.0)``.
+        optimizer: a ``torch.optim`` optimizer that holds their parameters.
+        sparsity: ``S``, reached at ``until``.
+        until: step at which the final sparsity is reached.
+        every: steps between prunings.
+        scheme: how layers share the weights that are left, see :func:`layer_nnz`.
+
+    Raises:
+        InvalidArgumentError: truly sparse layers, whose number of weights is fixed; or an argument outside its range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        sparsity: float,
+        until: int,
+        every: int = 100,
+        scheme: str = "uniform",
+    ) -> None:
+        every, until = _steps("every", every, None, at_least=1), _steps("until", until, None, at_least=1)
+        super().__init__(model, optimizer, every, until)
+        fixed = [name for name, layer in self.layers.items() if not layer.can_shrink]
+        if fixed:
+            raise InvalidArgumentError(
+                f"{', '.join(fixed)}: the number of weights of a truly sparse layer is fixed; "
+                "gradual pruning starts from mask_model(model, sparsity=0.0)"
+            )
+        self.model, self.sparsity, self.scheme = model, check_sparsity(sparsity), scheme
+        self.final = self._nnz(sparsity)
+
+    def settings(self) -> dict[str, Any]:
+        """See :class:`Rewirer`."""
+        return super().settings() | {"sparsity": self.sparsity, "scheme": self.scheme}
+
+    def _nnz(self, sparsity: float) -> dict[str, int]:
+        return layer_nnz(self.model, sparsity, self.scheme, include=list(self.layers))
+
+    def _plans(self) -> dict[str, Plan]:
+        progress = min(self.steps / self.until, 1)
+        allowed = self._nnz(self.sparsity * (1 - (1 - progress) ** 3))
+        plans = {}
+        for name, layer in self.layers.items():
+            active, values = layer.active(), layer.active_values()
+            keep = torch.ones(len(active), dtype=torch.bool, device=active.device)
+            # Rounding may give a layer one weight less on the way than at the end: what is pruned never comes back.
+            target = max(allowed[name], self.final[name])
+            keep[magnitude_prune(values, max(0, len(active) - target))] = False
+            plans[name] = active[keep], active[:0], values[:0]
+        return plans
+
+    def _due(self, step: int) -> bool:
+        return super()._due(step) or step == self.until  # the final sparsity is reached whatever the interval
 
 
 def _contained(numbers: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
@@ -325,6 +541,16 @@ def _contained(numbers: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
     if not len(among):
         return torch.zeros_like(numbers, dtype=torch.bool)
     return among[torch.searchsorted(among, numbers).clamp(max=len(among) - 1)] == numbers
+
+
+def _checked_score(score: torch.Tensor, name: str, layer: SparsifiableLayer) -> torch.Tensor:
+    nnz = len(layer.active())
+    if score.shape != (nnz,):
+        raise InvalidArgumentError(
+            f"the prune rule returned scores of shape {tuple(score.shape)} for {name!r}; "
+            f"it must return one per active connection, [{nnz}]"
+        )
+    return score
 
 
 def _check_grown(grown: torch.Tensor, active: torch.Tensor, count: int, size: int) -> None:
@@ -347,11 +573,21 @@ def _steps(name: str, time: int | Epochs, steps_per_epoch: int | None, at_least:
     return int(steps)
 
 
-def _check_settings(prune_fraction: float, grow: str | GrowRule, decay: str) -> None:
+def _grow_rule(grow: str | GrowChoice | GrowRule) -> GrowRule:
+    if isinstance(grow, str):
+        return GROW_RULES[grow]
+    return grow if isinstance(grow, GrowRule) else GrowRule(grow)
+
+
+def _check_settings(prune_fraction: float, prune: object, scope: str, grow: object, decay: str) -> None:
     if not isinstance(prune_fraction, numbers.Real) or not 0 <= prune_fraction <= 1:
         raise InvalidArgumentError(f"prune_fraction={prune_fraction!r}; use a number from 0 to 1")
-    if not isinstance(grow, GrowRule) and grow not in GROW_RULES:
-        raise InvalidArgumentError(f"grow={grow!r}; use one of {', '.join(GROW_RULES)}, or a GrowRule")
+    if not callable(prune) and prune not in PRUNE_SCORES:
+        raise InvalidArgumentError(f"prune={prune!r}; use one of {', '.join(PRUNE_SCORES)}, or a function of a layer")
+    if scope not in ("layer", "global"):
+        raise InvalidArgumentError(f"scope={scope!r}; use layer or global")
+    if not callable(grow) and not isinstance(grow, GrowRule) and grow not in GROW_RULES:
+        raise InvalidArgumentError(f"grow={grow!r}; use one of {', '.join(GROW_RULES)}, a function, or a GrowRule")
     if decay not in DECAYS:
         raise InvalidArgumentError(f"decay={decay!r}; use one of {', '.join(DECAYS)}")
 
@@ -364,77 +600,3 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, layers: dict[str, Sparsif
             f"the optimizer does not hold the weights of {', '.join(missing)}; "
             "build it from this model's parameters, after mask_model"
         )
-
-
-# ---------------------------------------------------------------------------------------------- recipes
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Settings of a :class:`DynamicSparsity` that wait for a model, an optimizer and the length of the training.
-
-    Attributes:
-        prune_fraction: see :class:`DynamicSparsity`.
-        every: see :class:`DynamicSparsity`.
-        until: share of the training after which the topology is left alone. Whatever it is, the last step never
-            rewires: the network that is evaluated has trained in its topology.
-        grow: see :class:`DynamicSparsity`.
-        decay: see :class:`DynamicSparsity`.
-    """
-
-    prune_fraction: float
-    every: int | Epochs
-    until: float
-    grow: str | GrowRule
-    decay: str
-
-    def attach(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, *, steps_per_epoch: int, total_steps: int, seed: int
-    ) -> DynamicSparsity:
-        """Return the driver for one training run of ``total_steps`` optimizer steps."""
-        if not 0 < self.until <= 1:
-            raise InvalidArgumentError(f"until={self.until!r}; a recipe takes a share of the training, above 0 up to 1")
-        return DynamicSparsity(
-            model,
-            optimizer,
-            prune_fraction=self.prune_fraction,
-            every=self.every,
-            until=min(int(self.until * total_steps), total_steps - 1),
-            grow=self.grow,
-            decay=self.decay,
-            seed=seed,
-            steps_per_epoch=steps_per_epoch,
-        )
-
-
-@dataclass(frozen=True)
-class Static(Recipe):
-    """The topology drawn at the start stays: the control for everything below."""
-
-    prune_fraction: float = 0.0
-    every: int | Epochs = 1
-    until: float = 1.0
-    grow: str | GrowRule = "random"
-    decay: str = "constant"
-
-
-@dataclass(frozen=True)
-class SET(Recipe):
-    """Sparse Evolutionary Training: random growth (Mocanu et al., 2018), with the published tutorial's settings."""
-
-    prune_fraction: float = 0.1
-    every: int | Epochs = Epochs(2)
-    until: float = 1.0
-    grow: str | GrowRule = "random"
-    decay: str = "constant"
-
-
-@dataclass(frozen=True)
-class RigL(Recipe):
-    """Rigging the Lottery: growth by gradient, a decaying fraction, an early end (Evci et al., 2020)."""
-
-    prune_fraction: float = 0.3
-    every: int | Epochs = 100
-    until: float = 0.75
-    grow: str | GrowRule = "gradient"
-    decay: str = "cosine"

@@ -17,3 +17,7 @@ class DataError(TutorialError, RuntimeError):
 
 class TrainingError(TutorialError, RuntimeError):
     """Training cannot go on, for example because the loss is no longer a number."""
+
+
+class CheckpointError(TutorialError, RuntimeError):
+    """A checkpoint is missing, damaged, of another version, or of another model."""

@@ -27,6 +27,9 @@ class SparsifiableLayer(ABC):
     #: While True, backward passes leave behind what :meth:`gradient_rows` needs; setting False forgets it.
     record_gradient: bool = False
 
+    #: Whether :meth:`rewire` may leave fewer connections than there were.
+    can_shrink: bool = False
+
     @property
     @abstractmethod
     def dense_shape(self) -> tuple[int, ...]:
@@ -49,6 +52,14 @@ class SparsifiableLayer(ABC):
     @abstractmethod
     def active_values(self) -> torch.Tensor:
         """Return the weights of the active connections, in the order of :meth:`active`: ``[nnz]``."""
+
+    @abstractmethod
+    def set_active_values(self, values: torch.Tensor) -> None:
+        """Set the weights of the active connections, given in the order of :meth:`active`: ``[nnz]``."""
+
+    @abstractmethod
+    def fade_gradient(self, factor: float) -> None:
+        """Multiply what backward passes have left behind by ``factor``; further ones add to it."""
 
     @abstractmethod
     def gradient_rows(self) -> Iterator[torch.Tensor]:

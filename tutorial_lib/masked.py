@@ -21,6 +21,7 @@ ROWS_PER_BLOCK = 1024
 class MaskedLayer(SparsifiableLayer):
     """What MaskedLinear and MaskedConv2d share. The stored weight is zero wherever the mask is False."""
 
+    can_shrink = True
     weight: nn.Parameter
     mask: torch.Tensor
     _gradient: torch.Tensor | None = None
@@ -76,6 +77,16 @@ class MaskedLayer(SparsifiableLayer):
     def active_values(self) -> torch.Tensor:
         """See :class:`SparsifiableLayer`."""
         return self.weight.detach()[self.mask]
+
+    def set_active_values(self, values: torch.Tensor) -> None:
+        """See :class:`SparsifiableLayer`."""
+        with torch.no_grad():
+            self.weight[self.mask] = values.to(self.weight)
+
+    def fade_gradient(self, factor: float) -> None:
+        """See :class:`SparsifiableLayer`."""
+        if self._gradient is not None:
+            self._gradient = self._gradient * factor
 
     def _recorded(self) -> torch.Tensor:
         if self._gradient is None:

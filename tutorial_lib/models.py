@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import numbers
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from .errors import InvalidArgumentError
 
 
 class TutorialCNN(nn.Module):
@@ -12,16 +17,25 @@ class TutorialCNN(nn.Module):
 
     conv 1→16 and conv 16→32 (3×3, padding 1), each followed by ReLU and a 2×2 max-pool,
     then fully connected 1568→128→1000→1000→10.
+
+    Args:
+        width: factor on the number of channels and neurons of every hidden layer (at least one each).
+
+    Raises:
+        InvalidArgumentError: width is not a positive number.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, width: float = 1.0) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 16, kernel_size=3, padding=1)
-        self.conv2 = nn.Conv2d(16, 32, kernel_size=3, padding=1)
-        self.fc1 = nn.Linear(32 * 7 * 7, 128)
-        self.fc2 = nn.Linear(128, 1000)
-        self.fc3 = nn.Linear(1000, 1000)
-        self.fc4 = nn.Linear(1000, 10)
+        if not isinstance(width, numbers.Real) or not 0 < width < math.inf:
+            raise InvalidArgumentError(f"width={width!r}; use a positive number, 1 for the tutorial's network")
+        c1, c2, f1, f2, f3 = (max(1, round(width * size)) for size in (16, 32, 128, 1000, 1000))
+        self.conv1 = nn.Conv2d(1, c1, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv2d(c1, c2, kernel_size=3, padding=1)
+        self.fc1 = nn.Linear(c2 * 7 * 7, f1)
+        self.fc2 = nn.Linear(f1, f2)
+        self.fc3 = nn.Linear(f2, f3)
+        self.fc4 = nn.Linear(f3, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images, float ``[B, 1, 28, 28]``, to logits ``[B, 10]``."""

@@ -97,13 +97,30 @@ class SparseLayer(SparsifiableLayer, nn.Module):
         """Keep a batch's input and the gradient of the result before ReLU and pooling."""
         self._recorded.append((x, gradient))
 
+    def set_active_values(self, values: torch.Tensor) -> None:
+        """See :class:`SparsifiableLayer`."""
+        with torch.no_grad():
+            self.values.copy_(values)
+
+    def fade_gradient(self, factor: float) -> None:
+        """See :class:`SparsifiableLayer`. What is kept are batches, never a dense gradient."""
+        self._recorded = [(x, grad * factor) for x, grad in self._recorded]
+
     def _batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         if not self._recorded:
             raise TrainingError("no gradient was recorded; set record_gradient = True before forward and backward")
         return self._recorded
 
     def rewire(self, kept: torch.Tensor, grown: torch.Tensor, values: torch.Tensor) -> Carry:
-        """See :class:`SparsifiableLayer`."""
+        """See :class:`SparsifiableLayer`.
+
+        Raises:
+            InvalidArgumentError: the number of connections would change.
+        """
+        if len(kept) + len(grown) != self.index.nnz:
+            raise InvalidArgumentError(
+                f"{len(kept)} kept and {len(grown)} grown connections; this layer holds exactly {self.index.nnz}"
+            )
         # Both lists are sorted, so that two boolean masks say where the kept connections stood and will stand.
         was_kept = torch.zeros(self.index.nnz, dtype=torch.bool, device=kept.device)
         was_kept[torch.searchsorted(self.active(), kept)] = True
@@ -187,7 +204,7 @@ def run_chain(x: torch.Tensor, layers: tuple[nn.Module, ...]) -> torch.Tensor:
             x = layer(x.flatten(1) if flat else x)
         return x
     parameters = [parameter for layer in layers for parameter in (layer.values, layer.bias)]
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *parameters)):
         return _Chain.apply(x, layers, *parameters)
     kernels, x = kernels_and_input(x)
     return kernels.forward(x, _stages(layers), parameters)[0]

@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import numbers
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from .checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from .data import Digits
-from .dst import DynamicSparsity, Recipe
-from .errors import InvalidArgumentError, TrainingError
+from .dst import Rewirer
+from .errors import CheckpointError, InvalidArgumentError, TrainingError
 from .interface import sparse_layers
-from .topology import to_mask
+from .optim import PerWeightAdam
+from .recipes import Recipe, describe
+from .recorder import TopologyRecorder
 
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+OPTIMIZERS = {
+    "adam": (torch.optim.Adam, {"fused": True}),
+    "adamw": (torch.optim.AdamW, {"fused": True}),
+    "sgd": (torch.optim.SGD, {"fused": True, "momentum": 0.9}),
+    "adam per weight": (PerWeightAdam, {}),
+}
 SCHEDULES = ("constant", "onecycle")
 EVALUATION_BATCH = 500
+CHECKPOINT_STEPS = 200
+EPOCH_COLUMNS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
 
 
 @dataclass
 class History:
-    """What happened in each epoch; position 0 of ``masks`` is the state before training.
+    """What happened in each epoch, and every topology of the run.
 
     Attributes:
         train_loss: mean cross-entropy over the epoch's batches, while training.
@@ -36,8 +48,7 @@ class History:
         test_loss: mean cross-entropy on the test set after the epoch.
         test_accuracy: percent, after the epoch.
         seconds: training time of the epoch, evaluation left out.
-        shapes: dense shape of each sparse layer by name.
-        masks: per moment, each sparse layer's mask as packed bits (``numpy.packbits``).
+        topology: the topology before training and after each rewiring; empty for a dense model.
     """
 
     train_loss: list[float] = field(default_factory=list)
@@ -45,38 +56,39 @@ class History:
     test_loss: list[float] = field(default_factory=list)
     test_accuracy: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    masks: list[dict[str, np.ndarray]] = field(default_factory=list)
-
-    def record_masks(self, model: nn.Module) -> None:
-        """Append the masks of the model's sparse layers as they are now."""
-        layers = sparse_layers(model)
-        self.shapes = {name: layer.dense_shape for name, layer in layers.items()}
-        self.masks.append(
-            {
-                name: np.packbits(to_mask(layer.active(), layer.dense_shape).cpu().numpy())
-                for name, layer in layers.items()
-            }
-        )
-
-    def mask(self, epoch: int, layer: str) -> np.ndarray:
-        """Return a layer's boolean mask after ``epoch`` (0: before training), in the dense weight's shape.
-
-        Raises:
-            InvalidArgumentError: no such layer or epoch.
-        """
-        if layer not in self.shapes:
-            raise InvalidArgumentError(f"no sparse layer {layer!r}; there are {', '.join(self.shapes) or 'none'}")
-        if not 0 <= epoch < len(self.masks):
-            raise InvalidArgumentError(f"epoch={epoch}; masks were recorded for 0 to {len(self.masks) - 1}")
-        shape = self.shapes[layer]
-        return np.unpackbits(self.masks[epoch][layer], count=math.prod(shape)).astype(bool).reshape(shape)
+    topology: TopologyRecorder = field(default_factory=TopologyRecorder)
 
     def table(self) -> pd.DataFrame:
         """Return losses, accuracies and seconds, one row per epoch."""
-        columns = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
         index = pd.RangeIndex(1, len(self.seconds) + 1, name="epoch")
-        return pd.DataFrame({name: getattr(self, name) for name in columns}, index=index)
+        return pd.DataFrame({name: getattr(self, name) for name in EPOCH_COLUMNS}, index=index)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything as plain values and tensors."""
+        return {name: list(getattr(self, name)) for name in EPOCH_COLUMNS} | {"topology": self.topology.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a saved state."""
+        self.topology.load_state_dict(state["topology"])
+        for name in EPOCH_COLUMNS:
+            setattr(self, name, list(state[name]))
+
+
+@dataclass
+class _Progress:
+    """Where a run stands: ``batch`` batches of ``epoch`` are done, with these sums."""
+
+    epoch: int = 1
+    batch: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    seconds: float = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
 
 
 def fit(
@@ -88,10 +100,11 @@ def fit(
     batch_size: int = 64,
     optimizer: str = "adam",
     schedule: str = "constant",
-    sparsity: DynamicSparsity | Recipe | None = None,
+    sparsity: Rewirer | Recipe | None = None,
     seed: int = 0,
     device: str = "cpu",
     progress: bool = True,
+    checkpoint: str | Path | None = None,
 ) -> History:
     """Train ``model`` in place and evaluate it after every epoch.
 
@@ -101,45 +114,67 @@ def fit(
         epochs: passes over the training images.
         lr: learning rate; the peak of it under ``"onecycle"``.
         batch_size: images per step; the last batch of an epoch may be smaller.
-        optimizer: ``"adam"``, ``"adamw"`` or ``"sgd"`` (momentum 0.9).
+        optimizer: ``"adam"``, ``"adamw"``, ``"sgd"`` (momentum 0.9) or ``"adam per weight"``
+            (:class:`PerWeightAdam`).
         schedule: ``"constant"`` or ``"onecycle"``.
-        sparsity: a recipe such as ``RigL()``; or a :class:`DynamicSparsity` of this model, whose optimizer is then
-            used in place of ``optimizer`` and ``lr``, and whose ``until`` is its own affair.
+        sparsity: a recipe such as ``RigL()``; or a :class:`Rewirer` of this model, such as a
+            :class:`DynamicSparsity`, whose optimizer is then used in place of ``optimizer`` (under ``"onecycle"``,
+            ``lr`` has to be its own), and whose ``until`` is its own affair.
         seed: seed of the batch order, of torch's global generator (dropout) and of the recipe.
         device: where to train; model and data are moved there.
         progress: whether to show a progress bar.
+        checkpoint: file that is written every 200 steps and after each epoch (where growth looks at several batches,
+            as soon as a rewiring is done). If it is there already, training goes on from it and ends with the same
+            bits as a run that was never stopped, on a CPU with the same number of threads; a finished run returns at
+            once.
 
     Raises:
         InvalidArgumentError: an argument outside its range, labels that the model has no logit for, or a device
             that is not there.
         TrainingError: the loss is not finite; the message says at which step.
+        CheckpointError: the checkpoint is damaged or comes from a run with other settings.
     """
     _check_fit(epochs, lr, batch_size, optimizer, schedule, device)
     _check_sparsity_of(model, sparsity)
     torch.manual_seed(seed)
     data = data.to(device)
     model.to(device)
-    if not isinstance(sparsity, DynamicSparsity):  # whose optimizer may hold state in the weights' present format
+    if not isinstance(sparsity, Rewirer):  # whose optimizer may hold state in the weights' present format
         model.to(memory_format=torch.channels_last)
     _check_labels(model, data)
     steps_per_epoch = math.ceil(len(data.train_x) / batch_size)
     total_steps = epochs * steps_per_epoch
-    if isinstance(sparsity, DynamicSparsity):
+    settings = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "optimizer": optimizer, "schedule": schedule}
+    settings |= {"sparsity": _describe(sparsity), "seed": seed, "data": data.sha256()}
+    if isinstance(sparsity, Rewirer):
         opt = sparsity.optimizer
     else:
-        opt = _make_optimizer(optimizer, model, lr, device)
+        kind, extra = OPTIMIZERS[optimizer]
+        opt = kind(model.parameters(), lr=lr, **extra)
     if isinstance(sparsity, Recipe):
         sparsity = sparsity.attach(model, opt, steps_per_epoch=steps_per_epoch, total_steps=total_steps, seed=seed)
     scheduler = _make_schedule(schedule, opt, lr, total_steps)
     order = torch.Generator().manual_seed(seed)
-    history = History()
-    history.record_masks(model)
-    bar = tqdm(total=total_steps, disable=not progress, file=sys.stdout, ncols=100, mininterval=0.5, unit="step")
+    history, at = History(), _Progress()
+    parts = {"model": model, "optimizer": opt, "scheduler": scheduler, "driver": sparsity, "history": history, "at": at}
+    parts = {name: part for name, part in parts.items() if part is not None}
+    if checkpoint is not None and Path(checkpoint).exists():
+        _resume(checkpoint, parts, settings)
+    else:
+        _record_topology(history, model, 0)
+    save_due = False  # it waits for a moment at which nothing is on its way
+    done = (at.epoch - 1) * steps_per_epoch + at.batch
+    bar = tqdm(
+        total=total_steps, initial=done, disable=not progress, file=sys.stdout, ncols=100, mininterval=0.5, unit="step"
+    )
 
     for epoch in range(1, epochs + 1):
+        batches = torch.randperm(len(data.train_x), generator=order).to(device).split(batch_size)
+        if epoch < at.epoch:
+            continue  # done before the checkpoint; its order was drawn all the same
         model.train()
-        start, loss_sum, correct = time.perf_counter(), 0.0, 0
-        for batch in torch.randperm(len(data.train_x), generator=order).to(device).split(batch_size):
+        start = time.perf_counter() - at.seconds
+        for batch in batches[at.batch :]:
             x, y = data.train_x[batch], data.train_y[batch]
             opt.zero_grad()
             logits = model(x)
@@ -147,25 +182,61 @@ def fit(
             loss.backward()
             loss_value = loss.item()
             if not math.isfinite(loss_value):
-                raise TrainingError(f"the loss is {loss_value} at step {bar.n + 1} (epoch {epoch}); lower lr={lr}")
+                raise TrainingError(f"the loss is {loss_value} at step {done + 1} (epoch {epoch}); lower lr={lr}")
             opt.step()
-            if sparsity is not None:
-                sparsity.step()
+            done += 1
+            if sparsity is not None and sparsity.step():
+                _record_topology(history, model, done)
             if scheduler is not None:
                 scheduler.step()
-            loss_sum += loss_value * len(batch)
-            correct += (logits.argmax(1) == y).sum().item()
+            at.loss_sum += loss_value * len(batch)
+            at.correct += (logits.argmax(1) == y).sum().item()
+            at.batch += 1
             bar.update()
+            save_due |= checkpoint is not None and done % CHECKPOINT_STEPS == 0
+            if save_due and (sparsity is None or sparsity.at_rest):
+                save_due = False
+                at.seconds = time.perf_counter() - start
+                save_checkpoint(checkpoint, settings=settings, **parts)
+                start = time.perf_counter() - at.seconds  # saving is no training time
         history.seconds.append(time.perf_counter() - start)
-        history.train_loss.append(loss_sum / len(data.train_x))
-        history.train_accuracy.append(100 * correct / len(data.train_x))
+        history.train_loss.append(at.loss_sum / len(data.train_x))
+        history.train_accuracy.append(100 * at.correct / len(data.train_x))
         accuracy, test_loss = evaluate(model, data)
         history.test_accuracy.append(accuracy)
         history.test_loss.append(test_loss)
-        history.record_masks(model)
+        at.load_state_dict(_Progress(epoch + 1).state_dict())
+        if checkpoint is not None and (sparsity is None or sparsity.at_rest or epoch == epochs):
+            save_checkpoint(checkpoint, settings=settings, **parts)
         bar.set_postfix_str(f"epoch {epoch}/{epochs}, test {accuracy:.2f}%")
     bar.close()
     return history
+
+
+def _record_topology(history: History, model: nn.Module, step: int) -> None:
+    layers = sparse_layers(model)
+    if layers:
+        history.topology.record(layers, step)
+
+
+def _resume(path: str | Path, parts: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Load a checkpoint of the same run into its parts; another run's is refused before anything is touched."""
+    saved = read_checkpoint(path)["parts"].get("settings")
+    if not isinstance(saved, dict):
+        raise CheckpointError(f"{path} was not written by fit(); load it with load_checkpoint, or choose another file")
+    other = [
+        f"{name}={saved.get(name)!r}, now {value!r}" for name, value in settings.items() if saved.get(name) != value
+    ]
+    if other:
+        raise CheckpointError(
+            f"{path} comes from a run with {'; '.join(other)}; repeat that run's settings, or choose another file"
+        )
+    load_checkpoint(path, **parts)
+
+
+def _describe(sparsity: Rewirer | Recipe | None) -> str:
+    """Return a text that differs where recipes differ."""
+    return describe(sparsity.settings() if isinstance(sparsity, Rewirer) else sparsity)
 
 
 @torch.no_grad()
@@ -183,17 +254,17 @@ def evaluate(model: nn.Module, data: Digits) -> tuple[float, float]:
     return 100 * correct / len(data.test_y), loss_sum / len(data.test_y)
 
 
-def _make_optimizer(name: str, model: nn.Module, lr: float, device: str) -> torch.optim.Optimizer:
-    extra = {"momentum": 0.9} if name == "sgd" else {}
-    return OPTIMIZERS[name](model.parameters(), lr=lr, fused=torch.device(device).type in ("cpu", "cuda"), **extra)
-
-
 def _make_schedule(
     name: str, optimizer: torch.optim.Optimizer, lr: float, total_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler | None:
     if name == "constant":
         return None
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=total_steps)
+    if any(group["lr"] != lr for group in optimizer.param_groups):
+        raise InvalidArgumentError(
+            f"schedule={name!r} would take the driver's optimizer to lr={lr}; pass its own learning rate as lr="
+        )
+    cycled = all("momentum" in group or "betas" in group for group in optimizer.param_groups)
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=total_steps, cycle_momentum=cycled)
 
 
 def _check_fit(epochs: int, lr: float, batch_size: int, optimizer: str, schedule: str, device: str) -> None:
@@ -210,10 +281,10 @@ def _check_fit(epochs: int, lr: float, batch_size: int, optimizer: str, schedule
         raise InvalidArgumentError(f"device={device!r}, but torch sees no GPU here; use device='cpu'")
 
 
-def _check_sparsity_of(model: nn.Module, sparsity: DynamicSparsity | Recipe | None) -> None:
-    if not isinstance(sparsity, (DynamicSparsity, Recipe, type(None))):
+def _check_sparsity_of(model: nn.Module, sparsity: Rewirer | Recipe | None) -> None:
+    if not isinstance(sparsity, (Rewirer, Recipe, type(None))):
         raise InvalidArgumentError(f"sparsity={sparsity!r}; use a recipe such as RigL(), a DynamicSparsity, or None")
-    if isinstance(sparsity, DynamicSparsity) and sparsity.layers != sparse_layers(model):
+    if isinstance(sparsity, Rewirer) and sparsity.layers != sparse_layers(model):
         raise InvalidArgumentError(
             "sparsity drives the layers of another model; build it from the model that is trained"
         )

@@ -192,4 +192,12 @@ def _forget_stale_code() -> None:
                     stored.unlink()
 
 
+def _launch_threads() -> None:
+    """Start numba's threads now: starting them sets the number of threads of OpenMP, which is torch's own, to all."""
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    torch.set_num_threads(threads)
+
+
 _forget_stale_code()
+_launch_threads()

@@ -1,0 +1,113 @@
+"""Measure which algorithm is best: every recipe at every sparsity from every seed, on all of MNIST, 10 epochs.
+
+python tools/referee.py      # hours on two cores, one thread per run
+
+Writes ``figures/referee.json`` after each seed, so that what it holds is always complete up to a seed. A study that was
+stopped goes on where it was: with the runs in ``build/referee``, or, if these are gone, with the seeds in that file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+
+import pandas as pd
+
+from tutorial_lib import SET, SNFS, RigL, Static, load_data, load_result, save_result
+from tutorial_lib.compare import Budget, Comparison, Contender, Dense, Gradual, SmallDense, Sparse, compare, save_runs
+from tutorial_lib.data import Digits
+from tutorial_lib.project import ROOT
+
+SPARSITIES = (0.9, 0.95, 0.98, 0.99, 0.995)
+SEEDS = (0, 1, 2, 3, 4)
+BUDGET = Budget(epochs=10, batch_size=64)
+COMMAND = "python tools/referee.py"
+FOLDER = ROOT / "build" / "referee"  # one for all races: a contender of the same name is the same one
+
+# The four sparse ones differ in how they grow, and in nothing else.
+RANDOM_GROWTH = SET(prune_fraction=0.3, every=100, until=0.75, decay="cosine")
+GRID: dict[str, Contender] = {
+    "dense": Dense(),
+    "static": Sparse(how=Static()),
+    "SET": Sparse(how=RANDOM_GROWTH),
+    "RigL": Sparse(how=RigL()),
+    "SNFS": Sparse(how=SNFS()),
+    "small-dense, same weights": SmallDense(same="weights"),
+    "small-dense, same multiply-adds": SmallDense(same="multiply-adds"),
+}
+GRADUAL: dict[str, Contender] = {"gradual pruning": Gradual()}
+GRADUAL_SPARSITIES, GRADUAL_SEEDS = (0.95, 0.98, 0.99), 3
+
+# From the published recipe to RigL above, one change at a time: each row keeps the changes of those above it.
+PUBLISHED = {"lr": 1e-3, "schedule": "constant"}
+WATERFALL: dict[str, Contender] = {
+    "published recipe": Sparse(how=SET(), scheme="uniform", init="dense", **PUBLISHED),
+    "ERK densities": Sparse(how=SET(), init="dense", **PUBLISHED),
+    "sparse-aware initialisation": Sparse(how=SET(), **PUBLISHED),
+    "one-cycle learning rate, 3e-3": Sparse(how=SET()),
+    "rewired every 100 steps": Sparse(how=SET(every=100)),
+    "growth by gradient": Sparse(how=SET(every=100, grow="gradient")),
+    "30% at first, cosine to an end at 75%": Sparse(how=RigL()),
+}
+# Variations of RigL above.
+TRIED: dict[str, Contender] = {
+    "RigL, dense initialisation": Sparse(how=RigL(), init="dense"),
+    "RigL, a step count per weight in Adam": Sparse(how=RigL(), optimizer="adam per weight"),
+}
+TRIED_SPARSITIES = (0.95, 0.99)
+
+
+def races(seeds: int, gradual_seeds: int, data: Digits, workers: int) -> dict[str, Comparison]:
+    """Run what is missing of the first seeds and return all of their runs."""
+
+    def race(contenders: dict[str, Contender], sparsities: tuple[float, ...]) -> Comparison:
+        chosen = gradual_seeds if contenders is GRADUAL else seeds
+        return compare(contenders, data, sparsities, SEEDS[:chosen], BUDGET, folder=FOLDER, workers=workers)
+
+    return {
+        "grid": race(GRID, SPARSITIES),
+        "waterfall": race(WATERFALL, (0.95,)),
+        "tried": race(TRIED, TRIED_SPARSITIES),
+        "gradual": race(GRADUAL, GRADUAL_SPARSITIES),
+    }
+
+
+def save(comparisons: dict[str, Comparison], seeds: int, workers: int, data: Digits) -> None:
+    """Write ``figures/referee.json``: every run, without the columns that repeat."""
+    values = {
+        "epochs": BUDGET.epochs,
+        "batch_size": BUDGET.batch_size,
+        "seeds": list(SEEDS[:seeds]),
+        "threads_per_run": 1,
+        "runs_side_by_side": workers,
+        "runs": {name: comparison.runs.to_dict(orient="list") for name, comparison in comparisons.items()},
+    }
+    path = save_result("referee", values, command=COMMAND, data=data)
+    print(f"wrote {path.relative_to(ROOT)}, {seeds} of {len(SEEDS)} seeds")
+
+
+def recall(data: Digits) -> None:
+    """Put the recorded runs of an unfinished study where :func:`compare` looks for them."""
+    recorded = load_result("referee")
+    if recorded is None or len(recorded["runs"]["gradual"]["seed"]) == GRADUAL_SEEDS * len(GRADUAL_SPARSITIES):
+        return
+    for columns in recorded["runs"].values():
+        save_runs(pd.DataFrame(columns), FOLDER, GRID | GRADUAL | WATERFALL | TRIED, data, BUDGET)
+
+
+def main() -> None:
+    """Run seed by seed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs side by side, one thread each")
+    arguments = parser.parse_args()
+    data = load_data("mnist")
+    recall(data)
+    # Gradual pruning is as slow as dense training: all but its first seed come last.
+    for seeds, gradual_seeds in [*((n, 1) for n in range(1, len(SEEDS) + 1)), (len(SEEDS), GRADUAL_SEEDS)]:
+        save(races(seeds, gradual_seeds, data, arguments.workers), seeds, arguments.workers, data)
+    shutil.rmtree(FOLDER)  # what is recorded is done: the next study measures everything anew
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""Checkpoints: one file that is whole or not there, and a resumed run that goes on bit by bit as if never stopped."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .errors import CheckpointError
+
+NAME = b"dst-checkpoint "
+VERSION = b"1\n"
+DIGEST = hashlib.sha256
+
+
+def save_checkpoint(path: str | Path, **parts: Any) -> None:
+    """Write everything that a run needs to go on into one file, together with the state of every random generator.
+
+    The new file takes the old one's place in a single step: a crash at any moment leaves one of the two, whole.
+
+    Args:
+        path: where to write.
+        parts: by name, objects with a ``state_dict`` (model, optimizer, scheduler, :class:`DynamicSparsity`, …), or
+            plain values (numbers, texts, tensors, lists and dictionaries of these).
+
+    Raises:
+        CheckpointError: the file cannot be written, or a value is of a kind that could not be loaded safely.
+    """
+    path = Path(path)
+    states = {name: part.state_dict() if hasattr(part, "state_dict") else part for name, part in parts.items()}
+    payload = _pack({"parts": states, "random": _random_state()}, path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(NAME + VERSION + DIGEST(payload).digest() + payload)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write {path} ({error}); choose another place, or free some space") from error
+
+
+def load_checkpoint(path: str | Path, **parts: Any) -> dict[str, Any]:
+    """Load a file of :func:`save_checkpoint` into the given objects: all of them or, if anything is wrong, none.
+
+    Args:
+        path: the file.
+        parts: by the names under which they were saved, objects with a ``load_state_dict``, loaded in this order.
+
+    Returns:
+        What else the file holds, by name. Random generators are set to their saved states.
+
+    Raises:
+        CheckpointError: no such file; not a checkpoint, of another version, cut short or altered; a part that the file
+            does not hold; or one that belongs to another model.
+    """
+    path = Path(path)
+    content = read_checkpoint(path)
+    states = content["parts"]
+    missing = [name for name in parts if name not in states]
+    if missing:
+        raise CheckpointError(f"{path} holds {', '.join(states)}, but not {', '.join(missing)}; leave these out")
+    before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+    try:
+        for name, part in parts.items():
+            _load(part, states[name])
+    except BaseException as error:
+        for other, part in parts.items():
+            part.load_state_dict(before[other])
+        if not isinstance(error, Exception):
+            raise
+        reason = " ".join(str(error).split())[:500]
+        raise CheckpointError(
+            f"{name!r} in {path} was saved from another one ({reason}); build it as it was when it was saved"
+        ) from error
+    _set_random_state(content["random"])
+    return {name: state for name, state in states.items() if name not in parts}
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Return what a file of :func:`save_checkpoint` holds, checked, without loading it into anything.
+
+    Returns:
+        ``parts``, by the names under which they were saved, and the states of the ``random`` generators.
+
+    Raises:
+        CheckpointError: no such file; not a checkpoint, of another version, cut short or altered.
+    """
+    path = Path(path)
+    return _unpack(_payload(path), path)
+
+
+def _payload(path: Path) -> bytes:
+    """Return the checked bytes behind the header."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path} ({error}); give the path of a checkpoint") from error
+    if not content.startswith(NAME):
+        raise CheckpointError(f"{path} is not a checkpoint of this library, or its beginning is damaged")
+    line, _, rest = content[len(NAME) :].partition(b"\n")
+    if line + b"\n" != VERSION:
+        raise CheckpointError(f"{path} has version {line[:20]!r}, this library reads {VERSION.strip()!r}; train anew")
+    size = DIGEST().digest_size
+    if DIGEST(rest[size:]).digest() != rest[:size]:
+        raise CheckpointError(f"{path} is damaged (cut short or altered); delete it and start anew, or use a copy")
+    return rest[size:]
+
+
+def _pack(content: dict[str, Any], path: Path) -> bytes:
+    packed = io.BytesIO()
+    try:
+        torch.save(content, packed)
+        _unpack(packed.getvalue(), path)  # refused now, while the old file is still there
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} would hold something that cannot be loaded safely ({str(error)[:200]}); "
+            "save objects with a state_dict, numbers, texts, tensors, lists and dictionaries of these"
+        ) from error
+    return packed.getvalue()
+
+
+def _unpack(payload: bytes, path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read by this version of torch ({str(error)[:200]})") from error
+
+
+def _load(part: Any, state: dict[str, Any]) -> None:
+    if isinstance(part, torch.optim.Optimizer):
+        _check_optimizer_state(part, state)
+    part.load_state_dict(state)
+    if isinstance(part, torch.optim.Optimizer):
+        _lay_out_like_parameters(part)
+
+
+def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Give state the memory format of its weight: fused optimizers read the two side by side in memory."""
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Compare shapes, which ``Optimizer.load_state_dict`` does not."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    saved = [number for group in state["param_groups"] for number in group["params"]]
+    for number, parameter in zip(saved, parameters, strict=True):
+        for key, value in state["state"].get(number, {}).items():
+            if torch.is_tensor(value) and value.dim() and value.shape != parameter.shape:
+                raise ValueError(f"{key} of shape {tuple(value.shape)} for a parameter {tuple(parameter.shape)}")
+
+
+def _random_state() -> dict[str, Any]:
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == torch.cuda.device_count():  # on another machine there is nothing to go on from
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,437 @@
+"""The referee: every contender gets the same data in the same order, the same budget, several seeds, and intervals."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import multiprocessing
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from scipy import stats
+from torch import nn
+from tqdm import tqdm
+
+from .cost import storage_bytes, training_multiply_adds
+from .data import Digits
+from .dst import GROW_RULES, GrowRule
+from .errors import InvalidArgumentError
+from .fuse import fuse
+from .init import sparse_init
+from .interface import SparsifiableLayer
+from .masked import mask_model
+from .models import TutorialCNN
+from .recipes import DynamicRecipe, GradualMagnitudePruning, Recipe, describe
+from .recorder import TopologyRecorder
+from .small_dense import IMAGE, multiply_add_count, small_dense, weight_count
+from .sparse import sparsify
+from .topology import layer_nnz, weight_layers, weight_shape
+from .train import fit
+
+# Tensors of a weight's shape that each optimizer keeps.
+STATE_TENSORS = {"adam": 2, "adamw": 2, "sgd": 1, "adam per weight": 3}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every contender may spend."""
+
+    epochs: int = 10
+    batch_size: int = 64
+
+
+# ------------------------------------------------------------------------------------------ who takes part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender(ABC):
+    """A way to build and train the tutorial's network.
+
+    Attributes:
+        lr: see :func:`fit`.
+        schedule: see :func:`fit`.
+        optimizer: see :func:`fit`.
+    """
+
+    lr: float = 3e-3
+    schedule: str = "onecycle"
+    optimizer: str = "adam"
+
+    @abstractmethod
+    def build(self, sparsity: float, seed: int) -> nn.Module:
+        """Return the network, drawn from ``seed``."""
+
+    def recipe(self, sparsity: float) -> Recipe | None:
+        """Return how its topology changes."""
+        return None
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it is the same at every sparsity."""
+        return False
+
+
+@dataclass(frozen=True)
+class Dense(Contender):
+    """The full network: what the others are measured against."""
+
+    @property
+    def is_dense(self) -> bool:
+        """See :class:`Contender`."""
+        return True
+
+    def build(self, sparsity: float, seed: int) -> nn.Module:
+        """See :class:`Contender`."""
+        torch.manual_seed(seed)
+        return TutorialCNN()
+
+
+@dataclass(frozen=True)
+class SmallDense(Contender):
+    """A narrow dense network with as many weights, or as many multiply-adds, as the sparse one with ERK densities.
+
+    Attributes:
+        same: ``"weights"`` or ``"multiply-adds"``.
+    """
+
+    same: str = "weights"
+
+    def build(self, sparsity: float, seed: int) -> nn.Module:
+        """See :class:`Contender`."""
+        with torch.device("meta"):
+            full = TutorialCNN()
+            counts = layer_nnz(full, sparsity, "erk")
+            places = {"conv1": 28 * 28, "conv2": 14 * 14}  # where a convolution applies each of its weights
+        limits = {
+            "weights": (sum(counts.values()), weight_count),
+            "multiply-adds": (sum(nnz * places.get(name, 1) for name, nnz in counts.items()), multiply_add_count),
+        }
+        if self.same not in limits:
+            raise InvalidArgumentError(f"same={self.same!r}; use one of {', '.join(limits)}")
+        torch.manual_seed(seed)
+        return small_dense(*limits[self.same])
+
+
+@dataclass(frozen=True)
+class Sparse(Contender):
+    """A truly sparse network from the first step on.
+
+    Attributes:
+        how: how its topology changes.
+        scheme: how its layers share the weights, see :func:`layer_nnz`.
+        init: ``"dense"``: the weights that the dense network would have there; ``"sparse-aware"``: :func:`sparse_init`.
+    """
+
+    how: DynamicRecipe
+    scheme: str = "erk"
+    init: str = "sparse-aware"
+
+    def build(self, sparsity: float, seed: int) -> nn.Module:
+        """See :class:`Contender`."""
+        if self.init not in ("dense", "sparse-aware"):
+            raise InvalidArgumentError(f"init={self.init!r}; use dense or sparse-aware")
+        torch.manual_seed(seed)
+        masked = mask_model(TutorialCNN(), sparsity, self.scheme, seed=seed)
+        return fuse(sparsify(sparse_init(masked, seed) if self.init == "sparse-aware" else masked))
+
+    def recipe(self, sparsity: float) -> Recipe:
+        """See :class:`Contender`."""
+        return self.how
+
+
+@dataclass(frozen=True)
+class Gradual(Contender):
+    """Gradual magnitude pruning: a masked network that starts dense, so it is as large and slow as the dense one."""
+
+    scheme: str = "erk"
+
+    def build(self, sparsity: float, seed: int) -> nn.Module:
+        """See :class:`Contender`."""
+        torch.manual_seed(seed)
+        return mask_model(TutorialCNN(), 0.0)
+
+    def recipe(self, sparsity: float) -> Recipe:
+        """See :class:`Contender`."""
+        return GradualMagnitudePruning(sparsity, self.scheme)
+
+
+# ------------------------------------------------------------------------------------------ the races
+
+Job = tuple[str, float, int]  # contender, sparsity, seed
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs of a comparison, one row each.
+
+    Attributes:
+        runs: columns ``contender``, ``sparsity``, ``seed``, ``accuracy`` (percent, test set, after the last epoch),
+            ``loss``, ``seconds`` (training alone), ``weights`` (active), ``bytes`` (weights, gradients, optimizer
+            state, indices and masks), ``forward``, ``backward``, ``growth`` (multiply-adds of the whole training;
+            growth is taken to read the dense gradients of whole batches, which own and sampling rules may not),
+            ``exploration`` (share of all connections that were ever active), ``rewirings``.
+    """
+
+    runs: pd.DataFrame
+
+    def table(self) -> pd.DataFrame:
+        """Return one row per contender and sparsity: mean accuracy with its 95% interval, and means of the rest.
+
+        Seconds are medians: another program on the machine can hold up a single run.
+        """
+        rows = []
+        for (contender, sparsity), part in self.runs.groupby(["contender", "sparsity"], sort=False):
+            low, high = interval(part["accuracy"].tolist())
+            others = part.drop(columns=["contender", "sparsity", "seed"]).mean()
+            others["seconds"] = part["seconds"].median()
+            rows.append(
+                {"contender": contender, "sparsity": sparsity, "seeds": len(part)}
+                | {"accuracy": others.pop("accuracy"), "low": low, "high": high}
+                | others.to_dict()
+            )
+        return pd.DataFrame(rows)
+
+
+def interval(samples: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Return the two-sided confidence interval of a mean, by Student's t; (nan, nan) for a single sample."""
+    if len(samples) < 2:
+        return math.nan, math.nan
+    error = stats.sem(samples)
+    if error == 0:
+        return samples[0], samples[0]
+    low, high = stats.t.interval(level, len(samples) - 1, loc=sum(samples) / len(samples), scale=error)
+    return float(low), float(high)
+
+
+def in_words(mean: float, low: float, high: float) -> str:
+    """Return a mean with its interval as a text, such as ``99.24 (99.18 to 99.30)``."""
+    return f"{mean:.2f} (one seed)" if math.isnan(low) else f"{mean:.2f} ({low:.2f} to {high:.2f})"
+
+
+def paired_difference(runs: pd.DataFrame, ours: str, theirs: str, sparsity: float) -> tuple[float, float, float]:
+    """Return by how many points of accuracy one contender is ahead of another, seed by seed: mean and 95% interval.
+
+    Args:
+        runs: see :class:`Comparison`.
+        ours: a contender.
+        theirs: another one.
+        sparsity: at which to compare.
+
+    Raises:
+        InvalidArgumentError: there is no seed that both were run with.
+    """
+    dense = runs["sparsity"] == 0.0  # the same at every sparsity
+    at = runs[(runs["sparsity"] == sparsity) | dense].set_index(["contender", "seed"])["accuracy"]
+    both = [at[name] if name in at.index.get_level_values(0) else pd.Series(dtype=float) for name in (ours, theirs)]
+    difference = (both[0] - both[1]).dropna()
+    if difference.empty:
+        raise InvalidArgumentError(f"no seed was run with both {ours!r} and {theirs!r} at {sparsity=}")
+    return float(difference.mean()), *interval(difference.tolist())
+
+
+def compare(
+    contenders: Mapping[str, Contender],
+    data: Digits,
+    sparsities: Sequence[float],
+    seeds: Sequence[int],
+    budget: Budget = Budget(),
+    *,
+    folder: str | Path | None = None,
+    workers: int = 1,
+    progress: bool = True,
+) -> Comparison:
+    """Train every contender at every sparsity from every seed; one that is dense, once per seed.
+
+    A seed decides the network's first weights, its first topology and the order of the data, so that contenders are
+    compared on equal terms.
+
+    Args:
+        contenders: by name.
+        data: the digits.
+        sparsities: shares of weights removed.
+        seeds: at least one; two or more for intervals.
+        budget: epochs and batch size of each run.
+        folder: where each run is written as soon as it is done, and its checkpoint on the way: runs that are there,
+            with the same settings, are not trained again; a comparison that was stopped goes on where it was. Rules of
+            one's own count as the same while their code is.
+        workers: runs side by side, in processes of one thread each; 1: in this process, with all threads. Rules of
+            one's own have to come from a file that the processes can import, not from a notebook.
+        progress: whether to show a progress bar with the time that is left.
+
+    Raises:
+        InvalidArgumentError: nothing to compare, or a seed or sparsity twice.
+    """
+    if not contenders or not sparsities or not seeds or workers < 1:
+        raise InvalidArgumentError(
+            f"{len(contenders)} contenders, sparsities={list(sparsities)}, seeds={list(seeds)}, workers={workers}; "
+            "give at least one of each"
+        )
+    if len({*sparsities}) < len(sparsities) or len({*seeds}) < len(seeds):
+        raise InvalidArgumentError(f"sparsities={list(sparsities)}, seeds={list(seeds)}; name each once")
+    # Seed by seed, so that what a stopped comparison holds is already a fair one.
+    jobs = [
+        (name, 0.0 if contender.is_dense else sparsity, seed)
+        for seed, (name, contender), sparsity in itertools.product(seeds, contenders.items(), sparsities)
+        if not contender.is_dense or sparsity == sparsities[0]
+    ]
+    if workers > 1:
+        _check_importable(contenders)
+    files = None if folder is None else _Files(Path(folder), contenders, data, budget)
+    done = {job: files.load(job) if files else None for job in jobs}
+    todo = {job: contenders[job[0]] for job in jobs if done[job] is None}
+    with tqdm(total=len(jobs), initial=len(jobs) - len(todo), disable=not progress, file=sys.stdout, unit="run") as bar:
+        for job, result in _run_all(todo, data, budget, files, workers):
+            done[job] = result
+            if files:
+                files.save(result)
+            bar.set_postfix_str(f"{job[0]} {job[1]:.1%} seed {job[2]}: {result['accuracy']:.2f}%")
+            bar.update()
+    order = {name: place for place, name in enumerate(contenders)}
+    rows = [done[job] for job in sorted(jobs, key=lambda job: (order[job[0]], job[1], job[2]))]
+    return Comparison(pd.DataFrame(rows))
+
+
+def _run_all(
+    todo: dict[Job, Contender], data: Digits, budget: Budget, files: _Files | None, workers: int
+) -> Iterator[tuple[Job, dict[str, Any]]]:
+    checkpoints = {job: files.path(job, "checkpoint") if files else None for job in todo}
+    if workers == 1:
+        for job, contender in todo.items():
+            yield job, train_one(job, contender, data, budget, checkpoints[job])
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, _start_worker, (data,)) as pool:
+        futures: dict[Future[dict[str, Any]], Job] = {
+            pool.submit(_train_in_worker, job, contender, budget, checkpoints[job]): job
+            for job, contender in todo.items()
+        }
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            _cancel(pool)
+
+
+def _cancel(pool: Executor) -> None:
+    """Let runs that have not begun go: after an error, or Ctrl-C, nobody waits for them."""
+    pool.shutdown(wait=False, cancel_futures=True)
+
+
+_data: list[Digits] = []  # of a worker process: sent once, not with every run
+
+
+def _start_worker(data: Digits) -> None:
+    torch.set_num_threads(1)
+    _data.append(data)
+
+
+def _train_in_worker(job: Job, contender: Contender, budget: Budget, checkpoint: Path | None) -> dict[str, Any]:
+    return train_one(job, contender, _data[0], budget, checkpoint)
+
+
+def train_one(job: Job, contender: Contender, data: Digits, budget: Budget, checkpoint: Path | None) -> dict[str, Any]:
+    """Train one contender once and return its row; see :class:`Comparison`."""
+    name, sparsity, seed = job
+    model, recipe = contender.build(sparsity, seed), contender.recipe(sparsity)
+    history = fit(
+        model,
+        data,
+        epochs=budget.epochs,
+        batch_size=budget.batch_size,
+        lr=contender.lr,
+        schedule=contender.schedule,
+        optimizer=contender.optimizer,
+        sparsity=recipe,
+        seed=seed,
+        progress=False,
+        checkpoint=checkpoint,
+    )
+    rewirings = max(0, len(history.topology) - 1)
+    growth_images = _growth_batches(history.topology, recipe) * budget.batch_size
+    layers = weight_layers(model).values()
+    active = sum(
+        len(layer.active()) if isinstance(layer, SparsifiableLayer) else math.prod(weight_shape(layer))
+        for layer in layers
+    )
+    parameters = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return {
+        "contender": name,
+        "sparsity": sparsity,
+        "seed": seed,
+        "accuracy": history.test_accuracy[-1],
+        "loss": history.test_loss[-1],
+        "seconds": sum(history.seconds),
+        "weights": active,
+        "bytes": storage_bytes(model) + (1 + STATE_TENSORS[contender.optimizer]) * parameters,
+        **training_multiply_adds(model, IMAGE, budget.epochs * len(data.train_x), growth_images),
+        "exploration": float(history.topology.exploration()[-1]) if len(history.topology) else 1.0,
+        "rewirings": rewirings,
+    }
+
+
+def _check_importable(contenders: Mapping[str, Contender]) -> None:
+    for name, contender in contenders.items():
+        how = getattr(contender, "how", None)
+        rules = [getattr(how, "prune", None), getattr(how, "grow", None)]
+        rules = [rule.choose if isinstance(rule, GrowRule) else rule for rule in rules]
+        if any(callable(rule) and rule.__module__ == "__main__" for rule in rules):
+            raise InvalidArgumentError(
+                f"{name!r} has a rule that other processes cannot import; put it into a file, or use workers=1"
+            )
+
+
+def _growth_batches(topology: TopologyRecorder, recipe: Recipe | None) -> int:
+    """Return for how many batches the dense gradient was computed for growth: never more than lie between rewirings."""
+    if not isinstance(recipe, DynamicRecipe):
+        return 0
+    rule = GROW_RULES[recipe.grow] if isinstance(recipe.grow, str) else recipe.grow
+    steps = rule.gradient_steps if isinstance(rule, GrowRule) else GrowRule(rule).gradient_steps
+    return sum(min(steps, after - before) for before, after in itertools.pairwise(topology.steps))
+
+
+class _Files:
+    """The runs of a comparison in a folder; a run with other settings is another file."""
+
+    def __init__(self, folder: Path, contenders: Mapping[str, Contender], data: Digits, budget: Budget) -> None:
+        self.folder = folder
+        terms = f"{budget} {data.sha256()}"
+        self.digests = {name: _digest(f"{name} {describe(each)} {terms}") for name, each in contenders.items()}
+
+    def path(self, job: Job, ending: str) -> Path:
+        name, sparsity, seed = job
+        readable = "".join(c if c.isalnum() else "_" for c in name)
+        return self.folder / f"{readable}-{sparsity:g}-{seed}-{self.digests[name]}.{ending}"
+
+    def load(self, job: Job) -> dict[str, Any] | None:
+        path = self.path(job, "json")
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def save(self, row: dict[str, Any]) -> None:
+        job = row["contender"], row["sparsity"], row["seed"]
+        partial = self.path(job, "partial")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(row), encoding="utf-8")
+        partial.replace(self.path(job, "json"))
+        self.path(job, "checkpoint").unlink(missing_ok=True)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def save_runs(
+    runs: pd.DataFrame, folder: Path, contenders: Mapping[str, Contender], data: Digits, budget: Budget
+) -> None:
+    """Write runs of an earlier comparison where ``compare(…, folder=folder)`` with the same settings finds them."""
+    files = _Files(folder, contenders, data, budget)
+    for row in runs.to_dict(orient="records"):
+        files.save(row)

@@ -18,6 +18,7 @@ from .errors import CheckpointError
 NAME = b"dst-checkpoint "
 VERSION = b"1\n"
 DIGEST = hashlib.sha256
+FIELDS = ("parts", "random")
 
 
 def save_checkpoint(path: str | Path, **parts: Any) -> None:
@@ -70,10 +71,14 @@ def load_checkpoint(path: str | Path, **parts: Any) -> dict[str, Any]:
     if missing:
         raise CheckpointError(f"{path} holds {', '.join(states)}, but not {', '.join(missing)}; leave these out")
     before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+    random_before = _random_state()
+    name = "the state of the random generators"
     try:
+        _set_random_state(content["random"])
         for name, part in parts.items():
             _load(part, states[name])
     except BaseException as error:
+        _set_random_state(random_before)
         for other, part in parts.items():
             part.load_state_dict(before[other])
         if not isinstance(error, Exception):
@@ -82,7 +87,6 @@ def load_checkpoint(path: str | Path, **parts: Any) -> dict[str, Any]:
         raise CheckpointError(
             f"{name!r} in {path} was saved from another one ({reason}); build it as it was when it was saved"
         ) from error
-    _set_random_state(content["random"])
     return {name: state for name, state in states.items() if name not in parts}
 
 
@@ -131,9 +135,12 @@ def _pack(content: dict[str, Any], path: Path) -> bytes:
 
 def _unpack(payload: bytes, path: Path) -> dict[str, Any]:
     try:
-        return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        content = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read by this version of torch ({str(error)[:200]})") from error
+    if not isinstance(content, dict) or {key: type(content.get(key)) for key in FIELDS} != dict.fromkeys(FIELDS, dict):
+        raise CheckpointError(f"{path} was not written by save_checkpoint; start anew, or use a checkpoint that was")
+    return content
 
 
 def _load(part: Any, state: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """Checkpoints: whole or not there, refused when they do not fit, and a killed run that ends with the same bits."""
 
+import copy
+import io
 import multiprocessing
 import os
 import random
@@ -27,6 +29,7 @@ from tutorial_lib import (
     sparsify,
     train,
 )
+from tutorial_lib.checkpoint import DIGEST, NAME, VERSION
 from tutorial_lib.errors import CheckpointError, InvalidArgumentError
 
 
@@ -96,6 +99,11 @@ def test_a_run_killed_at_20_random_moments_ends_with_the_same_bits(kind, tmp_pat
         process.start()
         return process
 
+    def wait_for_a_save(process, path):
+        before = path.stat().st_mtime_ns if path.exists() else 0
+        while process.is_alive() and (path.stat().st_mtime_ns if path.exists() else 0) == before:
+            time.sleep(0.001)
+
     for name in ("first", "whole"):  # the first one waits for the server as well
         start = time.perf_counter()
         child(tmp_path / f"{name}.ckpt", tmp_path / name).join()
@@ -105,7 +113,13 @@ def test_a_run_killed_at_20_random_moments_ends_with_the_same_bits(kind, tmp_pat
         path, result = tmp_path / f"{attempt}.ckpt", tmp_path / f"{attempt}"
         while not result.exists():
             process = child(path, result)
-            process.join(moments.uniform(0, seconds) if kills < 20 else None)
+            if kills >= 20:
+                process.join()
+            elif kills % 2:  # somewhere in a life, which is mostly its start
+                process.join(moments.uniform(0, seconds))
+            else:  # soon after, or during, one of its saves
+                wait_for_a_save(process, path)
+                process.join(moments.uniform(0, 0.1))
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)
                 process.join()
@@ -183,6 +197,75 @@ def test_a_damaged_file_is_refused_wherever_it_is_damaged(tmp_path):
         with pytest.raises(CheckpointError, match=r"damaged|not a checkpoint|version"):
             load_checkpoint(path, model=model)
     assert same(before, dict(model.state_dict()))
+
+
+def generators():
+    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+
+def sign(path, content):
+    """Write any content with a digest that is right, as nothing in the project does."""
+    payload = io.BytesIO()
+    torch.save(content, payload)
+    path.write_bytes(NAME + VERSION + DIGEST(payload.getvalue()).digest() + payload.getvalue())
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"parts": {}}, {"parts": [], "random": {}}, {"a": 1}], ids=str)
+def test_a_whole_file_of_other_content(content, tmp_path):
+    sign(tmp_path / "other", content)
+    with pytest.raises(CheckpointError, match="not written by save_checkpoint"):
+        load_checkpoint(tmp_path / "other")
+
+
+def test_a_refused_checkpoint_leaves_the_random_generators_alone(tmp_path):
+    path, model, _, _ = saved(tmp_path)
+    other = nn.Linear(2, 2)
+    payload = path.read_bytes()[len(NAME + VERSION) + DIGEST().digest_size :]
+    content = torch.load(io.BytesIO(payload), weights_only=True)
+    sign(tmp_path / "other", content | {"random": {"torch": "not a state"}})
+    torch.manual_seed(7)
+    before = generators()
+    with pytest.raises(CheckpointError, match="state of the random generators"):
+        load_checkpoint(tmp_path / "other", model=model)
+    with pytest.raises(CheckpointError, match="'model'"):
+        load_checkpoint(path, model=other)
+    assert generators() == before
+
+
+def test_the_optimizer_state_keeps_its_memory_format(tmp_path):
+    """fused Adam takes moments in their weight's layout; a loaded state must not fall back to another."""
+
+    def step(network, optimizer):
+        optimizer.zero_grad()
+        network(torch.ones(2, 3, 8, 8)).sum().backward()
+        optimizer.step()
+
+    def adam(network):
+        return torch.optim.Adam(network.parameters(), fused=True)
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2))
+    model = model.to(memory_format=torch.channels_last)
+    optimizer = adam(model)
+    step(model, optimizer)
+    again = copy.deepcopy(model)
+    other = adam(again)
+    save_checkpoint(tmp_path / "run", model=model, optimizer=optimizer)
+    load_checkpoint(tmp_path / "run", model=again, optimizer=other)
+    assert other.state[again[0].weight]["exp_avg"].stride() == model[0].weight.stride() == again[0].weight.stride()
+    step(model, optimizer)
+    step(again, other)
+    assert same(dict(again.state_dict()), dict(model.state_dict()))
+
+
+def test_a_run_is_not_resumed_with_another_rewirer(tmp_path):
+    data = load_data("digits", train_size=300)
+
+    def train_with(every):
+        fit(make("masked"), data, epochs=1, sparsity=SNFS(every=every), progress=False, checkpoint=tmp_path / "run")
+
+    train_with(5)
+    with pytest.raises(CheckpointError, match="every: 5"):
+        train_with(6)
 
 
 def test_a_version_of_tomorrow(tmp_path):

@@ -108,17 +108,32 @@ def _windows(plan, pool):
     return plan.out_h // 2 if pool else (plan.out_h + 1) // 2
 
 
+@compiled
+def _bands(call, plan):
+    return -(-_windows(plan, call.pool) // plan.band)
+
+
+@compiled
+def _forward_piece(call, plan, piece, scratch):
+    windows, bands = _windows(plan, call.pool), _bands(call, plan)
+    b, first = piece // bands * 16, piece % bands * plan.band
+    _copy_input(call, plan, b, 2 * first * plan.stride_y - plan.pad_y, floats(scratch))
+    _add_windows(call, plan, first, min(first + plan.band, windows), b, floats(scratch))
+
+
 @parallel
 def conv_forward(calls, plans, i):
-    """Do the forward pass of convolution number ``i`` of a chain."""
-    for piece in prange(calls[i].lanes // 16 * -(-_windows(plans[i], calls[i].pool) // plans[i].band)):
-        call, plan = calls[i], plans[i]
-        windows = _windows(plan, call.pool)
-        bands = -(-windows // plan.band)
-        b, first = piece // bands * 16, piece % bands * plan.band
-        block = floats(call.scratch + get_thread_id() * plan.inputs * plan.rows_in_block * plan.cols_in_block * 64)
-        _copy_input(call, plan, b, 2 * first * plan.stride_y - plan.pad_y, block)
-        _add_windows(call, plan, first, min(first + plan.band, windows), b, block)
+    """Do the forward pass of convolution number ``i`` of a chain with all threads."""
+    for piece in prange(calls[i].lanes // 16 * _bands(calls[i], plans[i])):
+        call = calls[i]
+        _forward_piece(call, plans[i], piece, call.scratch + get_thread_id() * call.scratch_bytes)
+
+
+@compiled
+def conv_forward_alone(call, plan, thread):
+    """Do the forward pass of a convolution with the thread that calls, number ``thread``."""
+    for piece in range(call.lanes // 16 * _bands(call, plan)):
+        _forward_piece(call, plan, piece, call.scratch + thread * call.scratch_bytes)
 
 
 @compiled
@@ -238,7 +253,13 @@ def _total_sums(call, plan, piece, sums):
 
 
 @compiled
-def _backward_piece(call, plan, piece, bands, block):
+def _t_bands(plan):
+    return -(-((plan.height + 1) // 2) // plan.t_band)
+
+
+@compiled
+def _backward_piece(call, plan, piece, block):
+    bands = _t_bands(plan)
     b, first = piece // bands * 16, piece % bands * plan.t_band
     sums = floats(block + plan.outputs * plan.t_rows_in_block * plan.t_cols_in_block * 64)
     _fill_zeros(sums, 0, plan.nnz * 16)
@@ -276,26 +297,37 @@ def _add_pieces(call, plan, first, last, pieces):
         dvalues[k] = over_pieces
 
 
-@parallel
-def _pieces(calls, plans, i, bands):
-    for piece in prange(calls[i].lanes // 16 * bands):
-        call, plan = calls[i], plans[i]
-        size = (plan.outputs * plan.t_rows_in_block * plan.t_cols_in_block + plan.nnz) * 64
-        _backward_piece(call, plan, piece, bands, call.scratch + get_thread_id() * size)
+@compiled
+def _sum_channel(call, plan, o):
+    _bias_gradient(call, plan, o)
+    first, last = o * plan.nnz // plan.outputs, (o + 1) * plan.nnz // plan.outputs
+    _add_pieces(call, plan, first, last, call.lanes // 16 * _t_bands(plan))
 
 
 @parallel
-def _sums(calls, plans, i, bands):
+def _pieces_by_all(calls, plans, i):
+    for piece in prange(calls[i].lanes // 16 * _t_bands(plans[i])):
+        call = calls[i]
+        _backward_piece(call, plans[i], piece, call.scratch + get_thread_id() * call.scratch_bytes)
+
+
+@parallel
+def _sums_by_all(calls, plans, i):
     for o in prange(plans[i].outputs):
-        call, plan = calls[i], plans[i]
-        _bias_gradient(call, plan, o)
-        first, last = o * plan.nnz // plan.outputs, (o + 1) * plan.nnz // plan.outputs
-        _add_pieces(call, plan, first, last, call.lanes // 16 * bands)
+        _sum_channel(calls[i], plans[i], o)
 
 
 @compiled
 def conv_backward(calls, plans, i):
-    """Do the backward pass of convolution number ``i`` of a chain."""
-    bands = -(-((plans[i].height + 1) // 2) // plans[i].t_band)
-    _pieces(calls, plans, i, bands)
-    _sums(calls, plans, i, bands)
+    """Do the backward pass of convolution number ``i`` of a chain with all threads."""
+    _pieces_by_all(calls, plans, i)
+    _sums_by_all(calls, plans, i)
+
+
+@compiled
+def conv_backward_alone(call, plan, thread):
+    """Do the backward pass of a convolution with the thread that calls, number ``thread``."""
+    for piece in range(call.lanes // 16 * _t_bands(plan)):
+        _backward_piece(call, plan, piece, call.scratch + thread * call.scratch_bytes)
+    for o in range(plan.outputs):
+        _sum_channel(call, plan, o)

@@ -21,22 +21,25 @@ from pathlib import Path
 import numba
 import numpy as np
 import torch
+from numba import get_thread_id, prange
 
 from ..errors import InvalidArgumentError
 from . import memory
-from .conv import conv_backward, conv_forward
+from .conv import conv_backward, conv_backward_alone, conv_forward, conv_forward_alone
 from .convert import transpose
 from .index import ConvIndex, LinearIndex
-from .linear import linear_backward, linear_forward
+from .linear import linear_backward, linear_backward_alone, linear_forward, linear_forward_alone
 from .memory import empty_batch_innermost
 from .program import backward_program, forward_program, traced
 from .records import LINEAR
-from .simd import compiled
+from .simd import compiled, floats, parallel
 from .stage import Gradients, Stage
+
+PIECE = 4096  # gradients of the spans that are added up at a time
 
 
 @compiled
-def _run_forward(calls: np.ndarray, plans: np.ndarray) -> None:
+def _forward_layers(calls: np.ndarray, plans: np.ndarray) -> None:
     for i in range(len(calls)):
         if plans[i].kind == LINEAR:
             linear_forward(calls, plans, i)
@@ -44,13 +47,66 @@ def _run_forward(calls: np.ndarray, plans: np.ndarray) -> None:
             conv_forward(calls, plans, i)
 
 
+@parallel
+def _forward_spans(calls: np.ndarray, plans: np.ndarray) -> None:
+    for span in prange(len(calls) // len(plans)):
+        for i in range(len(plans)):
+            if plans[i].kind == LINEAR:
+                linear_forward_alone(calls[span * len(plans) + i], plans[i])
+            else:
+                conv_forward_alone(calls[span * len(plans) + i], plans[i], get_thread_id())
+
+
 @compiled
-def _run_backward(calls: np.ndarray, plans: np.ndarray) -> None:
+def _run_forward(calls: np.ndarray, plans: np.ndarray) -> None:
+    if len(calls) == len(plans):
+        _forward_layers(calls, plans)
+    else:
+        _forward_spans(calls, plans)
+
+
+@compiled
+def _backward_layers(calls: np.ndarray, plans: np.ndarray) -> None:
     for i in range(len(calls)):
         if plans[i].kind == LINEAR:
             linear_backward(calls, plans, i)
         else:
             conv_backward(calls, plans, i)
+
+
+@parallel
+def _backward_spans(calls: np.ndarray, plans: np.ndarray) -> None:
+    for span in prange(len(calls) // len(plans)):
+        for i in range(len(plans)):
+            if plans[i].kind == LINEAR:
+                linear_backward_alone(calls[span * len(plans) + i], plans[i])
+            else:
+                conv_backward_alone(calls[span * len(plans) + i], plans[i], get_thread_id())
+
+
+@compiled
+def _sum_spans(partial: int, spans: int, size: int, result: int, first: int, last: int) -> None:
+    parts, sums = floats(partial), floats(result)
+    for at in range(first, last):
+        number = parts[at]
+        for span in range(1, spans):
+            number += parts[span * size + at]
+        sums[at] = number
+
+
+@parallel
+def _sum_all_spans(partial: int, spans: int, size: int, result: int) -> None:
+    for piece in prange((size + PIECE - 1) // PIECE):
+        _sum_spans(partial, spans, size, result, piece * PIECE, min((piece + 1) * PIECE, size))
+
+
+@compiled
+def _run_backward(calls: np.ndarray, plans: np.ndarray, partial: int, size: int, gradients: int) -> None:
+    if len(calls) == len(plans):
+        _backward_layers(calls, plans)
+    else:
+        _backward_spans(calls, plans)
+        _sum_all_spans(partial, len(calls) // len(plans), size, gradients)
 
 
 def innermost(x: torch.Tensor) -> torch.Tensor:
@@ -85,7 +141,7 @@ def forward(
     parameters = _checked(x, stages, parameters)
     x = innermost(x)
     program = forward_program(stages, x, remember)
-    y = empty_batch_innermost((len(x), *program.layouts[-1].y_size))
+    y = empty_batch_innermost((len(x), *program.y_size))
     arena, room = _bytes(program.bytes), _bytes(_threads() * program.thread_bytes)
     _run_forward(program.calls(_addresses(x, y, arena, room, None, None, None, *parameters)), program.plans)
     return y, (x, arena, y if stages[-1].relu and not stages[-1].pool else None)
@@ -114,7 +170,7 @@ def backward(
     """
     x, arena, y = passed
     parameters = _checked(grad, stages, parameters)
-    result = (len(x), *forward_program(stages, x, True).layouts[-1].y_size)
+    result = (len(x), *forward_program(stages, x, True).y_size)
     if grad.shape != result:
         raise InvalidArgumentError(f"the gradient has shape {tuple(grad.shape)}, the result {result}.")
     grad = innermost(grad)
@@ -124,7 +180,8 @@ def backward(
     gradients = allocate(sum(program.gradient_sizes), dtype=torch.float32, device="cpu")
     room = _bytes(program.bytes + _threads() * program.thread_bytes)
     addresses = _addresses(x, y, arena, room, grad, dx, gradients, *parameters)
-    _run_backward(program.calls(addresses), program.plans)
+    partial = room.data_ptr() + program.partial
+    _run_backward(program.calls(addresses), program.plans, partial, len(gradients), gradients.data_ptr())
     traces = traced(program, *passed, room, grad) if trace else []
     return Gradients(dx, gradients.split_with_sizes(program.gradient_sizes), traces)
 

@@ -22,6 +22,7 @@ from .stage import Stage, Trace
 
 BLOCK = 2**16  # floats of input that one piece of a convolution copies: 256 KiB, to stay in a core's cache
 SCATTERED = 2**20  # up to so many weight gradients are written in column order: beyond, that misses every cache
+SPAN = 32  # lanes of the batch that one thread takes through a whole chain
 KEPT = 16  # programs per index: topologies of the layers behind it and shapes of inputs come and go
 
 # Bases: where the parts of a pass begin. Values and bias of stage i are number PARAMETERS + 2i and PARAMETERS + 2i + 1.
@@ -73,26 +74,49 @@ class Program(NamedTuple):
     """The records of one pass of a chain.
 
     Attributes:
-        layouts: for each stage.
-        plans: the plans, an array of records.
-        bases: for each field of each call, the number of its base.
+        layouts: for each span of the batch, its stages.
+        plans: the plans of the stages in the order of the pass, an array of records.
+        bases: for each field of each call, the number of its base; the calls of one span after the other.
         offsets: what is added to the base.
         bytes: the size of the arena (forward) or of everything in between (backward).
         thread_bytes: what each thread needs to work in.
         gradient_sizes: how many numbers the gradients of each stage's values and bias have.
+        partial: bytes to the gradients of each span, where there are several (backward).
     """
 
-    layouts: list[Layout]
+    layouts: list[list[Layout]]
     plans: np.ndarray
     bases: np.ndarray
     offsets: np.ndarray
     bytes: int
     thread_bytes: int
     gradient_sizes: list[int]
+    partial: int = 0
+
+    @property
+    def spans(self) -> int:
+        """The number of pieces of the batch that go through the chain by themselves."""
+        return len(self.layouts)
+
+    @property
+    def y_size(self) -> tuple[int, ...]:
+        """Shape of the forward pass's result, without batch."""
+        return self.layouts[0][-1].y_size
 
     def calls(self, addresses: Sequence[int]) -> np.ndarray:
         """Return the calls of a pass whose bases lie at these addresses."""
         return (self.offsets + np.array(addresses)[self.bases]).view(CALL).reshape(-1)
+
+
+def _spans(stages: Sequence[Stage], batch: int) -> list[tuple[int, int]]:
+    """Return first lane and length of the pieces of the batch that threads take through the chain, each by itself.
+
+    Nothing that lies between layers then passes from one core to another, and threads meet once. There is one piece,
+    and threads share the work of each layer, where the batch is small or where gradients for each piece would be large.
+    """
+    if batch <= SPAN or sum(stage.index.nnz for stage in stages) > SCATTERED:
+        return [(0, batch)]
+    return [(first, min(SPAN, batch - first)) for first in range(0, batch, SPAN)]
 
 
 def forward_program(stages: Sequence[Stage], x: torch.Tensor, remember: bool) -> Program:
@@ -126,95 +150,122 @@ def _kept(first: Stage, key: tuple, make: Callable[[], Program]) -> Program:
 
 
 def _forward_program(stages: Sequence[Stage], shape: torch.Size, x_row: int, remember: bool) -> Program:
-    batch, size = shape[0], tuple(shape[1:])
-    row, x, arena, layouts, calls = row_floats(batch), (X, 0), 0, [], []
+    cuts, size = [], tuple(shape[1:])
     for i, stage in enumerate(stages):
         if i > 0 and isinstance(stage.index, LinearIndex):
             size = (math.prod(size),)
         cut = _linear_cut(stage.index, size) if isinstance(stage.index, LinearIndex) else _conv_cut(stage.index, size)
         y_size = _pooled(cut.result) if stage.pool else cut.result
-        last, y = i == len(stages) - 1, arena
-        arena = arena if last else _rounded(arena + 4 * row * math.prod(y_size))
-        winners = arena if stage.pool and remember else None
-        arena = arena if winners is None else _rounded(arena + row_lanes(batch) * math.prod(y_size))
-        layouts.append(Layout(cut, size, y_size, y, winners))
-        calls.append(
-            Call(
-                x=x,
-                x_row=x_row,
-                values=(PARAMETERS + 2 * i, 0),
-                bias=(PARAMETERS + 2 * i + 1, 0),
-                y=(Y, 0) if last else (ARENA, y),
-                y_row=row,
-                winners=0 if winners is None else (ARENA, winners),
-                batch=batch,
-                lanes=row_lanes(batch),
-                relu=stage.relu,
-                pool=stage.pool,
-                scratch=(ROOM, 0),
+        cuts.append((cut, size, y_size))
+        size = y_size
+    memory, layouts, calls = _Memory(), [], []
+    for first, batch in _spans(stages, shape[0]):
+        x, row_of_x, row, span = (X, 4 * first), x_row, row_floats(batch), []
+        for i, (stage, (cut, x_size, y_size)) in enumerate(zip(stages, cuts, strict=True)):
+            last = i == len(stages) - 1
+            y = (Y, 4 * first) if last else (ARENA, memory.take(4 * row * math.prod(y_size)))
+            remembers = stage.pool and remember
+            winners = memory.take(row_lanes(batch) * math.prod(y_size)) if remembers else None
+            span.append(Layout(cut, x_size, y_size, y[1], winners))
+            calls.append(
+                Call(
+                    x=x,
+                    x_row=row_of_x,
+                    values=(PARAMETERS + 2 * i, 0),
+                    bias=(PARAMETERS + 2 * i + 1, 0),
+                    y=y,
+                    y_row=row_floats(shape[0]) if last else row,
+                    winners=0 if winners is None else (ARENA, winners),
+                    batch=batch,
+                    lanes=row_lanes(batch),
+                    relu=stage.relu,
+                    pool=stage.pool,
+                    scratch=(ROOM, 0),
+                )
             )
-        )
-        x, x_row, size = calls[-1].y, row, y_size
-    return _linked(layouts, calls, arena, 4 * max(layout.cut.forward_floats for layout in layouts), [])
+            x, row_of_x = y, row
+        layouts.append(span)
+    cuts = [cut for cut, _, _ in cuts]
+    return _linked(layouts, cuts, calls, memory.size, 4 * max(cut.forward_floats for cut in cuts), [])
 
 
 def _backward_program(
-    stages: Sequence[Stage], forward: Program, batch: int, x_row: int, grad_row: int, need_input: bool
+    stages: Sequence[Stage], forward: Program, whole: int, x_row: int, grad_row: int, need_input: bool
 ) -> Program:
-    row, lanes, calls, layouts, room = row_floats(batch), row_lanes(batch), [], [], 0
     sizes = [size for stage in stages for size in (stage.index.nnz, stage.index.shape[0])]
-    gradients = [0, *np.cumsum(sizes).tolist()]
-
-    def take(floats: int) -> Address:
-        nonlocal room
-        address, room = (ROOM, room), _rounded(room + 4 * floats)
-        return address
-
-    g, g_row, masked = (GRAD, 0), grad_row, False
-    for i in reversed(range(len(stages))):
-        first, last = i == 0, i == len(stages) - 1
-        stage, layout = stages[i], forward.layouts[i]._replace(y_grad=0 if last else g[1])
-        layouts.append(layout)
-        x = (X, 0) if first else (ARENA, forward.layouts[i - 1].y)
-        want, nnz = need_input or not first, stage.index.nnz
-        dx = 0 if not want else (DX, 0) if first else take(row * math.prod(layout.x_size))
-        linear = isinstance(stage.index, LinearIndex)
-        masks = linear and not first and isinstance(stages[i - 1].index, LinearIndex)  # the gradient of the one before
-        calls.append(
-            Call(
-                x=x,
-                x_row=x_row if first else row,
-                values=(PARAMETERS + 2 * i, 0),
-                y=(Y, 0) if last else (ARENA, layout.y),
-                y_row=row,
-                winners=0 if layout.winners is None else (ARENA, layout.winners),
-                batch=batch,
-                lanes=lanes,
-                relu=stage.relu,
-                pool=stage.pool,
-                g=g,
-                g_row=g_row,
-                masked=0 if not linear else g if masked else take(row * math.prod(layout.y_size)),
-                masked_row=row,
-                dx=dx,
-                dx_row=row,
-                dvalues=(GRADIENTS, 4 * gradients[2 * i]),
-                dbias=(GRADIENTS, 4 * gradients[2 * i + 1]),
-                dbias_before=(GRADIENTS, 4 * gradients[2 * i - 1]) if masks else 0,
-                relu_before=masks and stages[i - 1].relu,
-                partial=take(lanes // LANES * layout.cut.bands * nnz),
-                by_row=not want or nnz > SCATTERED,
+    ends = np.cumsum([0, *sizes]).tolist()
+    memory, calls, layouts, spans = _Memory(), [], [], _spans(stages, whole)
+    partial = memory.take(4 * len(spans) * ends[-1]) if len(spans) > 1 else 0
+    for n, (first, batch) in enumerate(spans):
+        # The gradients of a span among several are added up afterwards.
+        base, start = (GRADIENTS, 0) if len(spans) == 1 else (ROOM, partial + 4 * n * ends[-1])
+        gradients = [(base, start + 4 * end) for end in ends]
+        row, g, g_row, masked, span = row_floats(batch), (GRAD, 4 * first), grad_row, False, []
+        for i in reversed(range(len(stages))):
+            starts, ends_chain = i == 0, i == len(stages) - 1
+            stage, layout = stages[i], forward.layouts[n][i]._replace(y_grad=g[1])
+            span.append(layout)
+            want, nnz = need_input or not starts, stage.index.nnz
+            if want and not starts:
+                dx = ROOM, memory.take(4 * row * math.prod(layout.x_size))
+            else:
+                dx = (DX, 4 * first) if want else 0
+            linear = isinstance(stage.index, LinearIndex)
+            masks = linear and not starts and isinstance(stages[i - 1].index, LinearIndex)  # the one before's gradient
+            own = linear and not masked
+            calls.append(
+                Call(
+                    x=(X, 4 * first) if starts else (ARENA, forward.layouts[n][i - 1].y),
+                    x_row=x_row if starts else row,
+                    values=(PARAMETERS + 2 * i, 0),
+                    y=(Y, 4 * first) if ends_chain else (ARENA, layout.y),
+                    y_row=row_floats(whole) if ends_chain else row,
+                    winners=0 if layout.winners is None else (ARENA, layout.winners),
+                    batch=batch,
+                    lanes=row_lanes(batch),
+                    relu=stage.relu,
+                    pool=stage.pool,
+                    g=g,
+                    g_row=g_row,
+                    masked=(ROOM, memory.take(4 * row * math.prod(layout.y_size))) if own else g if linear else 0,
+                    masked_row=row,
+                    dx=dx,
+                    dx_row=row_floats(whole) if starts else row,
+                    dvalues=gradients[2 * i],
+                    dbias=gradients[2 * i + 1],
+                    dbias_before=gradients[2 * i - 1] if masks else 0,
+                    relu_before=masks and stages[i - 1].relu,
+                    partial=(ROOM, memory.take(4 * row_lanes(batch) // LANES * layout.cut.bands * nnz)),
+                    by_row=not want or nnz > SCATTERED,
+                )
             )
-        )
-        g, g_row, masked = dx, row, masks
-    calls = [call._replace(scratch=(ROOM, room)) for call in calls]
-    floats = max(layout.cut.backward_floats for layout in layouts)
-    return _linked(layouts, calls, room, 4 * floats, sizes)
+            g, g_row, masked = dx, row, masks
+        layouts.append(span[::-1])
+    calls = [call._replace(scratch=(ROOM, memory.size)) for call in calls]
+    cuts = [layout.cut for layout in reversed(layouts[0])]
+    floats = max(cut.backward_floats for cut in cuts)
+    program = _linked(layouts, cuts, calls, memory.size, 4 * floats, sizes)
+    return program._replace(partial=partial)
 
 
-def _linked(layouts: list[Layout], calls: list[Call], size: int, thread_bytes: int, sizes: list[int]) -> Program:
+class _Memory:
+    """Hands out consecutive pieces of a memory that is yet to be allocated, each on a cache line of its own."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def take(self, size: int) -> int:
+        """Return the offset in bytes of a piece of ``size`` bytes."""
+        start, self.size = self.size, -(-(self.size + size) // 64) * 64
+        return start
+
+
+def _linked(
+    layouts: list[list[Layout]], cuts: list[Cut], calls: list[Call], size: int, thread_bytes: int, sizes: list[int]
+) -> Program:
+    calls = [call._replace(scratch_bytes=thread_bytes) for call in calls]
     pairs = [[field if isinstance(field, tuple) else (NOWHERE, int(field)) for field in call] for call in calls]
-    plans = np.array([layout.cut.plan for layout in layouts], PLAN)
+    plans = np.array([cut.plan for cut in cuts], PLAN)
     bases, offsets = (np.ascontiguousarray(part) for part in np.array(pairs, np.int64).transpose(2, 0, 1))
     return Program(layouts, plans, bases, offsets, size, thread_bytes, sizes)
 
@@ -227,16 +278,26 @@ def traced(
     room: torch.Tensor,
     grad: torch.Tensor,
 ) -> list[Trace]:
-    """Return each stage's tensors in a pass that is over, as views of the memory it worked in."""
-    traces: list[Trace] = []
-    for layout in reversed(backward.layouts):
-        shape, last = (len(x), *layout.y_size), len(traces) == len(backward.layouts) - 1
-        result = y if last else _view(arena, layout.y, shape)
-        winners = None if layout.winners is None else _winners(arena, layout.winners, shape)
-        g = grad if last else _view(room, layout.y_grad, shape)
-        traces.append(Trace(x.reshape(len(x), *layout.x_size), result, winners, g))
+    """Return each stage's tensors in a pass that is over: views of the memory it worked in, or, of spans, copies."""
+    whole, spans, traces = len(x), [], []
+    batches = [len(part) for part in x.split(SPAN)] if backward.spans > 1 else [whole]
+    for stage, (layout, *_) in enumerate(zip(*backward.layouts, strict=True)):
+        last = stage == len(backward.layouts[0]) - 1
+        spans = [span[stage] for span in backward.layouts]
+        shapes = [(batch, *layout.y_size) for batch in batches]
+        placed = list(zip(spans, shapes, strict=True))
+        result = y if last else _joined([_view(arena, span.y, shape) for span, shape in placed])
+        g = grad if last else _joined([_view(room, span.y_grad, shape) for span, shape in placed])
+        winners = None
+        if layout.winners is not None:
+            winners = _joined([_winners(arena, span.winners, shape) for span, shape in placed])
+        traces.append(Trace(x.reshape(whole, *layout.x_size), result, winners, g))
         x = result
     return traces
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _view(base: torch.Tensor, start: int, shape: tuple[int, ...]) -> torch.Tensor:
@@ -250,10 +311,6 @@ def _winners(base: torch.Tensor, start: int, shape: tuple[int, ...]) -> torch.Te
     pixels, groups = math.prod(shape[1:]), row_lanes(shape[0]) // LANES
     lanes_last = base[start : start + groups * pixels * LANES].view(groups, pixels, LANES)
     return lanes_last.transpose(1, 2).reshape(groups * LANES, *shape[1:])[: shape[0]]
-
-
-def _rounded(size: int) -> int:
-    return -(-size // 64) * 64
 
 
 def _pooled(size: tuple[int, ...]) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Call(NamedTuple):
-    """One pass through one layer: addresses of tensors and, for activations, the floats from row to row."""
+    """One pass of a span of the batch through one layer: addresses of tensors and, for activations, the floats from row to row."""
 
     x: int
     x_row: int
@@ -25,7 +25,8 @@ class Call(NamedTuple):
     relu: int
     pool: int
     bias: int = 0
-    scratch: int = 0
+    scratch: int = 0  # where threads may work, scratch_bytes for each
+    scratch_bytes: int = 0
     g: int = 0  # gradient of y
     g_row: int = 0
     masked: int = 0  # the same where ReLU let it pass (linear layers); g itself if the layer behind took care of it

@@ -14,6 +14,7 @@ import numpy as np
 from numba import get_thread_id, prange
 
 from .simd import (
+    TWO_WINDOWS,
     compiled,
     first_lanes,
     floats,
@@ -60,47 +61,98 @@ def _copy_input(call, plan, b, top, block):
 
 
 @compiled
-def _add_windows(call, plan, first, last, b, block):
+def _store_window(call, plan, o, i, j, b, p00, p01, p10, p11):
+    """Write four results of channel ``o``, at (i, j) and right of and below it, or the largest of them; with ReLU."""
+    y, y_row, relu, out_h, out_w = floats(call.y), call.y_row, call.relu != 0, plan.out_h, plan.out_w
     zero = zeros(16)
+    if call.pool:
+        best = maximum(maximum(p00, p01), maximum(p10, p11))
+        pixels = (out_h // 2) * (out_w // 2)
+        pixel = o * pixels + i // 2 * (out_w // 2) + j // 2
+        if call.winners:
+            winners = octets(call.winners + b * plan.outputs * pixels)
+            store_winner(winners, pixel * 16, p00, p01, p10, p11, best, relu)
+        if relu:
+            best = maximum(zero, best)
+        store(y, pixel * y_row + b, best)
+    else:
+        if relu:
+            p00, p01 = maximum(zero, p00), maximum(zero, p01)
+            p10, p11 = maximum(zero, p10), maximum(zero, p11)
+        pixel = (o * out_h + i) * out_w + j
+        store(y, pixel * y_row + b, p00)
+        if j + 1 < out_w:
+            store(y, (pixel + 1) * y_row + b, p01)
+        if i + 1 < out_h:
+            store(y, (pixel + out_w) * y_row + b, p10)
+            if j + 1 < out_w:
+                store(y, (pixel + out_w + 1) * y_row + b, p11)
+
+
+@compiled
+def _add_window(call, plan, i, j, b, block, start):
+    """All channels of one window of 2×2 pixels."""
+    zero, right, down = zeros(16), plan.stride_x * 16, plan.stride_y * plan.cols_in_block * 16
     values, bias, indptr, offsets = floats(call.values), floats(call.bias), longs(plan.indptr), longs(plan.offsets)
-    y, y_row = floats(call.y), call.y_row
-    relu, pool, remember, outputs = call.relu != 0, call.pool, call.winners, plan.outputs
-    out_h, out_w = plan.out_h, plan.out_w
-    winners = octets(call.winners + b * outputs * (out_h // 2) * (out_w // 2))
+    for o in range(plan.outputs):
+        p00 = p01 = p10 = p11 = splat(bias[o], zero)
+        for k in range(indptr[o], indptr[o + 1]):
+            weight, at = values[k], start + offsets[k]
+            p00 = fma(weight, load(block, at, zero), p00)
+            p01 = fma(weight, load(block, at + right, zero), p01)
+            p10 = fma(weight, load(block, at + down, zero), p10)
+            p11 = fma(weight, load(block, at + down + right, zero), p11)
+        if indptr[o] < indptr[o + 1]:
+            _store_window(call, plan, o, i, j, b, p00, p01, p10, p11)
+
+
+@compiled
+def _add_two_windows(call, plan, i, j, b, block, start):
+    """The same of two windows side by side: each weight is looked at once for both."""
+    zero, right, down = zeros(16), plan.stride_x * 16, plan.stride_y * plan.cols_in_block * 16
+    values, bias, indptr, offsets = floats(call.values), floats(call.bias), longs(plan.indptr), longs(plan.offsets)
+    for o in range(plan.outputs):
+        p00 = p01 = p10 = p11 = q00 = q01 = q10 = q11 = splat(bias[o], zero)
+        for k in range(indptr[o], indptr[o + 1]):
+            weight, at = values[k], start + offsets[k]
+            p00 = fma(weight, load(block, at, zero), p00)
+            p01 = fma(weight, load(block, at + right, zero), p01)
+            q00 = fma(weight, load(block, at + 2 * right, zero), q00)
+            q01 = fma(weight, load(block, at + 3 * right, zero), q01)
+            at += down
+            p10 = fma(weight, load(block, at, zero), p10)
+            p11 = fma(weight, load(block, at + right, zero), p11)
+            q10 = fma(weight, load(block, at + 2 * right, zero), q10)
+            q11 = fma(weight, load(block, at + 3 * right, zero), q11)
+        if indptr[o] < indptr[o + 1]:
+            _store_window(call, plan, o, i, j, b, p00, p01, p10, p11)
+            _store_window(call, plan, o, i, j + 2, b, q00, q01, q10, q11)
+
+
+@compiled
+def _add_windows(call, plan, first, last, b, block):
+    out_w = plan.out_w // 2 * 2 if call.pool else plan.out_w  # pooling drops an odd last column
     right, down = plan.stride_x * 16, plan.stride_y * plan.cols_in_block * 16
     for i in range(2 * first, 2 * last, 2):
-        for j in range(0, out_w, 2):
-            if pool and j + 1 == out_w:
-                continue  # pooling drops an odd last column
-            start = (i - 2 * first) * down + j * right
-            for o in range(outputs):
-                p00 = p01 = p10 = p11 = splat(bias[o], zero)
-                for k in range(indptr[o], indptr[o + 1]):
-                    weight, at = values[k], start + offsets[k]
-                    p00 = fma(weight, load(block, at, zero), p00)
-                    p01 = fma(weight, load(block, at + right, zero), p01)
-                    p10 = fma(weight, load(block, at + down, zero), p10)
-                    p11 = fma(weight, load(block, at + down + right, zero), p11)
-                if pool:
-                    best = maximum(maximum(p00, p01), maximum(p10, p11))
-                    pixel = (o * (out_h // 2) + i // 2) * (out_w // 2) + j // 2
-                    if remember:
-                        store_winner(winners, pixel * 16, p00, p01, p10, p11, best, relu)
-                    if relu:
-                        best = maximum(zero, best)
-                    store(y, pixel * y_row + b, best)
-                else:
-                    if relu:
-                        p00, p01 = maximum(zero, p00), maximum(zero, p01)
-                        p10, p11 = maximum(zero, p10), maximum(zero, p11)
-                    pixel = (o * out_h + i) * out_w + j
-                    store(y, pixel * y_row + b, p00)
-                    if j + 1 < out_w:
-                        store(y, (pixel + 1) * y_row + b, p01)
-                    if i + 1 < out_h:
-                        store(y, (pixel + out_w) * y_row + b, p10)
-                        if j + 1 < out_w:
-                            store(y, (pixel + out_w + 1) * y_row + b, p11)
+        j, row = 0, (i - 2 * first) * down
+        while TWO_WINDOWS and j + 3 < out_w:
+            _add_two_windows(call, plan, i, j, b, block, row + j * right)
+            j += 4
+        while j < out_w:
+            _add_window(call, plan, i, j, b, block, row + j * right)
+            j += 2
+
+
+@compiled
+def _fill_channels_without_weights(call, plan, first, last, b):
+    """Their results are the bias everywhere: no need to come by with every window."""
+    bias, indptr, zero = floats(call.bias), longs(plan.indptr), zeros(16)
+    for o in range(plan.outputs):
+        if indptr[o] == indptr[o + 1]:
+            only = splat(bias[o], zero)
+            for i in range(2 * first, 2 * last, 2):
+                for j in range(0, plan.out_w // 2 * 2 if call.pool else plan.out_w, 2):
+                    _store_window(call, plan, o, i, j, b, only, only, only, only)
 
 
 @compiled
@@ -118,7 +170,9 @@ def _forward_piece(call, plan, piece, scratch):
     windows, bands = _windows(plan, call.pool), _bands(call, plan)
     b, first = piece // bands * 16, piece % bands * plan.band
     _copy_input(call, plan, b, 2 * first * plan.stride_y - plan.pad_y, floats(scratch))
-    _add_windows(call, plan, first, min(first + plan.band, windows), b, floats(scratch))
+    last = min(first + plan.band, windows)
+    _fill_channels_without_weights(call, plan, first, last, b)
+    _add_windows(call, plan, first, last, b, floats(scratch))
 
 
 @parallel

@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Call(NamedTuple):
-    """One pass of a span of the batch through one layer: addresses of tensors and, for activations, the floats from row to row."""
+    """A span of the batch in one layer: addresses of tensors and, for activations, the floats from row to row."""
 
     x: int
     x_row: int

@@ -306,31 +306,43 @@ def test_weights_that_wake_up_with_old_moments_are_noticed(setup):
 # ------------------------------------------------------------------------------------------ 3
 
 
-def check_a_grown_weight_first_steps_by_the_learning_rate(setup):
-    run = setup.start()
+def check_a_grown_weight_steps_like_a_new_one(setup):
+    run, moved = setup.start(), []
     run.step()
     for state in run.optimizer.state.values():
-        state["step" if "step" in state else "age"] += 10_000  # as if trained for that long
-    changes = next(run.rewirings())
-    run.train()
-    moved = []
-    for name, was, _, now, new in changes:
-        layer = run.layers[name]
-        with_gradient = spread(layer, layer.weight_parameter.grad).abs() > 1e-5
-        moved.append((spread(layer, layer.weight_parameter) - new["weight"]).abs()[now & ~was & with_gradient] / LR)
-    largest = torch.cat(moved).max()
-    assert (torch.cat(moved) - 1).abs().max() < 0.01, f"a first step of {largest:.1f} learning rates"
+        for count in state.keys() & {"step", "age"}:
+            state[count] += 10_000  # as if trained for that long
+    for changes in run.rewirings():
+        run.train()
+        for name, was, _, now, new in changes:
+            layer = run.layers[name]
+            gradient = spread(layer, layer.weight_parameter.grad)
+            if setup.optimizer == "sgd":
+                right = LR * (gradient + 0.1 * new["weight"]).abs()  # fresh momentum is this step's gradient
+            else:
+                right = torch.full_like(gradient, LR)  # Adam's first step, whatever the gradient
+            step = (spread(layer, layer.weight_parameter) - new["weight"]).abs()
+            seen = now & ~was & (gradient.abs() > 1e-4)
+            moved.append((step / right)[seen])
+        off = (torch.cat(moved) - 1).abs()
+        assert off.max() < 0.01, f"a first step {torch.cat(moved)[off.argmax()]:.1f} times as long as a new weight's"
+    assert len(torch.cat(moved)), "no grown weight had a gradient: nothing could be seen"
 
 
-# SGD corrects no moments; torch's Adam and AdamW do, by a count of the whole tensor: here they are the wrong variants.
-@on(setups("SET", "RigL", "SNFS", optimizers=["adam per weight"]))
-def test_a_grown_weight_first_steps_by_the_learning_rate(setup):
-    check_a_grown_weight_first_steps_by_the_learning_rate(setup)
+# torch's Adam and AdamW correct moments by a count of the whole tensor: here they are the wrong variants.
+@on(setups("SET", "RigL", "SNFS", optimizers=["sgd", "adam per weight"]))
+def test_a_grown_weight_steps_like_a_new_one(setup):
+    check_a_grown_weight_steps_like_a_new_one(setup)
 
 
 @on(setups("SET", "RigL", "SNFS", optimizers=["adam", "adamw"]))
 def test_first_steps_that_are_too_large_are_noticed(setup):
-    rejects(check_a_grown_weight_first_steps_by_the_learning_rate, setup, r"a first step of 3\.2 learning rates")
+    rejects(check_a_grown_weight_steps_like_a_new_one, setup, r"a first step 3\.2 times")
+
+
+@on(spoiled(setups("SET", "RigL", "SNFS", optimizers=["sgd"]), state_is_left_alone))
+def test_first_steps_by_old_momentum_are_noticed(setup):
+    rejects(check_a_grown_weight_steps_like_a_new_one, setup, "a first step .* times")
 
 
 # ------------------------------------------------------------------------------------------ 4

@@ -39,7 +39,15 @@ GRID: dict[str, Contender] = {
 GRADUAL: dict[str, Contender] = {"gradual pruning": Gradual()}
 GRADUAL_SPARSITIES, GRADUAL_SEEDS = (0.95, 0.98, 0.99), 3
 
-# From the published recipe to RigL above, one change at a time: each row keeps the changes of those above it.
+# Variations of RigL above.
+PER_WEIGHT = "RigL, a step count per weight in Adam"
+TRIED: dict[str, Contender] = {
+    "RigL, dense initialisation": Sparse(how=RigL(), init="dense"),
+    PER_WEIGHT: Sparse(how=RigL(), optimizer="adam per weight"),
+}
+TRIED_SPARSITIES = (0.95, 0.99)
+
+# From the published recipe to the best of those above, one change at a time: each row keeps the changes before it.
 PUBLISHED = {"lr": 1e-3, "schedule": "constant"}
 WATERFALL: dict[str, Contender] = {
     "published recipe": Sparse(how=SET(), scheme="uniform", init="dense", **PUBLISHED),
@@ -48,14 +56,11 @@ WATERFALL: dict[str, Contender] = {
     "one-cycle learning rate, 3e-3": Sparse(how=SET()),
     "rewired every 100 steps": Sparse(how=SET(every=100)),
     "growth by gradient": Sparse(how=SET(every=100, grow="gradient")),
-    "30% at first, cosine to an end at 75%": Sparse(how=RigL()),
+    "rewiring ends at 75%": Sparse(how=SET(every=100, grow="gradient", until=0.75)),
+    "30% replaced, not 10%": Sparse(how=SET(0.3, every=100, grow="gradient", until=0.75)),
+    "a share that falls by the cosine (RigL)": Sparse(how=RigL()),
+    PER_WEIGHT: TRIED[PER_WEIGHT],
 }
-# Variations of RigL above.
-TRIED: dict[str, Contender] = {
-    "RigL, dense initialisation": Sparse(how=RigL(), init="dense"),
-    "RigL, a step count per weight in Adam": Sparse(how=RigL(), optimizer="adam per weight"),
-}
-TRIED_SPARSITIES = (0.95, 0.99)
 
 
 def races(seeds: int, gradual_seeds: int, data: Digits, workers: int) -> dict[str, Comparison]:
@@ -90,10 +95,30 @@ def save(comparisons: dict[str, Comparison], seeds: int, workers: int, data: Dig
 def recall(data: Digits) -> None:
     """Put the recorded runs of an unfinished study where :func:`compare` looks for them."""
     recorded = load_result("referee")
-    if recorded is None or len(recorded["runs"]["gradual"]["seed"]) == GRADUAL_SEEDS * len(GRADUAL_SPARSITIES):
+    if recorded is None or is_complete(recorded["runs"]):
         return
     for columns in recorded["runs"].values():
         save_runs(pd.DataFrame(columns), FOLDER, GRID | GRADUAL | WATERFALL | TRIED, data, BUDGET)
+
+
+def is_complete(runs: dict[str, dict[str, list]]) -> bool:
+    """Tell whether recorded runs, by race and column, hold every contender at every sparsity from every seed."""
+    races_planned = {
+        "grid": (GRID, SPARSITIES, len(SEEDS)),
+        "waterfall": (WATERFALL, (0.95,), len(SEEDS)),
+        "tried": (TRIED, TRIED_SPARSITIES, len(SEEDS)),
+        "gradual": (GRADUAL, GRADUAL_SPARSITIES, GRADUAL_SEEDS),
+    }
+    return all(
+        {
+            (name, 0.0 if contender.is_dense else sparsity, seed)
+            for name, contender in contenders.items()
+            for sparsity in sparsities
+            for seed in SEEDS[:seeds]
+        }
+        <= set(zip(runs[race]["contender"], runs[race]["sparsity"], runs[race]["seed"], strict=True))
+        for race, (contenders, sparsities, seeds) in races_planned.items()
+    )
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ import numpy as np
 from numba import get_thread_id, prange
 
 from .simd import (
-    TWO_WINDOWS,
     compiled,
     first_lanes,
     floats,
@@ -107,40 +106,12 @@ def _add_window(call, plan, i, j, b, block, start):
 
 
 @compiled
-def _add_two_windows(call, plan, i, j, b, block, start):
-    """The same of two windows side by side: each weight is looked at once for both."""
-    zero, right, down = zeros(16), plan.stride_x * 16, plan.stride_y * plan.cols_in_block * 16
-    values, bias, indptr, offsets = floats(call.values), floats(call.bias), longs(plan.indptr), longs(plan.offsets)
-    for o in range(plan.outputs):
-        p00 = p01 = p10 = p11 = q00 = q01 = q10 = q11 = splat(bias[o], zero)
-        for k in range(indptr[o], indptr[o + 1]):
-            weight, at = values[k], start + offsets[k]
-            p00 = fma(weight, load(block, at, zero), p00)
-            p01 = fma(weight, load(block, at + right, zero), p01)
-            q00 = fma(weight, load(block, at + 2 * right, zero), q00)
-            q01 = fma(weight, load(block, at + 3 * right, zero), q01)
-            at += down
-            p10 = fma(weight, load(block, at, zero), p10)
-            p11 = fma(weight, load(block, at + right, zero), p11)
-            q10 = fma(weight, load(block, at + 2 * right, zero), q10)
-            q11 = fma(weight, load(block, at + 3 * right, zero), q11)
-        if indptr[o] < indptr[o + 1]:
-            _store_window(call, plan, o, i, j, b, p00, p01, p10, p11)
-            _store_window(call, plan, o, i, j + 2, b, q00, q01, q10, q11)
-
-
-@compiled
 def _add_windows(call, plan, first, last, b, block):
     out_w = plan.out_w // 2 * 2 if call.pool else plan.out_w  # pooling drops an odd last column
     right, down = plan.stride_x * 16, plan.stride_y * plan.cols_in_block * 16
     for i in range(2 * first, 2 * last, 2):
-        j, row = 0, (i - 2 * first) * down
-        while TWO_WINDOWS and j + 3 < out_w:
-            _add_two_windows(call, plan, i, j, b, block, row + j * right)
-            j += 4
-        while j < out_w:
-            _add_window(call, plan, i, j, b, block, row + j * right)
-            j += 2
+        for j in range(0, out_w, 2):
+            _add_window(call, plan, i, j, b, block, (i - 2 * first) * down + j * right)
 
 
 @compiled

@@ -17,7 +17,6 @@ from .simd import (
     first_lanes,
     floats,
     fma,
-    four_dots,
     load,
     longs,
     maximum,
@@ -152,21 +151,8 @@ def _add_columns(call, first, last, b, zero, indptr, rows, perm):
     with_weights, before, before_relu, batch = not call.by_row, call.dbias_before, call.relu_before, call.batch - b
     for i in range(first, last):
         tile, row = zero, first_lanes(batch, load(x, i * x_row + b, zero))
-        k, end = indptr[i], indptr[i + 1]
-        if with_weights:
-            while k + 3 < end:
-                g0, g1 = load(g, rows[k] * g_row + b, zero), load(g, rows[k + 1] * g_row + b, zero)
-                g2, g3 = load(g, rows[k + 2] * g_row + b, zero), load(g, rows[k + 3] * g_row + b, zero)
-                at0, at1, at2, at3 = perm[k], perm[k + 1], perm[k + 2], perm[k + 3]
-                tile = fma(values[at1], g1, fma(values[at0], g0, tile))
-                tile = fma(values[at3], g3, fma(values[at2], g2, tile))
-                d0, d1, d2, d3 = four_dots(row, g0, g1, g2, g3)
-                if b > 0:
-                    d0, d1, d2, d3 = d0 + dvalues[at0], d1 + dvalues[at1], d2 + dvalues[at2], d3 + dvalues[at3]
-                dvalues[at0], dvalues[at1], dvalues[at2], dvalues[at3] = d0, d1, d2, d3
-                k += 4
-        for rest in range(k, end):
-            gradient, at = load(g, rows[rest] * g_row + b, zero), perm[rest]
+        for k in range(indptr[i], indptr[i + 1]):
+            gradient, at = load(g, rows[k] * g_row + b, zero), perm[k]
             tile = fma(values[at], gradient, tile)
             if with_weights:
                 product = dot(row, gradient)

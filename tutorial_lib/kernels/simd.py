@@ -13,16 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 
 FASTMATH = {"contract", "reassoc", "nsz", "arcp"}  # all that vectorises; "nnan" would hide the NaN of a diverged run
 _FLOAT, _INT, _BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(8)
-
-# Whether 8 vectors of 16 floats and what is added to them fit the registers: AVX-512 has 32 of 16, AVX2 16 of 8.
-TWO_WINDOWS = bool(binding.get_host_cpu_features().get("avx512f", False))
 
 _options = {"cache": True, "fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
 compiled = njit(**_options)
@@ -160,36 +157,6 @@ def dot(context: Any, x: Any, y: Any) -> Any:
         return _total(b, _llvm(b, "arithmetic.fence.v16f32", sums.type, [sums]), 16)
 
     return _word(types.float32, (x, y), emit)
-
-
-@intrinsic
-def four_dots(context: Any, row: Any, a: Any, c: Any, d: Any, e: Any) -> Any:
-    """``four_dots(x, a, c, d, e)``: the four numbers ``dot(x, a)`` to ``dot(x, e)``, which share most additions."""
-
-    def emit(b: Any, v: list) -> Any:
-        def chosen(x: Any, y: Any, lanes: list[int]) -> Any:
-            return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(_INT, len(lanes)), lanes))
-
-        def products(other: Any) -> Any:
-            def part(vector: Any, n: int) -> Any:
-                return chosen(vector, vector, list(range(n, n + 16)))
-
-            sums = b.fmul(part(v[0], 0), part(other, 0))
-            for n in range(16, row.lanes, 16):
-                sums = _llvm(b, "fma.v16f32", sums.type, [part(v[0], n), part(other, n), sums])
-            return sums
-
-        def halved(x: Any, y: Any, width: int) -> Any:
-            """Halve groups of ``width`` lanes by adding their halves; those of x first, then those of y."""
-            low = [n for n in range(32) if n % width < width // 2]
-            return b.fadd(chosen(x, y, low), chosen(x, y, [n + width // 2 for n in low]))
-
-        sums = halved(halved(products(v[1]), products(v[2]), 16), halved(products(v[3]), products(v[4]), 16), 8)
-        sums = halved(sums, sums, 4)
-        sums = halved(sums, sums, 2)
-        return cgutils.pack_array(b, [b.extract_element(sums, _INT(n)) for n in range(4)])
-
-    return _word(types.UniTuple(types.float32, 4), (row, a, c, d, e), emit)
 
 
 @intrinsic

@@ -4,10 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help tutorial test test-browser lab full referee bench bench-gpu lint clean
+.PHONY: help tutorial test test-browser test-colab slides lab full referee bench bench-gpu lint clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 # Runs once, and again only when the list of dependencies changes.
 $(INSTALLED): pyproject.toml
@@ -28,6 +28,19 @@ test-browser: $(INSTALLED) ## Run the tests that need a headless Chromium, and i
 	@$(BIN)/python -m pip install --quiet --editable '.[test,browser]'
 	@command -v chromium chromium-browser google-chrome >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || { echo "no Chromium here; install one, on Debian: apt install chromium"; exit 1; }
 	@$(BIN)/python -m pytest tests -m browser
+
+# torch and torchvision are the registry's builds: Colab's own, for CUDA 12.8, are not there.
+.venv-colab/.installed: tests/colab-constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || { echo "Colab's numba needs Python 3.10 to 3.12 (Colab has 3.12); try: make PYTHON=python3.12 test-colab"; exit 1; }
+	@$(PYTHON) -m venv .venv-colab
+	@.venv-colab/bin/python -m pip install --quiet --constraint $< torch torchvision numpy scipy numba pandas matplotlib seaborn tqdm scikit-learn ipywidgets ipykernel nbclient setuptools wheel
+	@touch $@
+
+test-colab: $(INSTALLED) .venv-colab/.installed ## Run all notebooks in an environment with Colab's versions
+	@$(BIN)/python -m pytest tests/test_colab.py -m colab
+
+slides: $(INSTALLED) ## Make a deck of slides from each notebook, into build/slides/
+	@$(BIN)/python tools/slides.py
 
 lab: $(INSTALLED) ## Open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir=notebooks
@@ -54,4 +67,4 @@ lint: $(INSTALLED) ## Check style
 	@$(BIN)/ruff format --check .
 
 clean: ## Remove .venv, build/ and caches; data/ stays
-	@rm -rf .venv build .pytest_cache .ruff_cache .hypothesis *.egg-info
+	@rm -rf .venv .venv-colab build .pytest_cache .ruff_cache .hypothesis *.egg-info

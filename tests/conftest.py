@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from tools.lab import chromium_browser, chromium_program
 from tutorial_lib import load_data
 
 
@@ -30,3 +31,11 @@ class SmallCNN(nn.Module):
 def small_cnn():
     torch.manual_seed(0)
     return SmallCNN()
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    if chromium_program() is None:
+        pytest.fail("no Chromium here: apt install chromium, or run make test-browser")
+    with chromium_browser() as browser:
+        yield browser

@@ -5,7 +5,6 @@ import html
 import json
 import math
 import re
-import shutil
 import stat
 import zlib
 from html.parser import HTMLParser
@@ -168,19 +167,6 @@ def test_save_replaces_the_file_whole(tmp_path, monkeypatch):
 
 
 # ---- in a browser ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    from playwright import sync_api  # an extra that only these tests need
-
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if program is None:
-        pytest.fail("no Chromium here: apt install chromium, or run make test-browser")
-    with sync_api.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import nbformat
 import pytest
 
 from tools import run_notebooks
+from tutorial_lib import load_result
 
 
 @pytest.fixture
@@ -69,3 +70,21 @@ def test_a_real_notebook_runs_without_network_and_without_mnist(tmp_path, monkey
     monkeypatch.setenv("TUTORIAL_PROFILE", "quick")
     assert run(monkeypatch, "--output", tmp_path / "out", "01") == 0
     assert "scikit-learn's digits" in (tmp_path / "out" / "01_paradox.ipynb").read_text(encoding="utf-8")
+
+
+def test_the_longest_cell_without_a_progress_bar():
+    bar, plain = (
+        nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("stream", text=t)]) for t in ("9%|█ ", "9%")
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("x"), bar, plain])
+    assert run_notebooks.longest_without_bar(notebook, [60.0, 3.0]) == 3.0
+
+
+@pytest.mark.parametrize("path", sorted(run_notebooks.NOTEBOOKS.glob("*.ipynb")), ids=lambda p: p.stem)
+def test_recorded_times_are_within_the_budget(path):
+    """Quick profile, two cores: 90 seconds a notebook, 45 a cell that shows no progress."""
+    recorded = load_result("notebook_times")
+    if path.stem not in recorded["seconds"]:
+        pytest.skip("not measured; python tools/run_notebooks.py --output build/notebooks --record")
+    assert recorded["seconds"][path.stem] <= 90
+    assert recorded.get("longest cell without progress bar", {}).get(path.stem, 0) <= 45

@@ -7,6 +7,7 @@ In README each table stands between ``<!-- NAME -->`` and ``<!-- end -->``; noth
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 
@@ -18,6 +19,15 @@ from tutorial_lib.compare import Comparison, in_words, paired_difference
 from tutorial_lib.project import FIGURES, ROOT
 
 README = ROOT / "README.md"
+GUIDE = ROOT / "docs" / "instructor-guide.md"
+# Minutes of talk, reading and exercises that a lecturer plans; the minutes of running come from measurement.
+ROUTES = {
+    60: {"01_paradox": 15, "03_dst_loop": 18, "05_simulated_vs_csr": 10, "07_truly_sparse_training": 12},
+    90: {"01_paradox": 14, "02_masked_layers": 12, "03_dst_loop": 20, "05_simulated_vs_csr": 15, "06_barriers": 8}
+    | {"07_truly_sparse_training": 14},
+    180: {"01_paradox": 20, "02_masked_layers": 20, "03_dst_loop": 30, "04_mask_visualization": 15}
+    | {"05_simulated_vs_csr": 20, "06_barriers": 20, "07_truly_sparse_training": 25, "08_which_algorithm": 18},
+}
 NOT_MEASURED = "not measured"
 VARIANTS = {
     "dense": "Dense",
@@ -108,6 +118,19 @@ def times_table() -> str:
     return markdown(["notebook", "the question that it answers", "seconds (quick)"], rows)
 
 
+def route_table(minutes: int) -> str:
+    """Return the minute marks of a route: each notebook begins when the one before has been run and talked over."""
+    recorded = load_result("notebook_times")
+    rows, mark = [], 0.0
+    for name, planned in ROUTES[minutes].items():
+        seconds = recorded["seconds"].get(name) if recorded else None
+        end = mark + planned + (seconds or 0) / 60
+        running = NOT_MEASURED if seconds is None else f"{seconds:.0f} s"
+        rows.append([f"{mark:.0f} to {end:.0f}", f"[{name}](../notebooks/{name}.ipynb)", str(planned), running])
+        mark = end
+    return markdown(["minute", "notebook", "minutes planned", "running (quick, measured)"], rows)
+
+
 def _question(notebook: str) -> str:
     """Return the bold one-line question under a notebook's title."""
     return re.search(r'"\*\*(.+?)\*\*', notebook).group(1)
@@ -168,14 +191,18 @@ TABLES: dict[str, Callable[[], str]] = {
     "notebooks": times_table,
 }
 
+GUIDE_TABLES: dict[str, Callable[[], str]] = {
+    f"route {minutes}": functools.partial(route_table, minutes) for minutes in ROUTES
+}
 
-def render(text: str) -> str:
-    """Return README's text with every table made anew."""
-    for name, table in TABLES.items():
+
+def render(text: str, tables: dict[str, Callable[[], str]] = TABLES) -> str:
+    """Return README's text, or another's with its tables, with every table made anew."""
+    for name, table in tables.items():
         pattern = rf"(<!-- {name} -->\n)((?!<!-- end -->).)*(<!-- end -->)"
         text, found = re.subn(pattern, lambda m, t=table: f"{m[1]}{t()}\n{m[3]}", text, flags=re.DOTALL)
         if found != 1:
-            raise ValueError(f"README has {found} places for the table {name!r}; it needs exactly one")
+            raise ValueError(f"there are {found} places for the table {name!r}; exactly one is needed")
     return text
 
 
@@ -215,7 +242,8 @@ def draw_figures() -> None:
 
 def main() -> None:
     """Rewrite README and the figures."""
-    README.write_text(render(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for path, tables in ((README, TABLES), (GUIDE, GUIDE_TABLES)):
+        path.write_text(render(path.read_text(encoding="utf-8"), tables), encoding="utf-8")
     draw_figures()
 
 

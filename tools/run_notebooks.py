@@ -27,8 +27,8 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 HEADLINE_TAG = "headline"
 
 
-def execute(source: Path, bar: tqdm) -> tuple[nbformat.NotebookNode, float]:
-    """Run one notebook from a fresh kernel; return it with its outputs, and the seconds it took.
+def execute(source: Path, bar: tqdm) -> tuple[nbformat.NotebookNode, float, list[float]]:
+    """Run one notebook from a fresh kernel; return it with its outputs, its seconds, and those of each code cell.
 
     Raises:
         CellExecutionError: a cell failed.
@@ -37,6 +37,17 @@ def execute(source: Path, bar: tqdm) -> tuple[nbformat.NotebookNode, float]:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+    begun: list[float] = []
+    cells: list[float] = []
+
+    def before(cell: nbformat.NotebookNode, cell_index: int) -> None:
+        begun.append(time.perf_counter())
+        bar.set_postfix_str(_first_line(cell))
+
+    def after(cell: nbformat.NotebookNode, cell_index: int, execute_reply: dict) -> None:
+        cells.append(time.perf_counter() - begun[-1])
+        bar.update()
+
     client = NotebookClient(
         notebook,
         timeout=None,
@@ -44,12 +55,19 @@ def execute(source: Path, bar: tqdm) -> tuple[nbformat.NotebookNode, float]:
         record_timing=False,
         coalesce_streams=True,
         resources={"metadata": {"path": str(NOTEBOOKS)}},
-        on_cell_execute=lambda cell, cell_index: bar.set_postfix_str(_first_line(cell)),
-        on_cell_executed=lambda cell, cell_index, execute_reply: bar.update(),
+        on_cell_execute=before,
+        on_cell_executed=after,
     )
     start = time.perf_counter()
     client.execute()
-    return notebook, time.perf_counter() - start
+    return notebook, time.perf_counter() - start, cells
+
+
+def longest_without_bar(notebook: nbformat.NotebookNode, cells: list[float]) -> float:
+    """Return the seconds of the longest code cell that shows no progress bar."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    shows = ["%|" in "".join(o.text for o in cell.outputs if o.output_type == "stream") for cell in code]
+    return max((s for s, bar in zip(cells, shows, strict=True) if not bar), default=0.0)
 
 
 def _first_line(cell: nbformat.NotebookNode) -> str:
@@ -95,18 +113,19 @@ def main() -> int:
     )
     if not sources:
         parser.error(f"no notebook's name starts with {' or '.join(arguments.only)}")
-    rows, failed = [], False
+    rows, longest, failed = [], {}, False
     for source in sources:
-        cells = sum(cell.cell_type == "code" for cell in nbformat.read(source, as_version=4).cells)
-        with tqdm(total=cells, desc=source.stem, unit="cell", ncols=120) as bar:
+        count = sum(cell.cell_type == "code" for cell in nbformat.read(source, as_version=4).cells)
+        with tqdm(total=count, desc=source.stem, unit="cell", ncols=120) as bar:
             try:
-                notebook, seconds = execute(source, bar)
+                notebook, seconds, cells = execute(source, bar)
             except (CellExecutionError, DeadKernelError) as error:
                 failed = True
                 print(f"\n{source.name} failed:\n{error}", file=sys.stderr)
                 rows.append({"notebook": source.stem, "seconds": float("nan"), "headline": "FAILED"})
                 continue
         write(without_widget_state(notebook), arguments.output / source.name)
+        longest[source.stem] = round(longest_without_bar(notebook, cells), 1)
         rows.append({"notebook": source.stem, "seconds": round(seconds, 1), "headline": headline(notebook)})
     table = pd.DataFrame(rows)
     print(f"\nprofile: {profile().name}\n{table.to_string(index=False, justify='left')}")
@@ -118,9 +137,14 @@ def main() -> int:
     if arguments.record and not failed:
         before = load_result("notebook_times") or {"seconds": {}, "peak_gb": 0.0}
         times = before["seconds"] | {row["notebook"]: row["seconds"] for row in rows}
+        silent = before.get("longest cell without progress bar", {}) | longest
         peak = max(peak, before["peak_gb"])
         command = f"python tools/run_notebooks.py --output {arguments.output} --record"
-        save_result("notebook_times", {"seconds": times, "peak_gb": peak}, command=command)
+        save_result(
+            "notebook_times",
+            {"seconds": times, "longest cell without progress bar": silent, "peak_gb": peak},
+            command=command,
+        )
     return int(failed)
 
 

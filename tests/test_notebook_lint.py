@@ -219,13 +219,23 @@ def test_lines_differ_in_more_than_their_colour():
     assert len({line.get_color() for line in lines}) == 4
 
 
+def formats(source):
+    """The line and marker formats that a cell names, such as "o-" or ":"."""
+    texts = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
+    line = r"[a-z]?[os^Dv*]?(--|-\.|-|:)|[s^Dv*]"
+    return [text for text in texts if isinstance(text, str) and re.fullmatch(line, text)]
+
+
 @per_notebook
 def test_lines_drawn_in_a_notebook_differ_in_marker_or_dash(path):
-    """Each call of plot() in a cell has a format of its own, or takes it from a list of different ones."""
     for cell in cells_of(path):
-        if draws(cell):
-            formats = re.findall(r'\.plot\([^)]*?"([^"()]*)"', cell.source)
-            assert len(set(formats)) == len(formats), cell.source
+        if draws(cell) and ".plot(" in cell.source:
+            found = formats(cell.source)
+            assert found and len(set(found)) == len(found), cell.source
+
+
+def test_two_lines_of_one_format_are_noticed():
+    assert formats('axis.plot(x, y, "o-", label="a")\naxis.plot(x, z, "o-", label="b")') == ["o-", "o-"]
 
 
 # ------------------------------------------------------------------------------------------ exercises, predictions

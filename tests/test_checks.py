@@ -390,6 +390,12 @@ def test_an_error_inside_an_answer_is_shown_as_it_is():
     with pytest.raises(ZeroDivisionError):
         checks.check_prune(lambda values, count: 1 / 0)
 
+    def lacking(values, count):
+        raise NotImplementedError("no such operation for this layout")
+
+    with pytest.raises(NotImplementedError, match="no such operation"):
+        checks.check_prune(lacking)
+
 
 def test_the_notebook_shows_the_symptom_and_no_lines_of_the_check():
     from IPython.core.interactiveshell import InteractiveShell

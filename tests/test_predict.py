@@ -21,6 +21,7 @@ def test_a_guess_stands_beside_the_result(capsys):
     ("unit", "options", "guess", "measured", "said"),
     [
         ("×", (), 20, 0.8, "guessed: 20×, measured: 0.8× (off by a factor of 25)"),
+        ("×", (), 2, 5300.0, "guessed: 2×, measured: 5,300× (off by a factor of 2,650)"),
         ("", (), 400, 360, "guessed: 400, measured: 360 (off by 40)"),
         ("points", (), -1, 0.5, "guessed: -1 points, measured: 0.5 points (off by 1.5 points)"),
         ("%", (), 50, "never", "guessed: 50%, measured: never (a surprise)"),

@@ -43,7 +43,9 @@ def exercise(check: Callable[[Answer], None]) -> Callable[[Answer], None]:
             if _is_untouched(answer):
                 raise NotImplementedError
             check(answer)
-        except NotImplementedError:
+        except NotImplementedError as error:
+            if error.args:  # not a stub's: torch says so of an operation that it lacks
+                raise
             print(f"{check.__name__}: not attempted yet")
         else:
             print(f"{check.__name__}: passed")

@@ -50,7 +50,7 @@ class Prediction:
             return "no guess"
         if isinstance(answer, str):
             return answer
-        return f"{answer:.3g}{self.unit if self.unit in ('%', '×') else f' {self.unit}'.rstrip()}"
+        return f"{_short(answer)}{self.unit if self.unit in ('%', '×') else f' {self.unit}'.rstrip()}"
 
     def _checked(self, guess: Answer) -> Answer:
         if self.options:
@@ -59,6 +59,10 @@ class Prediction:
         elif not _is_number(guess):
             raise InvalidArgumentError(f"{guess!r} is no finite number; give one such as 12.5")
         return guess
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
 
 def _is_number(answer: Answer) -> bool:
@@ -131,5 +135,5 @@ def _verdict(prediction: Prediction) -> str:
         return " (as predicted)" if guess == measured else " (a surprise)"
     if prediction.unit == "×" and guess > 0 and measured > 0:
         off = max(guess / measured, measured / guess)
-        return f" (off by a factor of {off:.2g})"
+        return f" (off by a factor of {_short(off)})"
     return f" (off by {prediction.said(abs(guess - measured))})"

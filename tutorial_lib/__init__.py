@@ -1,6 +1,6 @@
 """The tutorial's helper library: dynamic sparse training in small, readable pieces."""
 
-from . import published, viz
+from . import checks, published, viz
 from .bench import Benchmark, benchmark, load_result, save_result
 from .checkpoint import load_checkpoint, save_checkpoint
 from .cost import multiply_adds, storage_bytes
@@ -22,6 +22,7 @@ from .masked import MaskedConv2d, MaskedLinear, densify, mask_model, sparsity_re
 from .models import TutorialCNN, count_parameters
 from .optim import PerWeightAdam
 from .player import Player, topology_player
+from .predict import Prediction, ask, reconcile
 from .project import default_device, profile
 from .recipes import SET, SNFS, GradualMagnitudePruning, RigL, Static
 from .recorder import TopologyRecorder
@@ -44,13 +45,16 @@ __all__ = [
     "MaskedLinear",
     "PerWeightAdam",
     "Player",
+    "Prediction",
     "RigL",
     "SparseConv2d",
     "SparseLinear",
     "Static",
     "TopologyRecorder",
     "TutorialCNN",
+    "ask",
     "benchmark",
+    "checks",
     "count_parameters",
     "default_device",
     "densify",
@@ -68,6 +72,7 @@ __all__ = [
     "profile",
     "published",
     "random_grow",
+    "reconcile",
     "save_checkpoint",
     "save_result",
     "sparse_init",

@@ -26,6 +26,10 @@ PALETTES = {
     "colorblind": ("#ffffff", "#000000", "#d55e00", "#56b4e9"),  # Okabe and Ito (2008)
 }
 
+# Apart in greyscale (lightness 46, 76, 22, 60, 35, 0) and for colour-blind readers; where lines are told apart by
+# colour, marker and line style differ too.
+COLOURS = BLUE, YELLOW, INDIGO, ORANGE, WINE, BLACK = "#0072b2", "#e9b52a", "#332288", "#e07040", "#96205c", "#000000"
+
 
 def _finish(figure: Figure) -> Figure:
     # Closed figures are not drawn a second time by the notebook when the cell ends.
@@ -129,7 +133,7 @@ def plot_training(histories: Mapping[str, History]) -> Figure:
     styles = ("-", "--", "-.", ":")
     for i, (name, history) in enumerate(histories.items()):
         epochs = range(1, len(history.test_accuracy) + 1)
-        style = {"label": name, "linestyle": styles[i % 4], "marker": "os^Dv"[i % 5], "color": f"C{i}"}
+        style = {"label": name, "linestyle": styles[i % 4], "marker": "os^Dv"[i % 5], "color": COLOURS[i % 6]}
         left.plot(epochs, history.test_accuracy, **style)
         right.plot(epochs, history.test_loss, **style)
     left.set(xlabel="epoch", ylabel="test accuracy (%)")
@@ -146,7 +150,7 @@ def plot_benchmark(result: Benchmark, title: str = "") -> Figure:
     places = np.arange(len(table))
     median = table["median ms"].to_numpy()
     spread = np.abs(table[["25% ms", "75% ms"]].to_numpy().T - median)
-    axis.barh(places, median, xerr=spread, color=sns.color_palette("colorblind")[0], height=0.6)
+    axis.barh(places, median, xerr=spread, color=BLUE, height=0.6)
     for place, value, high in zip(places, median, table["75% ms"], strict=True):
         axis.text(high * 1.05, place, f"{value:.3g} ms", va="center")
     axis.set(
@@ -179,7 +183,7 @@ def plot_densities(nnz: Mapping[str, Mapping[str, int]], sizes: Mapping[str, int
             width,
             label=scheme,
             hatch=hatches[i % 4],
-            color=sns.color_palette("colorblind")[i],
+            color=COLOURS[i],
         )
         axis.bar_label(bars, fmt="%.1f", fontsize=8)
     lowest = min(100 * counts[layer] / size for counts in nnz.values() for layer, size in sizes.items())
@@ -199,10 +203,12 @@ def plot_accuracies(measured: Mapping[str, Mapping[str, float]], published: Mapp
     figure, axis = plt.subplots(figsize=(8, 0.9 + 0.45 * len(measured)), layout="constrained")
     for place, (name, accuracy) in enumerate(measured.items()):
         label = "measured here: mean and range" if place == 0 else None
-        axis.plot([accuracy["low"], accuracy["high"]], [place, place], color="C0", linewidth=3)
-        axis.plot(accuracy["mean"], place, "o", color="C0", markersize=8, label=label)
+        axis.plot([accuracy["low"], accuracy["high"]], [place, place], color=BLUE, linewidth=3)
+        axis.plot(accuracy["mean"], place, "o", color=BLUE, markersize=8, label=label)
         if name in published:
-            axis.plot(published[name], place, "x", color="C1", markersize=10, label="published" if place == 0 else None)
+            axis.plot(
+                published[name], place, "x", color=ORANGE, markersize=10, label="published" if place == 0 else None
+            )
     axis.set(yticks=range(len(measured)), yticklabels=list(measured), xlabel="test accuracy (%)")
     axis.grid(axis="x", alpha=0.4)
     axis.margins(y=0.15)
@@ -223,12 +229,18 @@ def plot_crossover(rows: Sequence[Mapping[str, float]], ours: str) -> Figure:
     widths, batches = sorted(table["width"].unique()), sorted(table["batch"].unique())
     size = 3.2 * len(widths), 2.5 * len(batches) + 0.5
     figure, axes = plt.subplots(len(batches), len(widths), figsize=size, squeeze=False, layout="constrained")
-    styles = dict(zip(("dense", "Dense+Mask", "torch CSR", ours), ("k-", "k:", "C1s--", "C0o-"), strict=True))
+    styles = {
+        "dense": (BLACK, "", "-"),
+        "Dense+Mask": (BLACK, "", ":"),
+        "torch CSR": (ORANGE, "s", "--"),
+        ours: (BLUE, "o", "-"),
+    }
     for (i, batch), (j, width) in itertools.product(enumerate(batches), enumerate(widths)):
         axis = axes[i, j]
         part = table[(table["width"] == width) & (table["batch"] == batch)].sort_values("sparsity")
-        for name, style in styles.items():
-            axis.plot(100 * part["sparsity"], part[name], style, markersize=4, label=name)
+        for name, (colour, marker, line) in styles.items():
+            style = {"color": colour, "marker": marker, "linestyle": line, "markersize": 4, "label": name}
+            axis.plot(100 * part["sparsity"], part[name], **style)
         at = break_even(part["sparsity"].to_numpy(), (part[ours] / part["dense"]).to_numpy())
         if at is not None:
             axis.axvline(100 * at, color="0.6", linewidth=1)
@@ -243,11 +255,11 @@ def plot_crossover(rows: Sequence[Mapping[str, float]], ours: str) -> Figure:
 
 
 REFEREE_STYLES = {
-    "static": ("C7", "s", ":"),
-    "SET": ("C1", "^", "-."),
-    "RigL": ("C0", "o", "-"),
-    "SNFS": ("C2", "D", "--"),
-    "gradual pruning": ("C4", "v", "--"),
+    "static": (ORANGE, "s", ":"),
+    "SET": (YELLOW, "^", "-."),
+    "RigL": (BLUE, "o", "-"),
+    "SNFS": (INDIGO, "D", "--"),
+    "gradual pruning": (WINE, "v", "--"),
 }
 BANDS = {
     "small-dense, same weights": ("0.45", "///"),
@@ -278,8 +290,8 @@ def plot_referee(table: pd.DataFrame) -> Figure:
     places = {sparsity: place for place, sparsity in enumerate(sparsities)}
     dense = table[table["contender"] == "dense"]
     for row in dense.itertuples():
-        axis.axhspan(row.low, row.high, color="C3", alpha=0.25, linewidth=0)
-        axis.axhline(row.accuracy, color="C3", linewidth=1, label="dense")
+        axis.axhspan(row.low, row.high, color=BLACK, alpha=0.2, linewidth=0)
+        axis.axhline(row.accuracy, color=BLACK, linewidth=1, label="dense")
     for name, (colour, hatch) in BANDS.items():
         part = table[table["contender"] == name].sort_values("sparsity")
         x = part["sparsity"].map(places)
@@ -317,7 +329,7 @@ def plot_waterfall(table: pd.DataFrame, published: float) -> Figure:
     before = np.concatenate([[published], accuracy[:-1]])
     low, high = (np.abs(table[bound] - accuracy) for bound in ("low", "high"))
     places = np.arange(len(table))
-    colours = np.where(accuracy >= before, "C0", "C1")
+    colours = np.where(accuracy >= before, BLUE, YELLOW)
     axis.barh(
         places, accuracy - before, left=before, color=colours, height=0.55, xerr=[low, high], error_kw={"capsize": 3}
     )
@@ -338,7 +350,7 @@ def plot_tradeoff(table: pd.DataFrame) -> Figure:
         table: rows of ``Comparison.table()``.
     """
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
-    styles = {"dense": ("C3", "*", "")} | REFEREE_STYLES
+    styles = {"dense": (BLACK, "*", "")} | REFEREE_STYLES
     styles |= {name: (colour, "xP"[i], "") for i, (name, (colour, _)) in enumerate(BANDS.items())}
     for name, (colour, marker, line) in styles.items():
         part = table[table["contender"] == name].sort_values("sparsity")

@@ -483,3 +483,20 @@ def test_sampled_gradient_growth_takes_the_largest_of_its_candidates(kind):
         assert len(after) == len(before) == 64
         grown[grow] = set(after.tolist()) - set(before.tolist())
     assert grown["gradient"] == grown["sampled gradient"] and len(grown["gradient"]) == 6
+
+
+@pytest.mark.parametrize("batch", [20, 40, 70])  # one span of the batch, and several of which the last is short
+def test_a_chain_hands_over_the_dense_gradient_of_the_simulation(batch):
+    """What growth ranks is the same whether the batch went through the chain in one piece or in spans."""
+    masked = mask_model(TutorialCNN(), 0.95, seed=0)
+    fused = fuse(sparsify(masked))
+    x, y = torch.randn(batch, 1, 28, 28), torch.randint(0, 10, (batch,))
+    for model in (masked, fused):
+        for layer in sparse_layers(model).values():
+            layer.record_gradient = True
+        F.cross_entropy(model(x), y).backward()
+    pairs = zip(sparse_layers(masked).values(), sparse_layers(fused).values(), strict=True)
+    for simulated, sparse in pairs:
+        expected = torch.cat(list(simulated.gradient_rows()))
+        found = torch.cat(list(sparse.gradient_rows()))
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)

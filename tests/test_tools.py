@@ -4,6 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tools import referee
+from tutorial_lib import load_result
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -25,3 +28,12 @@ def test_quick_bench_measures_every_row_and_writes_nothing():
 
 def test_gpu_bench_compares_the_same_work():
     assert "all 4 rows compute the same" in run("tools/bench_gpu.py", "--check")
+
+
+def test_a_study_is_complete_only_with_every_run_of_its_plan():
+    runs = load_result("referee")["runs"]
+    assert referee.is_complete(runs)
+    for race in runs:
+        for lost in (0, len(runs[race]["seed"]) - 1):
+            without = {name: column[:lost] + column[lost + 1 :] for name, column in runs[race].items()}
+            assert not referee.is_complete(runs | {race: without})

@@ -279,7 +279,7 @@ def traced(
     grad: torch.Tensor,
 ) -> list[Trace]:
     """Return each stage's tensors in a pass that is over: views of the memory it worked in, or, of spans, copies."""
-    whole, spans, traces = len(x), [], []
+    whole, traces = len(x), []
     batches = [len(part) for part in x.split(SPAN)] if backward.spans > 1 else [whole]
     for stage, (layout, *_) in enumerate(zip(*backward.layouts, strict=True)):
         last = stage == len(backward.layouts[0]) - 1

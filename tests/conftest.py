@@ -1,11 +1,53 @@
-"""Shared fixtures: small real data and a small network."""
+"""Shared fixtures: small real data and a small network, and the count of what the library survives.
+
+``survived("fuzzing")`` counts one case that ended well; the sum per class is printed after the tests, and
+``--record-reliability`` writes it to ``figures/reliability.json`` if nothing failed. ``--hypothesis-profile=long`` draws
+many more examples.
+"""
+
+from collections import Counter
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
 from tools.lab import chromium_browser, chromium_program
-from tutorial_lib import load_data
+from tutorial_lib import load_data, save_result
+
+SURVIVED = pytest.StashKey[Counter]()
+settings.register_profile("default", deadline=None, derandomize=True, max_examples=40)
+settings.register_profile("long", deadline=None, max_examples=1000)
+settings.load_profile("default")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--record-reliability", action="store_true", help="write figures/reliability.json")
+
+
+def pytest_configure(config):
+    config.stash[SURVIVED] = Counter()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for name, cases in sorted(config.stash[SURVIVED].items()):
+        terminalreporter.write_line(f"survived {cases:6,} cases: {name}")
+
+
+def pytest_sessionfinish(session, exitstatus):
+    if session.config.getoption("--record-reliability") and exitstatus == 0:
+        counts = dict(sorted(session.config.stash[SURVIVED].items()))
+        save_result("reliability", {"cases": counts}, command="make reliability")
+
+
+@pytest.fixture(scope="session")
+def survived(pytestconfig):
+    """Return a function that counts ``cases`` of a class as survived; call it after what could fail."""
+
+    def count(name: str, cases: int = 1) -> None:
+        pytestconfig.stash[SURVIVED][name] += cases
+
+    return count
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,7 @@ def test_train_size_is_stratified_and_seeded():
 
 @pytest.mark.parametrize("name", ["MNIST", "", None, "cifar"])
 def test_unknown_name(name):
-    with pytest.raises(InvalidArgumentError, match="unknown data set"):
+    with pytest.raises(InvalidArgumentError, match=f"unknown data set {name!r}|name=None"):
         load_data(name)
 
 

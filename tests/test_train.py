@@ -82,7 +82,7 @@ def test_a_driver_of_another_model_and_other_things_are_refused(small_cnn, digit
     with pytest.raises(InvalidArgumentError, match="another model"):
         fit(model, digits, sparsity=driver, progress=False)
     for wrong in (SET, 0.95):
-        with pytest.raises(InvalidArgumentError, match="use a recipe"):
+        with pytest.raises(InvalidArgumentError, match="give a Rewirer or a Recipe"):
             fit(model, digits, sparsity=wrong, progress=False)
 
 

@@ -22,10 +22,12 @@ import torch
 from .data import Digits
 from .errors import InvalidArgumentError
 from .project import FIGURES, ROOT, profile
+from .validate import check_choice, checked, require, shown
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "numba", "matplotlib")
 
 
+@checked
 @dataclass(frozen=True)
 class Benchmark:
     """Timings of several candidates that did the same work.
@@ -40,8 +42,19 @@ class Benchmark:
     threads: int
     device: str
 
+    def __post_init__(self) -> None:
+        for name, runs in self.seconds.items():
+            if not runs or not all(0 <= run < math.inf for run in runs):
+                raise InvalidArgumentError(f"seconds[{name!r}]={shown(runs)}; give at least one finite time")
+
+    @checked
     def median(self, name: str) -> float:
-        """Return a candidate's median in seconds."""
+        """Return a candidate's median in seconds.
+
+        Raises:
+            InvalidArgumentError: no such candidate.
+        """
+        check_choice("name", name, self.seconds)
         return float(np.median(self.seconds[name]))
 
     def table(self) -> pd.DataFrame:
@@ -61,6 +74,7 @@ class Benchmark:
         return table
 
 
+@checked
 def benchmark(
     candidates: dict[str, Callable[[], Any]],
     *,
@@ -87,6 +101,7 @@ def benchmark(
         raise InvalidArgumentError(
             f"{len(candidates)} candidates, runs={runs}, warmup={warmup}; give at least one of each, warmup from 0"
         )
+    require(tolerance is None or tolerance >= 0, "tolerance", tolerance, "use a number of at least 0, or None")
     outputs = {name: candidate() for name, candidate in candidates.items()}
     if tolerance is not None:
         _check_same_outputs(outputs, tolerance)
@@ -124,6 +139,11 @@ def _check_same_outputs(outputs: dict[str, Any], tolerance: float) -> None:
         name: output.detach().cpu().numpy() if torch.is_tensor(output) else np.asarray(output)
         for name, output in outputs.items()
     }
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biufc":
+            raise InvalidArgumentError(
+                f"{name!r} returns {shown(outputs[name])}, which are no numbers to compare; use tolerance=None"
+            )
     first = next(iter(arrays))
     for name, array in arrays.items():
         if array.shape != arrays[first].shape:
@@ -141,6 +161,7 @@ def _check_same_outputs(outputs: dict[str, Any], tolerance: float) -> None:
 # ------------------------------------------------------------------------------------------ recorded numbers
 
 
+@checked
 def provenance(command: str, seed: int | None = None, data: Digits | None = None) -> dict[str, Any]:
     """Return where a number comes from: command, commit, date, machine, threads, versions, data, seed."""
     return {
@@ -160,6 +181,7 @@ def provenance(command: str, seed: int | None = None, data: Digits | None = None
     }
 
 
+@checked
 def save_result(
     name: str,
     values: dict[str, Any],
@@ -167,7 +189,7 @@ def save_result(
     command: str,
     seed: int | None = None,
     data: Digits | None = None,
-    folder: Path = FIGURES,
+    folder: str | Path = FIGURES,
 ) -> Path:
     """Write ``folder/name.json`` with the values and their provenance, in one step that cannot be half done.
 
@@ -180,14 +202,16 @@ def save_result(
         folder: where to write.
 
     Raises:
-        InvalidArgumentError: a value that JSON cannot hold, such as NaN.
+        InvalidArgumentError: a value that JSON cannot hold, such as NaN; or a name that leads out of the folder.
     """
+    _check_name(name)
     try:
         text = json.dumps({"values": values, "provenance": provenance(command, seed, data)}, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InvalidArgumentError(
             f"result {name!r} cannot be written as JSON ({error}); use finite plain values"
         ) from error
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{name}.json.partial"
     partial.write_text(text + "\n", encoding="utf-8")
@@ -195,14 +219,35 @@ def save_result(
     return folder / f"{name}.json"
 
 
-def load_result(name: str, folder: Path = FIGURES) -> dict[str, Any] | None:
-    """Return the recorded ``values`` of ``name``, or None where nobody has measured it."""
-    path = folder / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8"))["values"] if path.is_file() else None
+@checked
+def load_result(name: str, folder: str | Path = FIGURES) -> dict[str, Any] | None:
+    """Return the recorded ``values`` of ``name``, or None where nobody has measured it.
+
+    Raises:
+        InvalidArgumentError: a name that leads out of the folder, or a file that :func:`save_result` has not written.
+    """
+    _check_name(name)
+    path = Path(folder) / f"{name}.json"
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["values"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidArgumentError(f"name={name!r}: {path} is damaged ({error!r}); measure it again") from error
 
 
+def _check_name(name: str) -> None:
+    plain = bool(name) and Path(name).name == name and "\0" not in name
+    require(plain, "name", name, "use a plain file name, without folders")
+
+
+@checked
 def summarize(samples: list[float]) -> dict[str, Any]:
-    """Return ``{"mean", "low", "high", "samples"}`` of repeated measurements."""
+    """Return ``{"mean", "low", "high", "samples"}`` of repeated measurements.
+
+    Raises:
+        InvalidArgumentError: no samples, or one that is not finite.
+    """
     if not samples or not all(math.isfinite(s) for s in samples):
         raise InvalidArgumentError(f"cannot summarize {samples!r}; give at least one finite number")
     return {"mean": float(np.mean(samples)), "low": min(samples), "high": max(samples), "samples": samples}

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from .errors import CheckpointError
+from .validate import checked, shown
 
 NAME = b"dst-checkpoint "
 VERSION = b"1\n"
@@ -21,6 +22,7 @@ DIGEST = hashlib.sha256
 FIELDS = ("parts", "random")
 
 
+@checked
 def save_checkpoint(path: str | Path, **parts: Any) -> None:
     """Write everything that a run needs to go on into one file, together with the state of every random generator.
 
@@ -50,6 +52,7 @@ def save_checkpoint(path: str | Path, **parts: Any) -> None:
         raise CheckpointError(f"cannot write {path} ({error}); choose another place, or free some space") from error
 
 
+@checked
 def load_checkpoint(path: str | Path, **parts: Any) -> dict[str, Any]:
     """Load a file of :func:`save_checkpoint` into the given objects: all of them or, if anything is wrong, none.
 
@@ -67,6 +70,9 @@ def load_checkpoint(path: str | Path, **parts: Any) -> dict[str, Any]:
     path = Path(path)
     content = read_checkpoint(path)
     states = content["parts"]
+    for name, part in parts.items():
+        if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
+            raise CheckpointError(f"{name}={shown(part)} cannot take a state; give an object with load_state_dict")
     missing = [name for name in parts if name not in states]
     if missing:
         raise CheckpointError(f"{path} holds {', '.join(states)}, but not {', '.join(missing)}; leave these out")
@@ -90,6 +96,7 @@ def load_checkpoint(path: str | Path, **parts: Any) -> dict[str, Any]:
     return {name: state for name, state in states.items() if name not in parts}
 
 
+@checked
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return what a file of :func:`save_checkpoint` holds, checked, without loading it into anything.
 

@@ -8,6 +8,7 @@ import math
 import tracemalloc
 from collections.abc import Callable, Sequence
 from functools import wraps
+from traceback import walk_tb
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from .errors import TutorialError
 from .models import TutorialCNN
 from .sparse import SparseLinear
 from .topology import layer_nnz, sample_distinct, to_mask, weight_shape
+from .validate import checked
 
 Answer = Callable[..., Any]
 
@@ -34,10 +36,12 @@ class CheckFailedError(TutorialError, AssertionError):
         return [f"Not yet: {self}"]
 
 
+@checked
 def exercise(check: Callable[[Answer], None]) -> Callable[[Answer], None]:
     """Turn a function that raises on a wrong answer into a check that leaves an untouched stub alone, and reports."""
 
     @wraps(check)
+    @checked
     def run(answer: Answer) -> None:
         try:
             if _is_untouched(answer):
@@ -47,6 +51,13 @@ def exercise(check: Callable[[Answer], None]) -> Callable[[Answer], None]:
             if error.args:  # not a stub's: torch says so of an operation that it lacks
                 raise
             print(f"{check.__name__}: not attempted yet")
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+            if any(frame.f_code is getattr(answer, "__code__", None) for frame, _ in walk_tb(error.__traceback__)):
+                raise  # the answer's own error: its lines are what helps
+            name = getattr(answer, "__name__", type(answer).__name__)
+            raise CheckFailedError(
+                f"{name} returns something that cannot be checked ({error}); return what is asked for: {check.__doc__}"
+            ) from error
         else:
             print(f"{check.__name__}: passed")
 
@@ -56,6 +67,8 @@ def exercise(check: Callable[[Answer], None]) -> Callable[[Answer], None]:
 def _is_untouched(answer: Answer) -> bool:
     """Tell whether a function's body is nothing but ``...`` (or ``pass``, or a docstring)."""
     trivial = {"RESUME", "NOP", "LOAD_CONST", "RETURN_VALUE", "RETURN_CONST"}
+    if not hasattr(answer, "__code__"):
+        return False
     steps = list(dis.get_instructions(answer))
     loaded = [step.argval for step in steps if step.opname in ("LOAD_CONST", "RETURN_CONST")]
     return {step.opname for step in steps} <= trivial and loaded[-1] in (None, ...)
@@ -69,7 +82,8 @@ def _expect(holds: object, symptom: str) -> None:
 def _result(answer: Answer, *arguments: Any) -> Any:
     """Call the answer and return what it returns, which must be something."""
     result = answer(*arguments)
-    _expect(result is not None, f"{answer.__name__} returns None; is a `return` missing?")
+    name = getattr(answer, "__name__", type(answer).__name__)
+    _expect(result is not None, f"{name} returns None; is a `return` missing?")
     return result
 
 

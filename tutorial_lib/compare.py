@@ -34,13 +34,15 @@ from .recipes import DynamicRecipe, GradualMagnitudePruning, Recipe, describe
 from .recorder import TopologyRecorder
 from .small_dense import IMAGE, multiply_add_count, small_dense, weight_count
 from .sparse import sparsify
-from .topology import layer_nnz, weight_layers, weight_shape
-from .train import fit
+from .topology import check_sparsity, layer_nnz, weight_layers, weight_shape
+from .train import OPTIMIZERS, SCHEDULES, fit
+from .validate import check_choice, check_columns, check_seed, checked, require
 
 # Tensors of a weight's shape that each optimizer keeps.
 STATE_TENSORS = {"adam": 2, "adamw": 2, "sgd": 1, "adam per weight": 3}
 
 
+@checked
 @dataclass(frozen=True)
 class Budget:
     """What every contender may spend."""
@@ -48,10 +50,15 @@ class Budget:
     epochs: int = 10
     batch_size: int = 64
 
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "use a whole number of at least 1")
+
 
 # ------------------------------------------------------------------------------------------ who takes part
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Contender(ABC):
     """A way to build and train the tutorial's network.
@@ -65,6 +72,11 @@ class Contender(ABC):
     lr: float = 3e-3
     schedule: str = "onecycle"
     optimizer: str = "adam"
+
+    def __post_init__(self) -> None:
+        require(0 < self.lr < math.inf, "lr", self.lr, "use a positive number such as 1e-3")
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("schedule", self.schedule, SCHEDULES)
 
     @abstractmethod
     def build(self, sparsity: float, seed: int) -> nn.Module:
@@ -80,6 +92,7 @@ class Contender(ABC):
         return False
 
 
+@checked
 @dataclass(frozen=True)
 class Dense(Contender):
     """The full network: what the others are measured against."""
@@ -89,12 +102,14 @@ class Dense(Contender):
         """See :class:`Contender`."""
         return True
 
+    @checked
     def build(self, sparsity: float, seed: int) -> nn.Module:
         """See :class:`Contender`."""
         torch.manual_seed(seed)
         return TutorialCNN()
 
 
+@checked
 @dataclass(frozen=True)
 class SmallDense(Contender):
     """A narrow dense network with as many weights, or as many multiply-adds, as the sparse one with ERK densities.
@@ -105,6 +120,7 @@ class SmallDense(Contender):
 
     same: str = "weights"
 
+    @checked
     def build(self, sparsity: float, seed: int) -> nn.Module:
         """See :class:`Contender`."""
         with torch.device("meta"):
@@ -121,6 +137,7 @@ class SmallDense(Contender):
         return small_dense(*limits[self.same])
 
 
+@checked
 @dataclass(frozen=True)
 class Sparse(Contender):
     """A truly sparse network from the first step on.
@@ -135,6 +152,7 @@ class Sparse(Contender):
     scheme: str = "erk"
     init: str = "sparse-aware"
 
+    @checked
     def build(self, sparsity: float, seed: int) -> nn.Module:
         """See :class:`Contender`."""
         if self.init not in ("dense", "sparse-aware"):
@@ -148,12 +166,14 @@ class Sparse(Contender):
         return self.how
 
 
+@checked
 @dataclass(frozen=True)
 class Gradual(Contender):
     """Gradual magnitude pruning: a masked network that starts dense, so it is as large and slow as the dense one."""
 
     scheme: str = "erk"
 
+    @checked
     def build(self, sparsity: float, seed: int) -> nn.Module:
         """See :class:`Contender`."""
         torch.manual_seed(seed)
@@ -169,6 +189,7 @@ class Gradual(Contender):
 Job = tuple[str, float, int]  # contender, sparsity, seed
 
 
+@checked
 @dataclass(frozen=True)
 class Comparison:
     """The runs of a comparison, one row each.
@@ -188,6 +209,8 @@ class Comparison:
 
         Seconds are medians: another program on the machine can hold up a single run.
         """
+        columns = ("contender", "sparsity", "seed", "accuracy", "seconds")
+        check_columns("runs", self.runs, columns)
         rows = []
         for (contender, sparsity), part in self.runs.groupby(["contender", "sparsity"], sort=False):
             low, high = interval(part["accuracy"].tolist())
@@ -201,8 +224,17 @@ class Comparison:
         return pd.DataFrame(rows)
 
 
+@checked
 def interval(samples: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Return the two-sided confidence interval of a mean, by Student's t; (nan, nan) for a single sample."""
+    """Return the two-sided confidence interval of a mean, by Student's t; (nan, nan) for a single sample.
+
+    Raises:
+        InvalidArgumentError: no samples, one that is not finite, or a level outside (0, 1).
+    """
+    require(
+        len(samples) > 0 and all(map(math.isfinite, samples)), "samples", samples, "give at least one finite number"
+    )
+    require(0 < level < 1, "level", level, "use a number between 0 and 1")
     if len(samples) < 2:
         return math.nan, math.nan
     error = stats.sem(samples)
@@ -212,11 +244,13 @@ def interval(samples: Sequence[float], level: float = 0.95) -> tuple[float, floa
     return float(low), float(high)
 
 
+@checked
 def in_words(mean: float, low: float, high: float) -> str:
     """Return a mean with its interval as a text, such as ``99.24 (99.18 to 99.30)``."""
     return f"{mean:.2f} (one seed)" if math.isnan(low) else f"{mean:.2f} ({low:.2f} to {high:.2f})"
 
 
+@checked
 def paired_difference(runs: pd.DataFrame, ours: str, theirs: str, sparsity: float) -> tuple[float, float, float]:
     """Return by how many points of accuracy one contender is ahead of another, seed by seed: mean and 95% interval.
 
@@ -227,8 +261,9 @@ def paired_difference(runs: pd.DataFrame, ours: str, theirs: str, sparsity: floa
         sparsity: at which to compare.
 
     Raises:
-        InvalidArgumentError: there is no seed that both were run with.
+        InvalidArgumentError: there is no seed that both were run with, or a column is missing.
     """
+    check_columns("runs", runs, ("contender", "sparsity", "seed", "accuracy"))
     dense = runs["sparsity"] == 0.0  # the same at every sparsity
     at = runs[(runs["sparsity"] == sparsity) | dense].set_index(["contender", "seed"])["accuracy"]
     both = [at[name] if name in at.index.get_level_values(0) else pd.Series(dtype=float) for name in (ours, theirs)]
@@ -238,6 +273,7 @@ def paired_difference(runs: pd.DataFrame, ours: str, theirs: str, sparsity: floa
     return float(difference.mean()), *interval(difference.tolist())
 
 
+@checked
 def compare(
     contenders: Mapping[str, Contender],
     data: Digits,
@@ -270,6 +306,10 @@ def compare(
     Raises:
         InvalidArgumentError: nothing to compare, or a seed or sparsity twice.
     """
+    for sparsity in sparsities:
+        check_sparsity(sparsity)
+    for seed in seeds:
+        check_seed(seed)
     if not contenders or not sparsities or not seeds or workers < 1:
         raise InvalidArgumentError(
             f"{len(contenders)} contenders, sparsities={list(sparsities)}, seeds={list(seeds)}, workers={workers}; "
@@ -338,6 +378,7 @@ def _train_in_worker(job: Job, contender: Contender, budget: Budget, checkpoint:
     return train_one(job, contender, _data[0], budget, checkpoint)
 
 
+@checked
 def train_one(job: Job, contender: Contender, data: Digits, budget: Budget, checkpoint: Path | None) -> dict[str, Any]:
     """Train one contender once and return its row; see :class:`Comparison`."""
     name, sparsity, seed = job
@@ -428,10 +469,18 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+@checked
 def save_runs(
     runs: pd.DataFrame, folder: Path, contenders: Mapping[str, Contender], data: Digits, budget: Budget
 ) -> None:
-    """Write runs of an earlier comparison where ``compare(…, folder=folder)`` with the same settings finds them."""
+    """Write runs of an earlier comparison where ``compare(…, folder=folder)`` with the same settings finds them.
+
+    Raises:
+        InvalidArgumentError: a run of a contender that is not among them, or a column is missing.
+    """
+    check_columns("runs", runs, ("contender", "sparsity", "seed"))
+    for name in runs["contender"]:
+        check_choice("runs['contender']", name, contenders)
     files = _Files(folder, contenders, data, budget)
     for row in runs.to_dict(orient="records"):
         files.save(row)

@@ -8,16 +8,20 @@ import pandas as pd
 import torch
 from torch import nn
 
+from .errors import InvalidArgumentError
 from .interface import SparsifiableLayer, sparse_layers
 from .topology import weight_layers, weight_shape
+from .validate import check_memory, checked, require, shown
 
 
+@checked
 def storage_bytes(model: nn.Module) -> int:
     """Return the bytes of all parameters and buffers: what the network occupies, masks and indices included."""
     tensors = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     return tensors + sum(layer.index_bytes for layer in sparse_layers(model).values())
 
 
+@checked
 @torch.no_grad()
 def multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFrame:
     """Count the multiply-adds of one forward pass of one sample, per Linear and Conv2d layer and in total.
@@ -29,7 +33,11 @@ def multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFram
     Returns:
         A table with the columns ``executed`` (every stored weight, zero or not) and ``useful``
         (by the active weights only). Multiplying the mask into the weight is not counted.
+
+    Raises:
+        InvalidArgumentError: the model takes no such input.
     """
+    require(min(input_shape, default=1) >= 0, "input_shape", input_shape, "use sizes of at least 0")
     rows: dict[str, dict[str, int]] = {}
     layers = weight_layers(model)
     names = {layer: name for name, layer in layers.items()}
@@ -43,9 +51,15 @@ def multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFram
 
     hooks = [layer.register_forward_hook(count) for layer in layers.values()]
     first = next(model.parameters())
+    check_memory("input_shape", input_shape, math.prod(input_shape) * first.element_size(), first.device)
     was_training = model.training
     try:
         model.eval()(torch.zeros(1, *input_shape, dtype=first.dtype, device=first.device))
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise InvalidArgumentError(
+            f"input_shape={shown(input_shape)} does not pass through {type(model).__name__} ({error}); "
+            "give the shape of one sample, without the batch dimension"
+        ) from error
     finally:
         model.train(was_training)
         for hook in hooks:
@@ -55,6 +69,7 @@ def multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFram
     return table
 
 
+@checked
 def training_multiply_adds(
     model: nn.Module, input_shape: tuple[int, ...], images: int, growth_images: int = 0
 ) -> dict[str, int]:
@@ -70,6 +85,8 @@ def training_multiply_adds(
     Returns:
         ``forward``; ``backward``, the gradients of weights and inputs, the network's own input left out; ``growth``.
     """
+    require(images >= 0, "images", images, "use a whole number of at least 0")
+    require(growth_images >= 0, "growth_images", growth_images, "use a whole number of at least 0")
     executed = multiply_adds(model, input_shape)["executed"].drop("total")
     layers = weight_layers(model)
     unstored = {

@@ -13,11 +13,13 @@ from torch import nn
 from .errors import InvalidArgumentError
 from .interface import SparsifiableLayer, sparse_layers
 from .masked import replace_layer
-from .topology import to_mask
+from .topology import check_has_numbers, to_mask
+from .validate import checked, require, shown
 
 BACKENDS = ("torch", "scipy")
 
 
+@checked
 class CSRProduct(nn.Module):
     """A matrix in compressed sparse row (CSR) form: row pointers, column indices, values; no dense weight.
 
@@ -34,6 +36,14 @@ class CSRProduct(nn.Module):
         super().__init__()
         if backend not in BACKENDS:
             raise InvalidArgumentError(f"unknown backend {backend!r}; use one of {', '.join(BACKENDS)}")
+        if matrix.dim() != 2 or not matrix.is_floating_point() or matrix.is_meta:
+            raise InvalidArgumentError(f"matrix={shown(matrix)} on {matrix.device}; give floating numbers [out, in]")
+        if mask.dtype != torch.bool or mask.shape != matrix.shape or mask.device != matrix.device:
+            raise InvalidArgumentError(
+                f"mask={shown(mask)} on {mask.device}; give torch.bool {tuple(matrix.shape)} on {matrix.device}"
+            )
+        if backend == "scipy" and not matrix.is_cpu:
+            raise InvalidArgumentError(f"backend='scipy' computes on a CPU, not on {matrix.device}; use 'torch'")
         self.backend, self.shape = backend, tuple(matrix.shape)
         row_sizes = mask.sum(1)
         self.register_buffer("indptr", F.pad(row_sizes.cumsum(0), (1, 0)).to(torch.int32))
@@ -41,7 +51,16 @@ class CSRProduct(nn.Module):
         self.register_buffer("values", matrix.detach()[mask])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Multiply with feature-major columns: ``[in, N]`` to ``[out, N]``."""
+        """Multiply with feature-major columns: ``[in, N]`` to ``[out, N]``.
+
+        Raises:
+            InvalidArgumentError: other rows, type or device than the matrix has columns, type and device.
+        """
+        if x.dim() != 2 or len(x) != self.shape[1] or x.dtype != self.values.dtype or x.device != self.values.device:
+            raise InvalidArgumentError(
+                f"x is {x.dtype} {tuple(x.shape)} on {x.device}; give {self.values.dtype} [{self.shape[1]}, N] on "
+                f"{self.values.device}"
+            )
         if self.backend == "torch":
             matrix = torch.sparse_csr_tensor(self.indptr, self.indices, self.values, self.shape, check_invariants=False)
             return matrix @ x
@@ -49,11 +68,13 @@ class CSRProduct(nn.Module):
         return torch.from_numpy(scipy.sparse.csr_matrix(arrays, shape=self.shape) @ x.numpy())
 
 
+@checked
 class CSRLinear(nn.Module):
     """A linear layer, inference only, over a :class:`CSRProduct`."""
 
     def __init__(self, product: CSRProduct, bias: torch.Tensor | None) -> None:
         super().__init__()
+        _check_bias(bias, product)
         self.product = product
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
@@ -65,6 +86,7 @@ class CSRLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
+@checked
 class CSRConv2d(nn.Module):
     """A convolution, inference only: every patch unfolded into a column (im2col), then one CSR product."""
 
@@ -74,6 +96,9 @@ class CSRConv2d(nn.Module):
             raise InvalidArgumentError(
                 f"{layer} has groups, named padding or a padding mode; CSR inference covers groups=1 with zero padding"
             )
+        _check_bias(bias, product)
+        shape = layer.out_channels, math.prod(layer.weight.shape[1:])
+        require(product.shape == shape, "product.shape", product.shape, f"the layer's weight is {shape}; use its own")
         self.product = product
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.kernel_size, self.stride = layer.kernel_size, layer.stride
@@ -92,6 +117,13 @@ class CSRConv2d(nn.Module):
         return y.view(y.shape[0], height + 1, -1, B).permute(3, 0, 1, 2)
 
 
+def _check_bias(bias: torch.Tensor | None, product: CSRProduct) -> None:
+    rows = product.shape[0]
+    if bias is not None and (bias.shape != (rows,) or bias.dtype != product.values.dtype):
+        raise InvalidArgumentError(f"bias={shown(bias)}; give {rows} numbers of type {product.values.dtype}, or None")
+
+
+@checked
 def to_csr(model: nn.Module, backend: str = "torch") -> nn.Module:
     """Return a copy of ``model`` for inference in which every sparse layer multiplies in CSR form.
 
@@ -105,6 +137,7 @@ def to_csr(model: nn.Module, backend: str = "torch") -> nn.Module:
     layers = sparse_layers(model)
     if not layers:
         raise InvalidArgumentError(f"{type(model).__name__} has no sparse layers; call mask_model(model) first")
+    check_has_numbers(model)
     converted = copy.deepcopy(model).eval()
     for name, layer in layers.items():
         converted = replace_layer(converted, name, _csr_layer(layer, backend))

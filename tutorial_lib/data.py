@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import gzip
 import hashlib
-import numbers
 import os
 import queue
 import socket
@@ -25,6 +24,7 @@ import torch.nn.functional as F
 
 from .errors import DataError, InvalidArgumentError
 from .project import ROOT
+from .validate import check_device, check_seed, checked, require, shown
 
 # SHA-256 of the four decompressed files.
 MNIST_SHA256 = {
@@ -38,6 +38,7 @@ NETWORK_PATIENCE_SECONDS = 5.0
 CLASSES = 10
 
 
+@checked
 @dataclass(frozen=True)
 class Digits:
     """A data set of 28×28 grey digits, normalised to about zero mean and unit deviation, in memory.
@@ -58,8 +59,22 @@ class Digits:
     name: str
     source: str
 
+    def __post_init__(self) -> None:
+        for part in ("train", "test"):
+            x, y = getattr(self, f"{part}_x"), getattr(self, f"{part}_y")
+            if x.dim() != 4 or not x.is_floating_point() or not len(x):
+                raise InvalidArgumentError(f"{part}_x={shown(x)}; give floating images [N, C, H, W], at least one")
+            if y.dtype != torch.int64 or y.shape != (len(x),):
+                raise InvalidArgumentError(f"{part}_y={shown(y)}; give int64 labels, one for each of {len(x)} images")
+
+    @checked
     def to(self, device: str | torch.device) -> Digits:
-        """Return the same data with its tensors on ``device``."""
+        """Return the same data with its tensors on ``device``.
+
+        Raises:
+            InvalidArgumentError: there is no such device.
+        """
+        check_device(device)
         tensors = {
             f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self) if f.name[-2:] in ("_x", "_y")
         }
@@ -76,6 +91,7 @@ class Digits:
         return f"Digits(name={self.name!r}, train={len(self.train_x)}, test={len(self.test_x)}, source={self.source!r})"
 
 
+@checked
 def load_data(
     name: str = "auto", train_size: int | None = None, root: str | Path | None = None, seed: int = 0
 ) -> Digits:
@@ -97,8 +113,9 @@ def load_data(
     """
     if name not in ("auto", "mnist", "digits"):
         raise InvalidArgumentError(f"unknown data set {name!r}; use 'auto', 'mnist' or 'digits'")
-    if train_size is not None and (not isinstance(train_size, numbers.Integral) or train_size < CLASSES):
-        raise InvalidArgumentError(f"train_size={train_size!r}; use a whole number of at least {CLASSES}, or None")
+    use = f"use a whole number of at least {CLASSES}, or None"
+    require(train_size is None or train_size >= CLASSES, "train_size", train_size, use)
+    check_seed(seed, most=2**32 - 1)
     folder = Path(root or os.environ.get("TUTORIAL_DATA") or ROOT / "data").expanduser()
     if name == "digits":
         data = _embedded_digits()

@@ -6,7 +6,6 @@ Everything here speaks to layers through ``interface.py`` only, so simulated and
 from __future__ import annotations
 
 import math
-import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,11 +16,13 @@ from torch import nn
 
 from .errors import InvalidArgumentError, TrainingError
 from .interface import Carry, SparsifiableLayer, sparse_layers
-from .topology import check_sparsity, layer_nnz, sample_distinct
+from .topology import SCHEMES, check_sparsity, contained, layer_nnz, sample_distinct
+from .validate import check_choice, check_connections, check_seed, checked, require, shown
 
 # ---------------------------------------------------------------------------------------------- prune and grow
 
 
+@checked
 def magnitude_prune(values: torch.Tensor, count: int) -> torch.Tensor:
     """Choose the ``count`` weights of smallest magnitude.
 
@@ -39,6 +40,8 @@ def magnitude_prune(values: torch.Tensor, count: int) -> torch.Tensor:
         InvalidArgumentError: count is outside 0..nnz.
         TrainingError: a weight is NaN.
     """
+    if values.dim() != 1 or values.is_meta or values.is_complex() or values.dtype == torch.bool:
+        raise InvalidArgumentError(f"values={shown(values)} on {values.device}; give numbers of one dimension")
     return _smallest(values.abs(), count)
 
 
@@ -50,6 +53,7 @@ def _smallest(score: torch.Tensor, count: int) -> torch.Tensor:
     return _top(-score, count)
 
 
+@checked
 def random_grow(active: torch.Tensor, size: int, count: int, generator: torch.Generator) -> torch.Tensor:
     """Choose ``count`` inactive connections uniformly at random (SET; Mocanu et al., 2018).
 
@@ -66,6 +70,7 @@ def random_grow(active: torch.Tensor, size: int, count: int, generator: torch.Ge
     Raises:
         InvalidArgumentError: count is outside 0..size − nnz.
     """
+    check_connections("active", active, (size,))
     _check_count(count, size - len(active), "inactive connections")
     ranks = sample_distinct(size - len(active), count, generator).to(active.device)
     # The inactive connection of rank r stands behind as many active ones as have fewer than r + 1 gaps before them.
@@ -73,6 +78,7 @@ def random_grow(active: torch.Tensor, size: int, count: int, generator: torch.Ge
     return ranks + torch.searchsorted(gaps_before, ranks, right=True)
 
 
+@checked
 def gradient_grow(gradient_rows: Iterable[torch.Tensor], active: torch.Tensor, count: int) -> torch.Tensor:
     """Choose the ``count`` inactive connections of largest gradient magnitude (Evci et al., 2020, algorithm 1).
 
@@ -90,12 +96,14 @@ def gradient_grow(gradient_rows: Iterable[torch.Tensor], active: torch.Tensor, c
         InvalidArgumentError: there are fewer than ``count`` inactive connections.
         TrainingError: a gradient is not finite.
     """
-    if count < 0:
-        raise InvalidArgumentError(f"count={count}; use 0 or more")
+    require(count >= 0, "count", count, "use 0 or more")
+    check_connections("active", active, (LARGEST,))
     best_score = torch.empty(0, device=active.device)
     best_place = torch.empty(0, dtype=torch.int64, device=active.device)
     start = 0
     for block in gradient_rows:
+        if not isinstance(block, torch.Tensor) or not block.is_floating_point() or block.is_meta:
+            raise InvalidArgumentError(f"gradient_rows yields {shown(block)}; give blocks of floating numbers")
         score = block.detach().abs().reshape(-1)
         _check_finite(score)
         first, last = torch.searchsorted(active, torch.tensor([start, start + len(score)], device=active.device))
@@ -107,6 +115,9 @@ def gradient_grow(gradient_rows: Iterable[torch.Tensor], active: torch.Tensor, c
         chosen = _top(best_score, min(count, len(best_score)))
         best_score, best_place = best_score[chosen], best_place[chosen]
         start += len(score)
+    require(
+        not len(active) or active[-1] < start, "active", active, f"gradient_rows has {start} places; use lower ones"
+    )
     _check_count(count, int((best_score >= 0).sum()), "inactive connections")
     return best_place
 
@@ -137,6 +148,7 @@ PruneScore = Callable[[SparsifiableLayer], torch.Tensor]
 GrowChoice = Callable[[SparsifiableLayer, torch.Tensor, int, torch.Generator], torch.Tensor]
 
 
+@checked
 @dataclass(frozen=True)
 class GrowRule:
     """How new connections are chosen and what weight they start with.
@@ -154,6 +166,11 @@ class GrowRule:
     gradient_steps: int = 1
     momentum: float = 0.0
     initial_std: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.gradient_steps >= 0, "gradient_steps", self.gradient_steps, "use 0 or more")
+        require(0 <= self.momentum < math.inf, "momentum", self.momentum, "use a finite number of at least 0")
+        require(0 <= self.initial_std < math.inf, "initial_std", self.initial_std, "use a finite number of at least 0")
 
 
 def _choose_at_random(
@@ -186,6 +203,7 @@ def _over_all_ranks(gradient: torch.Tensor) -> torch.Tensor:
     return gradient
 
 
+LARGEST = 2**63 - 1
 CANDIDATES = 4  # of sampled gradient growth, for each connection to grow
 GROW_RULES = {
     "random": GrowRule(_choose_at_random, gradient_steps=0, initial_std=0.01),
@@ -202,22 +220,26 @@ DECAYS = {
 }
 
 
+@checked
 @dataclass(frozen=True)
 class Epochs:
     """A time in epochs where otherwise optimizer steps are meant: ``every=Epochs(2)``."""
 
     count: float
 
+    def __post_init__(self) -> None:
+        require(math.isfinite(self.count), "count", self.count, "use a finite number of epochs")
+
+    @checked
     def in_steps(self, steps_per_epoch: int | None) -> int:
         """Return the same time in optimizer steps.
 
         Raises:
-            InvalidArgumentError: ``steps_per_epoch`` is None.
+            InvalidArgumentError: ``steps_per_epoch`` is None or below 1.
         """
         if steps_per_epoch is None:
             raise InvalidArgumentError(f"{self} needs steps_per_epoch; pass it, or give the time in steps")
-        if not isinstance(self.count, numbers.Real) or not math.isfinite(self.count):
-            raise InvalidArgumentError(f"{self}; use a finite number of epochs")
+        require(steps_per_epoch >= 1, "steps_per_epoch", steps_per_epoch, "use a whole number of at least 1")
         return round(self.count * steps_per_epoch)
 
 
@@ -226,6 +248,7 @@ class Epochs:
 Plan = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # what SparsifiableLayer.rewire takes
 
 
+@checked
 class Rewirer(ABC):
     """Changes the topology of a model's sparse layers every ``every`` steps, up to the step ``until``.
 
@@ -237,6 +260,8 @@ class Rewirer(ABC):
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, every: int, until: int | None) -> None:
+        require(every >= 1, "every", every, "use at least 1 step")
+        require(until is None or until >= 0, "until", until, "use at least 0 steps, or None")
         self.layers = sparse_layers(model)
         if not self.layers:
             raise InvalidArgumentError(f"{type(model).__name__} has no sparse layers; call mask_model(model) first")
@@ -295,8 +320,16 @@ class Rewirer(ABC):
         """Return what a resumed run needs beside the model's and the optimizer's state."""
         return {"steps": self.steps, "rewirings": self.rewirings}
 
+    @checked
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a saved state."""
+        """Take over a saved state.
+
+        Raises:
+            InvalidArgumentError: ``state`` is not what :meth:`state_dict` returned.
+        """
+        for name in ("steps", "rewirings"):
+            value = state.get(name)
+            require(isinstance(value, int) and value >= 0, f"state[{name!r}]", value, "give what state_dict() returned")
         self.steps, self.rewirings = state["steps"], state["rewirings"]
 
     def _due(self, step: int) -> bool:
@@ -314,6 +347,7 @@ class Rewirer(ABC):
                 state[key] = carry(value, float(fresh.get(key, 0.0)))
 
 
+@checked
 class DynamicSparsity(Rewirer):
     """Prunes and regrows a model's sparse layers while an optimizer trains it. Call ``step()`` after each
     ``optimizer.step()``.
@@ -380,6 +414,7 @@ class DynamicSparsity(Rewirer):
         self.score = PRUNE_SCORES[prune] if isinstance(prune, str) else prune
         self.grow = _grow_rule(grow)
         self.decay = DECAYS[decay]
+        check_seed(seed)
         self.generator = torch.Generator().manual_seed(seed)
         self._gradient_waits = False
         self._record_if_wanted()
@@ -420,10 +455,18 @@ class DynamicSparsity(Rewirer):
         """See :class:`Rewirer`; the generator's state as well."""
         return super().state_dict() | {"generator": self.generator.get_state()}
 
+    @checked
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See :class:`Rewirer`."""
+        drawn = torch.Generator()
+        try:
+            drawn.set_state(state["generator"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise InvalidArgumentError(
+                f"state['generator'] is {shown(state.get('generator'))}; give what state_dict() returned"
+            ) from error
         super().load_state_dict(state)
-        self.generator.set_state(state["generator"])
+        self.generator.set_state(drawn.get_state())
         self._gradient_waits = False
         self._forget_gradients()
         self._record_if_wanted()
@@ -473,6 +516,7 @@ class DynamicSparsity(Rewirer):
                 layer.record_gradient = True
 
 
+@checked
 class GradualPruning(Rewirer):
     """Gradual magnitude pruning: from a dense topology to a sparse one while training (Zhu & Gupta, 2017, eq. 1).
 
@@ -509,6 +553,7 @@ class GradualPruning(Rewirer):
                 f"{', '.join(fixed)}: the number of weights of a truly sparse layer is fixed; "
                 "gradual pruning starts from mask_model(model, sparsity=0.0)"
             )
+        check_choice("scheme", scheme, SCHEMES)
         self.model, self.sparsity, self.scheme = model, check_sparsity(sparsity), scheme
         self.final = self._nnz(sparsity)
 
@@ -536,13 +581,6 @@ class GradualPruning(Rewirer):
         return super()._due(step) or step == self.until  # the final sparsity is reached whatever the interval
 
 
-def _contained(numbers: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
-    """Tell for each number whether it is in the sorted list ``among``; ``torch.isin`` would sort that list again."""
-    if not len(among):
-        return torch.zeros_like(numbers, dtype=torch.bool)
-    return among[torch.searchsorted(among, numbers).clamp(max=len(among) - 1)] == numbers
-
-
 def _checked_score(score: torch.Tensor, name: str, layer: SparsifiableLayer) -> torch.Tensor:
     nnz = len(layer.active())
     if score.shape != (nnz,):
@@ -556,7 +594,7 @@ def _checked_score(score: torch.Tensor, name: str, layer: SparsifiableLayer) -> 
 def _check_grown(grown: torch.Tensor, active: torch.Tensor, count: int, size: int) -> None:
     """Refuse what a grow rule of one's own may get wrong: nnz would drift."""
     fits = len(grown) == count and (count == 0 or (int(grown[0]) >= 0 and int(grown[-1]) < size))
-    if not fits or (grown[1:] <= grown[:-1]).any() or _contained(grown, active).any():
+    if not fits or (grown[1:] <= grown[:-1]).any() or contained(grown, active).any():
         raise InvalidArgumentError(
             f"the grow rule returned {len(grown)} connections; it must return {count} sorted, distinct, inactive ones"
         )
@@ -565,7 +603,7 @@ def _check_grown(grown: torch.Tensor, active: torch.Tensor, count: int, size: in
 def _steps(name: str, time: int | Epochs, steps_per_epoch: int | None, at_least: int) -> int:
     """Return a time in optimizer steps, checked."""
     steps = time.in_steps(steps_per_epoch) if isinstance(time, Epochs) else time
-    if not isinstance(steps, numbers.Integral) or steps < at_least:
+    if steps < at_least:
         raise InvalidArgumentError(
             f"{name}={time!r}; use a whole number of steps, at least {at_least}, or Epochs(n) of at least one step "
             "(only a recipe takes a share of the training)"
@@ -580,16 +618,13 @@ def _grow_rule(grow: str | GrowChoice | GrowRule) -> GrowRule:
 
 
 def _check_settings(prune_fraction: float, prune: object, scope: str, grow: object, decay: str) -> None:
-    if not isinstance(prune_fraction, numbers.Real) or not 0 <= prune_fraction <= 1:
-        raise InvalidArgumentError(f"prune_fraction={prune_fraction!r}; use a number from 0 to 1")
+    require(0 <= prune_fraction <= 1, "prune_fraction", prune_fraction, "use a number from 0 to 1")
     if not callable(prune) and prune not in PRUNE_SCORES:
         raise InvalidArgumentError(f"prune={prune!r}; use one of {', '.join(PRUNE_SCORES)}, or a function of a layer")
-    if scope not in ("layer", "global"):
-        raise InvalidArgumentError(f"scope={scope!r}; use layer or global")
+    check_choice("scope", scope, ("layer", "global"))
     if not callable(grow) and not isinstance(grow, GrowRule) and grow not in GROW_RULES:
         raise InvalidArgumentError(f"grow={grow!r}; use one of {', '.join(GROW_RULES)}, a function, or a GrowRule")
-    if decay not in DECAYS:
-        raise InvalidArgumentError(f"decay={decay!r}; use one of {', '.join(DECAYS)}")
+    check_choice("decay", decay, DECAYS)
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, layers: dict[str, SparsifiableLayer]) -> None:

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from .errors import InvalidArgumentError
 from .sparse import SparseConv2d, SparseLayer, SparseLinear, run_chain
+from .validate import checked
 
 RELU = (F.relu, torch.relu, "relu")
 MAX_POOL = (F.max_pool2d, torch.max_pool2d)
@@ -23,6 +25,7 @@ class _Tracer(fx.Tracer):
         return isinstance(m, SparseLayer) or super().is_leaf_module(m, module_qualified_name)
 
 
+@checked
 def fuse(model: nn.Module) -> fx.GraphModule:
     """Return a copy of ``model`` in which each sparse layer also does the ReLU and 2×2 max-pool that follow it.
 
@@ -34,9 +37,18 @@ def fuse(model: nn.Module) -> fx.GraphModule:
     Args:
         model: made by :func:`sparsify`; its ``forward`` must be one that ``torch.fx`` can trace (no branches that
             depend on the data).
+
+    Raises:
+        InvalidArgumentError: it cannot.
     """
     model = copy.deepcopy(model)
-    graph = _Tracer().trace(model)
+    try:
+        graph = _Tracer().trace(model)
+    except Exception as error:  # whatever the model's own code may raise when it is given no numbers
+        raise InvalidArgumentError(
+            f"model={type(model).__name__}: torch.fx cannot trace its forward ({str(error)[:200]}); "
+            "use one without branches that depend on the data"
+        ) from error
     modules = dict(model.named_modules())
     # Layers of a class of one's own may do more than their kind: they are left alone.
     calls = [

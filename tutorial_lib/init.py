@@ -9,8 +9,11 @@ from torch import nn
 
 from .errors import InvalidArgumentError
 from .interface import sparse_layers
+from .topology import check_has_numbers
+from .validate import check_seed, checked
 
 
+@checked
 def sparse_init(model: nn.Module, seed: int = 0) -> nn.Module:
     """Draw all weights of the sparse layers anew from ``U(−b, b)``, ``b = 1 / √fan_in`` of each output unit's own.
 
@@ -31,6 +34,8 @@ def sparse_init(model: nn.Module, seed: int = 0) -> nn.Module:
     layers = sparse_layers(model)
     if not layers:
         raise InvalidArgumentError(f"{type(model).__name__} has no sparse layers; call mask_model(model) first")
+    check_seed(seed)
+    check_has_numbers(model)
     generator = torch.Generator().manual_seed(seed)
     for layer in layers.values():
         out_features, *rest = layer.dense_shape

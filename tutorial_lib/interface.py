@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
+from .validate import checked
+
 # Moves one tensor of per-weight optimizer state to a new topology: ``carry(state, fresh)`` returns a tensor in which
 # every kept weight has its old entry and every grown weight (and every empty place) has the value ``fresh``.
 Carry = Callable[[torch.Tensor, float], torch.Tensor]
@@ -97,6 +99,7 @@ class SparsifiableLayer(ABC):
         """Return a plain ``nn.Linear`` or ``nn.Conv2d`` that computes the same function."""
 
 
+@checked
 def sparse_layers(model: nn.Module) -> dict[str, SparsifiableLayer]:
     """Return the model's sparsifiable layers by name, in the order of ``named_modules``."""
     return {name: module for name, module in model.named_modules() if isinstance(module, SparsifiableLayer)}

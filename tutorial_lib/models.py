@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import numbers
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .errors import InvalidArgumentError
+from .validate import check_memory, checked, require
 
 
+@checked
 class TutorialCNN(nn.Module):
     """The over-parameterised digit classifier of the tutorial: 1,345,642 parameters, 1,343,456 of them weights.
 
@@ -22,14 +22,14 @@ class TutorialCNN(nn.Module):
         width: factor on the number of channels and neurons of every hidden layer (at least one each).
 
     Raises:
-        InvalidArgumentError: width is not a positive number.
+        InvalidArgumentError: width is not a positive number, or the network does not fit into memory.
     """
 
     def __init__(self, width: float = 1.0) -> None:
         super().__init__()
-        if not isinstance(width, numbers.Real) or not 0 < width < math.inf:
-            raise InvalidArgumentError(f"width={width!r}; use a positive number, 1 for the tutorial's network")
+        require(0 < width < math.inf, "width", width, "use a positive number, 1 for the tutorial's network")
         c1, c2, f1, f2, f3 = (max(1, round(width * size)) for size in (16, 32, 128, 1000, 1000))
+        check_memory("width", width, 4 * (9 * c1 * c2 + 49 * c2 * f1 + f1 * f2 + f2 * f3))
         self.conv1 = nn.Conv2d(1, c1, kernel_size=3, padding=1)
         self.conv2 = nn.Conv2d(c1, c2, kernel_size=3, padding=1)
         self.fc1 = nn.Linear(c2 * 7 * 7, f1)
@@ -48,6 +48,7 @@ class TutorialCNN(nn.Module):
         return self.fc4(x)  # [B, 10]
 
 
+@checked
 def count_parameters(model: nn.Module) -> int:
     """Return the number of entries of all parameters, weights and biases, masked or not."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,8 +10,10 @@ import torch
 from torch import nn
 
 from .errors import InvalidArgumentError
+from .validate import checked, shown
 
 
+@checked
 class PerWeightAdam(torch.optim.Optimizer):
     """Adam (Kingma & Ba, 2015, algorithm 1) whose step count ``t`` is kept per weight instead of per tensor.
 
@@ -36,7 +39,10 @@ class PerWeightAdam(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        if not lr > 0 or not eps > 0 or not all(0 <= beta < 1 for beta in betas):
+        params = list(params)
+        if not params or not all(isinstance(each, (torch.Tensor, dict)) for each in params):
+            raise InvalidArgumentError(f"params={shown(params)}; give model.parameters() of a model that has some")
+        if not 0 < lr < math.inf or not 0 < eps < math.inf or not all(0 <= beta < 1 for beta in betas):
             raise InvalidArgumentError(f"lr={lr!r}, betas={betas!r}, eps={eps!r}; use lr, eps > 0 and betas in [0, 1)")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from .errors import InvalidArgumentError
 from .recorder import TopologyRecorder
+from .validate import checked
 from .viz import PALETTES
 
 TEMPLATE = Path(__file__).with_name("player.html")
@@ -25,6 +26,7 @@ MAX_BYTES = 500_000
 IFRAME_HEIGHT = 820  # CSS pixels
 
 
+@checked
 @dataclass(frozen=True)
 class Player:
     """A page that plays a recorded run; a notebook shows it when it is the last value of a cell.
@@ -42,6 +44,7 @@ class Player:
             f'style="width: 100%; height: {IFRAME_HEIGHT}px; border: 0"></iframe>'
         )
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write the page to ``path``; whoever reads that file meanwhile sees the old one or the new one, whole.
 
@@ -57,6 +60,7 @@ class Player:
             os.replace(written, path)
 
 
+@checked
 def topology_player(
     recorder: TopologyRecorder, layers: Sequence[str] | None = None, title: str = "How the connections move"
 ) -> Player:

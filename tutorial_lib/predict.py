@@ -11,10 +11,12 @@ from IPython import get_ipython
 from IPython.display import display
 
 from .errors import InvalidArgumentError
+from .validate import checked, require
 
 Answer = float | str
 
 
+@checked
 class Prediction:
     """A question about an experiment that has not been run yet, and the reader's answer.
 
@@ -27,10 +29,12 @@ class Prediction:
     """
 
     def __init__(self, question: str, unit: str = "", options: Sequence[str] = ()) -> None:
+        require(len({*options}) == len(options), "options", options, "name each once")
         self.question, self.unit, self.options = question, unit, tuple(options)
         self.guess: Answer | None = None
         self.measured: Answer | None = None
 
+    @checked
     def commit(self, guess: Answer) -> None:
         """Settle for an answer. The last one before the measurement counts.
 
@@ -44,6 +48,7 @@ class Prediction:
             )
         self.guess = self._checked(guess)
 
+    @checked
     def said(self, answer: Answer | None) -> str:
         """Return an answer in words, with its unit: ``"9.7%"``, ``"SET"``, ``"no guess"``."""
         if answer is None:
@@ -69,6 +74,7 @@ def _is_number(answer: Answer) -> bool:
     return isinstance(answer, numbers.Real) and not isinstance(answer, bool) and math.isfinite(answer)
 
 
+@checked
 def ask(question: str, unit: str = "", options: Sequence[str] = (), guess: Answer | None = None) -> Prediction:
     """Ask for a prediction: a small form in a notebook, plain text elsewhere. Never waits for the answer.
 
@@ -103,6 +109,7 @@ def _form(prediction: Prediction) -> ipywidgets.Widget:
     button = ipywidgets.Button(description="Commit", tooltip=prediction.question)
     state = ipywidgets.Label("no guess yet")
 
+    @checked
     def commit(_: ipywidgets.Button) -> None:
         try:
             prediction.commit(field.value)
@@ -115,6 +122,7 @@ def _form(prediction: Prediction) -> ipywidgets.Widget:
     return ipywidgets.HBox([field, ipywidgets.Label(prediction.unit), button, state])
 
 
+@checked
 def reconcile(prediction: Prediction, measured: Answer) -> None:
     """Print the guess beside the measured result. After that, no guess counts any more.
 

@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 
 from .errors import InvalidArgumentError
+from .validate import checked
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "figures"
 
 
+@checked
 @dataclass(frozen=True)
 class Profile:
     """How much training a notebook does.

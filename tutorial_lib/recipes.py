@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .dst import DynamicSparsity, Epochs, GradualPruning, GrowChoice, GrowRule, PruneScore, Rewirer
-from .errors import InvalidArgumentError
+from .validate import checked, require
 
 
 def describe(settings: object) -> str:
@@ -45,6 +45,7 @@ class Recipe(ABC):
         """Return the driver for one training run of ``total_steps`` optimizer steps."""
 
 
+@checked
 @dataclass(frozen=True)
 class DynamicRecipe(Recipe):
     """Settings of a :class:`DynamicSparsity`.
@@ -68,6 +69,7 @@ class DynamicRecipe(Recipe):
     prune: str | PruneScore = "magnitude"
     scope: str = "layer"
 
+    @checked
     def attach(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, *, steps_per_epoch: int, total_steps: int, seed: int
     ) -> DynamicSparsity:
@@ -88,11 +90,11 @@ class DynamicRecipe(Recipe):
 
 
 def _last_step(until: float, total_steps: int) -> int:
-    if not 0 < until <= 1:
-        raise InvalidArgumentError(f"until={until!r}; a recipe takes a share of the training, above 0 up to 1")
+    require(0 < until <= 1, "until", until, "a recipe takes a share of the training; use above 0 up to 1")
     return min(int(until * total_steps), total_steps - 1)
 
 
+@checked
 @dataclass(frozen=True)
 class Static(DynamicRecipe):
     """The topology drawn at the start stays: the control for everything below."""
@@ -104,6 +106,7 @@ class Static(DynamicRecipe):
     decay: str = "constant"
 
 
+@checked
 @dataclass(frozen=True)
 class SET(DynamicRecipe):
     """Sparse Evolutionary Training: random growth (Mocanu et al., 2018), with the published tutorial's settings."""
@@ -115,6 +118,7 @@ class SET(DynamicRecipe):
     decay: str = "constant"
 
 
+@checked
 @dataclass(frozen=True)
 class RigL(DynamicRecipe):
     """Rigging the Lottery: growth by gradient, a decaying fraction, an early end (Evci et al., 2020)."""
@@ -126,6 +130,7 @@ class RigL(DynamicRecipe):
     decay: str = "cosine"
 
 
+@checked
 @dataclass(frozen=True)
 class SNFS(DynamicRecipe):
     """Sparse Networks From Scratch: growth by the gradient's momentum (Dettmers & Zettlemoyer, 2019).
@@ -141,6 +146,7 @@ class SNFS(DynamicRecipe):
     decay: str = "cosine"
 
 
+@checked
 @dataclass(frozen=True)
 class GradualMagnitudePruning(Recipe):
     """From dense to sparse while training (Zhu & Gupta, 2017): what a sparse start has to be compared with.
@@ -157,6 +163,7 @@ class GradualMagnitudePruning(Recipe):
     every: int = 100
     until: float = 0.75
 
+    @checked
     def attach(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, *, steps_per_epoch: int, total_steps: int, seed: int
     ) -> GradualPruning:

@@ -15,6 +15,7 @@ import torch
 
 from .errors import InvalidArgumentError
 from .interface import SparsifiableLayer
+from .validate import check_memory, checked
 
 
 class TopologyRecorder:
@@ -45,6 +46,7 @@ class TopologyRecorder:
         """Bytes of the packed moments; the unpacked copy of the last one is not counted."""
         return sum(len(packed) for moments in self._packed.values() for packed in moments)
 
+    @checked
     def record(self, layers: Mapping[str, SparsifiableLayer], step: int) -> None:
         """Append the topologies of ``layers`` as they are now; the first call fixes names and shapes.
 
@@ -70,6 +72,7 @@ class TopologyRecorder:
         self._last, self.shapes = now, shapes
         self.steps.append(int(step))
 
+    @checked
     def topologies(self, layer: str) -> Iterator[np.ndarray]:
         """Return an iterator over the connections of each moment, in time; each difference is unpacked once.
 
@@ -79,6 +82,7 @@ class TopologyRecorder:
         self._check_layer(layer)
         return _add_up(map(_unpack, self._packed[layer]))
 
+    @checked
     def connections(self, layer: str, moment: int) -> np.ndarray:
         """Return the active connections of a layer at a moment: int64 ``[nnz]``, sorted.
 
@@ -88,6 +92,7 @@ class TopologyRecorder:
         topologies, position = self.topologies(layer), self._position(moment)
         return next(itertools.islice(topologies, position, None))
 
+    @checked
     def mask(self, layer: str, moment: int) -> np.ndarray:
         """Return the mask of a layer at a moment: bool, in the dense weight's shape.
 
@@ -95,10 +100,12 @@ class TopologyRecorder:
             InvalidArgumentError: no such layer or moment.
         """
         connections = self.connections(layer, moment)
+        check_memory("layer", layer, math.prod(self.shapes[layer]), "cpu")
         mask = np.zeros(math.prod(self.shapes[layer]), dtype=bool)
         mask[connections] = True
         return mask.reshape(self.shapes[layer])
 
+    @checked
     def exploration(self, layer: str | None = None) -> np.ndarray:
         """Return the share (0 to 1) of all connections that have been active up to each moment: ``[moments]``.
 
@@ -109,6 +116,7 @@ class TopologyRecorder:
         ever = itertools.accumulate(self._together(layer), _union)
         return np.array([len(connections) / size for connections in ever])
 
+    @checked
     def overlap(self, a: int, b: int, layer: str | None = None) -> float:
         """Return the share (0 to 1) of the connections of moment ``a`` that are active at moment ``b``.
 
@@ -121,6 +129,7 @@ class TopologyRecorder:
         found = {moment: c for moment, c in enumerate(self._together(layer)) if moment in (first, second)}
         return float(_share(_among(found[first], found[second]).sum(), len(found[first])))
 
+    @checked
     def survival(self, layer: str | None = None) -> pd.DataFrame:
         """Return survival curves: which share of the connections born at one moment is still alive at another.
 
@@ -146,6 +155,7 @@ class TopologyRecorder:
         moments = range(len(self))
         return pd.DataFrame(shares, index=pd.Index(moments, name="birth"), columns=pd.Index(moments, name="moment"))
 
+    @checked
     def degrees(self, layer: str, moment: int) -> tuple[np.ndarray, np.ndarray]:
         """Count each unit's connections at a moment.
 
@@ -159,6 +169,7 @@ class TopologyRecorder:
         """
         return _degrees(self.connections(layer, moment), self.shapes[layer])
 
+    @checked
     def dead_neurons(self, layer: str) -> pd.DataFrame:
         """Count the units of a layer that are cut off, one row per step.
 
@@ -176,6 +187,7 @@ class TopologyRecorder:
         index = pd.Index(self.steps, name="step", dtype=np.int64)
         return pd.DataFrame(rows, index=index, columns=["without_input", "without_output"])
 
+    @checked
     def input_map(self, layer: str, moment: int, shape: Sequence[int]) -> np.ndarray:
         """Return the connections per input unit, laid out as the input is: int64, of the given shape.
 

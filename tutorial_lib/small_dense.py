@@ -11,21 +11,25 @@ from .cost import multiply_adds
 from .errors import InvalidArgumentError
 from .models import TutorialCNN
 from .topology import weight_layers
+from .validate import checked
 
 IMAGE = (1, 28, 28)
 WIDTH_STEPS = 1000
 
 
+@checked
 def weight_count(model: nn.Module) -> int:
     """Return the number of entries of all Linear and Conv2d weights, biases left out."""
     return sum(layer.weight.numel() for layer in weight_layers(model).values())
 
 
+@checked
 def multiply_add_count(model: nn.Module) -> int:
     """Return the multiply-adds that one image takes."""
     return int(multiply_adds(model, IMAGE).loc["total", "executed"])
 
 
+@checked
 def small_dense(limit: int, measure: Callable[[nn.Module], int] = weight_count) -> TutorialCNN:
     """Return the widest narrow :class:`TutorialCNN` that stays within ``limit``; all layers shrink alike.
 

@@ -14,9 +14,21 @@ from torch.autograd.function import once_differentiable
 from .errors import InvalidArgumentError, TrainingError
 from .interface import Carry, SparsifiableLayer
 from .kernels import ConvIndex, LinearIndex, Stage, kernels_and_input
+from .kernels.index import MOST
 from .kernels.reference import before_activation
 from .masked import replace_layer
-from .topology import check_sparsity, sample_distinct, to_connections, weight_layers
+from .topology import check_has_numbers, check_rewiring, check_sparsity, sample_distinct, to_connections, weight_layers
+from .validate import (
+    check_convolution,
+    check_memory,
+    check_places,
+    check_sizes,
+    check_tensors,
+    check_values,
+    checked,
+    require,
+    shown,
+)
 
 # Numbers in one block of gradient_rows: 16 MiB of float32, the bound on what gradient growth needs beyond a row.
 GRADIENT_BLOCK = 2**22
@@ -56,8 +68,14 @@ class SparseLayer(SparsifiableLayer, nn.Module):
     def _start(self, connections: torch.Tensor | None, sparsity: float, bias: bool, kind: dict[str, Any]) -> None:
         """Draw the topology if none is given, and the values and bias as a dense torch layer would."""
         size, out = math.prod(self.dense_shape), self.dense_shape[0]
+        check_sparsity(sparsity)
+        check_tensors(**kind)
+        nnz = round((1 - sparsity) * size) if connections is None else len(connections)
+        require(nnz < MOST, "sparsity", sparsity, f"of {size:,} weights {nnz:,} are left; use a higher one")
+        # While an index is built: positions, their two orders, and pointers to each row and column.
+        rows_and_columns = out + size // max(1, out)
+        check_memory("the layer's shape", self.dense_shape, 64 * nnz + 32 * rows_and_columns, "cpu")
         if connections is None:
-            nnz = round((1 - check_sparsity(sparsity)) * size)
             connections = sample_distinct(size, nnz, torch.default_generator)
         self.index = self.build_index(connections)
         bound = 1 / math.sqrt(max(1, math.prod(self.dense_shape[1:])))
@@ -93,17 +111,22 @@ class SparseLayer(SparsifiableLayer, nn.Module):
     def record_gradient(self, value: bool) -> None:
         self._record_gradient, self._recorded = value, []
 
+    @checked
     def record(self, x: torch.Tensor, gradient: torch.Tensor) -> None:
         """Keep a batch's input and the gradient of the result before ReLU and pooling."""
         self._recorded.append((x, gradient))
 
+    @checked
     def set_active_values(self, values: torch.Tensor) -> None:
         """See :class:`SparsifiableLayer`."""
+        check_values(values, self.index.nnz)
         with torch.no_grad():
             self.values.copy_(values)
 
+    @checked
     def fade_gradient(self, factor: float) -> None:
         """See :class:`SparsifiableLayer`. What is kept are batches, never a dense gradient."""
+        require(math.isfinite(factor), "factor", factor, "use a finite number")
         self._recorded = [(x, grad * factor) for x, grad in self._recorded]
 
     def _batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -111,16 +134,18 @@ class SparseLayer(SparsifiableLayer, nn.Module):
             raise TrainingError("no gradient was recorded; set record_gradient = True before forward and backward")
         return self._recorded
 
+    @checked
     def rewire(self, kept: torch.Tensor, grown: torch.Tensor, values: torch.Tensor) -> Carry:
         """See :class:`SparsifiableLayer`.
 
         Raises:
-            InvalidArgumentError: the number of connections would change.
+            InvalidArgumentError: the number of connections would change; or see :func:`check_rewiring`.
         """
         if len(kept) + len(grown) != self.index.nnz:
             raise InvalidArgumentError(
                 f"{len(kept)} kept and {len(grown)} grown connections; this layer holds exactly {self.index.nnz}"
             )
+        check_rewiring(self, kept, grown, values)
         # Both lists are sorted, so that two boolean masks say where the kept connections stood and will stand.
         was_kept = torch.zeros(self.index.nnz, dtype=torch.bool, device=kept.device)
         was_kept[torch.searchsorted(self.active(), kept)] = True
@@ -148,6 +173,7 @@ class SparseLayer(SparsifiableLayer, nn.Module):
         """Return the topology, so that ``state_dict`` holds it: flat indices, int64 ``[nnz]``."""
         return self.index.flat()
 
+    @checked
     def set_extra_state(self, state: torch.Tensor) -> None:
         """Take over a saved topology.
 
@@ -185,7 +211,7 @@ class _Chain(torch.autograd.Function):
         for layer, stage, (x, y, winners, grad) in zip(layers, ctx.stages, of.traces, strict=trace):
             if layer.record_gradient:
                 y = y if stage.relu and not stage.pool else None
-                layer.record(x, before_activation(grad, y, winners, stage.index, x.shape[2:]))
+                layer.record(x, before_activation(grad, y, winners, stage.index, tuple(x.shape[2:]) or None))
         wanted = (None if p is None else g for p, g in zip(parameters, of.parameters, strict=True))
         return of.x, None, *wanted
 
@@ -224,6 +250,7 @@ def _is_linear(layer: nn.Module) -> bool:
     return weight_dim == 2
 
 
+@checked
 class SparseLinear(SparseLayer):
     """``nn.Linear`` that holds only its active weights.
 
@@ -255,6 +282,7 @@ class SparseLinear(SparseLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_sizes(in_features=in_features, out_features=out_features)
         self.in_features, self.out_features, self.relu = in_features, out_features, relu
         self._start(connections, sparsity, bias, {"device": device, "dtype": dtype})
 
@@ -269,6 +297,8 @@ class SparseLinear(SparseLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``[..., in]`` to ``[..., out]``."""
+        if not isinstance(x, torch.Tensor) or x.dim() == 0:
+            raise InvalidArgumentError(f"x={shown(x)}; a linear layer takes [..., {self.in_features}], give a tensor")
         rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
         y = run_chain(rows, (self,))
         return y if x.dim() == 2 else y.reshape(*x.shape[:-1], self.out_features)
@@ -280,9 +310,11 @@ class SparseLinear(SparseLayer):
         for first in range(0, self.out_features, step):
             yield sum(grad[:, first : first + step].T @ x for x, grad in batches)
 
+    @checked
     def gradient_at(self, connections: torch.Tensor) -> torch.Tensor:
         """See :class:`SparsifiableLayer`. Memory beyond the result is at most three times 16 MiB of float32."""
         batches = self._batches()
+        check_places("connections", connections, self.dense_shape)
         step = max(1, GRADIENT_BLOCK // max(1, *(len(x) for x, _ in batches)))
         parts = []
         for part in connections.split(step):
@@ -308,6 +340,7 @@ class SparseLinear(SparseLayer):
         )
 
 
+@checked
 class SparseConv2d(SparseLayer):
     """``nn.Conv2d`` that holds only its active weights.
 
@@ -351,11 +384,10 @@ class SparseConv2d(SparseLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(groups, int) or groups < 1 or in_channels % groups:
-            raise InvalidArgumentError(f"groups={groups!r}; it has to divide the {in_channels} input channels")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size, self.stride = _pair("kernel_size", kernel_size), _pair("stride", stride)
-        self.padding, self.dilation = _pair("padding", padding), _pair("dilation", dilation)
+        self.kernel_size, self.stride, self.padding, self.dilation = check_convolution(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups
+        )
         self.relu, self.pool = relu, pool
         self._start(connections, sparsity, bias, {"device": device, "dtype": dtype})
 
@@ -370,6 +402,10 @@ class SparseConv2d(SparseLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``[B, C_in, H, W]`` to ``[B, C_out, H', W']``; without batch dimension, likewise."""
+        if not isinstance(x, torch.Tensor) or x.dim() not in (3, 4):
+            raise InvalidArgumentError(
+                f"x={shown(x)}; a convolution takes [B, {self.in_channels}, H, W], give a tensor"
+            )
         if x.dim() == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
         return run_chain(x, (self,))
@@ -390,8 +426,10 @@ class SparseConv2d(SparseLayer):
                     for x, grad in batches
                 )
 
+    @checked
     def gradient_at(self, connections: torch.Tensor) -> torch.Tensor:
         """See :class:`SparsifiableLayer`."""
+        check_places("connections", connections, self.dense_shape)
         wanted = torch.zeros(len(connections), dtype=self.values.dtype, device=self.values.device)
         start = 0
         for block in self.gradient_rows():
@@ -430,13 +468,6 @@ class SparseConv2d(SparseLayer):
         )
 
 
-def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else value
-    if isinstance(pair, str) or len(pair) != 2:
-        raise InvalidArgumentError(f"{name}={value!r}; use a whole number or a pair of them")
-    return tuple(pair)
-
-
 def _scatter(layer: SparseLayer) -> torch.Tensor:
     dense = layer.values.detach().new_zeros(math.prod(layer.dense_shape))
     dense[layer.active()] = layer.values.detach()
@@ -448,6 +479,7 @@ def _give_tensors(dense: nn.Linear | nn.Conv2d, layer: SparseLayer) -> None:
     dense.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), layer.bias.requires_grad)
 
 
+@checked
 def sparsify(model: nn.Module) -> nn.Module:
     """Return a copy of ``model`` with truly sparse layers that computes the same function.
 
@@ -456,8 +488,9 @@ def sparsify(model: nn.Module) -> nn.Module:
     :func:`tutorial_lib.fuse` moves them into the layer.
 
     Raises:
-        InvalidArgumentError: no such layers, or a convolution whose padding is not zeros.
+        InvalidArgumentError: no such layers, a convolution whose padding is not zeros, or a model on the meta device.
     """
+    check_has_numbers(model)
     sparse = copy.deepcopy(model)
     for name, layer in weight_layers(model).items():
         if not isinstance(layer, SparseLayer):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -13,17 +12,19 @@ from torch import nn
 
 from .errors import InvalidArgumentError
 from .interface import SparsifiableLayer
+from .validate import check_connections, check_memory, check_places, checked, require
 
 SCHEMES = ("uniform", "er", "erk")
 
 
+@checked
 def check_sparsity(sparsity: float) -> float:
     """Return ``sparsity`` if it is a number in [0, 1), else raise InvalidArgumentError."""
-    if not isinstance(sparsity, numbers.Real) or not 0 <= sparsity < 1:
-        raise InvalidArgumentError(f"sparsity={sparsity!r}; use a number from 0 (dense) up to, not including, 1")
+    require(0 <= sparsity < 1, "sparsity", sparsity, "use a number from 0 (dense) up to, not including, 1")
     return float(sparsity)
 
 
+@checked
 def weight_layers(
     model: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
 ) -> dict[str, nn.Linear | nn.Conv2d | SparsifiableLayer]:
@@ -61,11 +62,13 @@ def weight_layers(
     return layers
 
 
+@checked
 def weight_shape(layer: nn.Linear | nn.Conv2d | SparsifiableLayer) -> tuple[int, ...]:
     """Return the shape of the layer's weight, as if it were dense."""
     return layer.dense_shape if isinstance(layer, SparsifiableLayer) else tuple(layer.weight.shape)
 
 
+@checked
 def layer_nnz(
     model: nn.Module,
     sparsity: float,
@@ -139,6 +142,7 @@ def _round_to_sum(ideal: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarr
     return counts
 
 
+@checked
 def sample_distinct(population: int, count: int, generator: torch.Generator) -> torch.Tensor:
     """Draw ``count`` distinct whole numbers from ``range(population)``, uniformly: int64 ``[count]``, sorted.
 
@@ -151,6 +155,11 @@ def sample_distinct(population: int, count: int, generator: torch.Generator) -> 
         raise InvalidArgumentError(
             f"cannot draw {count} distinct places out of {population}; ask for 0 to {population}"
         )
+    most = 2**63 - 1  # of int64
+    if population > most:
+        raise InvalidArgumentError(f"{population=} is more than an index can count; use at most {most}")
+    listed = population if 2 * count > population else 3 * count
+    check_memory("count", count, 16 * listed, "cpu")
     if 2 * count > population:
         return torch.randperm(population, generator=generator)[:count].sort().values
     drawn = torch.empty(0, dtype=torch.int64)
@@ -172,13 +181,70 @@ def _sorted_distinct(numbers: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(array[np.concatenate([[True], ~repeated])]) if repeated.any() else numbers
 
 
+@checked
 def to_mask(connections: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return the boolean mask of the given shape that is True at the flat indices ``connections``."""
+    """Return the boolean mask of the given shape that is True at the flat indices ``connections``, in any order.
+
+    Raises:
+        InvalidArgumentError: an index is out of range, or the mask does not fit into memory.
+    """
+    require(min(shape, default=0) >= 0, "shape", shape, "use sizes of at least 0")
+    check_places("connections", connections, shape)
+    check_memory("shape", shape, math.prod(shape), connections.device)
     mask = torch.zeros(math.prod(shape), dtype=torch.bool, device=connections.device)
     mask[connections] = True
     return mask.view(shape)
 
 
+@checked
 def to_connections(mask: torch.Tensor) -> torch.Tensor:
-    """Return the sorted flat indices, int64, at which the boolean ``mask`` is True."""
+    """Return the sorted flat indices, int64, at which the boolean ``mask`` is True.
+
+    Raises:
+        InvalidArgumentError: the mask is not boolean, or on the meta device.
+    """
+    if mask.dtype != torch.bool or mask.is_meta:
+        raise InvalidArgumentError(f"mask is {mask.dtype} on {mask.device}; give torch.bool on a device with numbers")
     return mask.reshape(-1).nonzero().squeeze(1)
+
+
+def contained(numbers: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
+    """Tell for each number whether it is in the sorted list ``among``; ``torch.isin`` would sort that list again."""
+    if not len(among):
+        return torch.zeros_like(numbers, dtype=torch.bool)
+    return among[torch.searchsorted(among, numbers).clamp(max=len(among) - 1)] == numbers
+
+
+def check_rewiring(layer: SparsifiableLayer, kept: torch.Tensor, grown: torch.Tensor, values: torch.Tensor) -> None:
+    """Refuse what is no change of a layer's topology: see :meth:`SparsifiableLayer.rewire`.
+
+    Raises:
+        InvalidArgumentError: connections that are not sorted, unique, int64 and in range; kept ones that are not
+            active, grown ones that are; or another number of values.
+    """
+    active = layer.active()
+    for name, connections in (("kept", kept), ("grown", grown)):
+        check_connections(name, connections, layer.dense_shape)
+    for name, connections, wrong, what in (
+        ("kept", kept, ~contained(kept, active), "not active; keep"),
+        ("grown", grown, contained(grown, active), "active already; grow"),
+    ):
+        if wrong.any():
+            raise InvalidArgumentError(f"{name}: {int(connections[wrong][0])} is {what} others")
+    if values.shape != grown.shape or values.is_meta:
+        raise InvalidArgumentError(
+            f"values are {tuple(values.shape)} on {values.device} for {len(grown)} grown connections; give one for each"
+        )
+
+
+def check_has_numbers(model: nn.Module) -> None:
+    """Refuse a model on the meta device.
+
+    Raises:
+        InvalidArgumentError: a parameter or buffer is on the meta device.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise InvalidArgumentError(
+                f"model: {name!r} is on the meta device, which holds no numbers; use a model on the CPU or a GPU"
+            )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 import sys
 import time
 from dataclasses import dataclass, field
@@ -25,6 +24,8 @@ from .interface import sparse_layers
 from .optim import PerWeightAdam
 from .recipes import Recipe, describe
 from .recorder import TopologyRecorder
+from .topology import check_has_numbers
+from .validate import check_choice, check_device, check_seed, checked, require
 
 OPTIMIZERS = {
     "adam": (torch.optim.Adam, {"fused": True}),
@@ -38,6 +39,7 @@ CHECKPOINT_STEPS = 200
 EPOCH_COLUMNS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
 
 
+@checked
 @dataclass
 class History:
     """What happened in each epoch, and every topology of the run.
@@ -67,6 +69,7 @@ class History:
         """Return everything as plain values and tensors."""
         return {name: list(getattr(self, name)) for name in EPOCH_COLUMNS} | {"topology": self.topology.state_dict()}
 
+    @checked
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a saved state."""
         self.topology.load_state_dict(state["topology"])
@@ -87,10 +90,12 @@ class _Progress:
     def state_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    @checked
     def load_state_dict(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
 
 
+@checked
 def fit(
     model: nn.Module,
     data: Digits,
@@ -102,7 +107,7 @@ def fit(
     schedule: str = "constant",
     sparsity: Rewirer | Recipe | None = None,
     seed: int = 0,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     progress: bool = True,
     checkpoint: str | Path | None = None,
 ) -> History:
@@ -134,8 +139,9 @@ def fit(
         TrainingError: the loss is not finite; the message says at which step.
         CheckpointError: the checkpoint is damaged or comes from a run with other settings.
     """
-    _check_fit(epochs, lr, batch_size, optimizer, schedule, device)
+    _check_fit(epochs, lr, batch_size, optimizer, schedule, seed, device)
     _check_sparsity_of(model, sparsity)
+    _check_model(model)
     torch.manual_seed(seed)
     data = data.to(device)
     model.to(device)
@@ -239,9 +245,16 @@ def _describe(sparsity: Rewirer | Recipe | None) -> str:
     return describe(sparsity.settings() if isinstance(sparsity, Rewirer) else sparsity)
 
 
+@checked
 @torch.no_grad()
 def evaluate(model: nn.Module, data: Digits) -> tuple[float, float]:
-    """Return (accuracy in percent, mean cross-entropy) of ``model`` on the test set; its mode is left as it was."""
+    """Return (accuracy in percent, mean cross-entropy) of ``model`` on the test set; its mode is left as it was.
+
+    Raises:
+        InvalidArgumentError: the model does not take the images, or has no logit for a label.
+    """
+    _check_model(model)
+    _check_labels(model, data)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -267,34 +280,49 @@ def _make_schedule(
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=total_steps, cycle_momentum=cycled)
 
 
-def _check_fit(epochs: int, lr: float, batch_size: int, optimizer: str, schedule: str, device: str) -> None:
+def _check_fit(
+    epochs: int, lr: float, batch_size: int, optimizer: str, schedule: str, seed: int, device: str | torch.device
+) -> None:
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if not isinstance(value, numbers.Integral) or value < 1:
-            raise InvalidArgumentError(f"{name}={value!r}; use a whole number of at least 1")
-    if not isinstance(lr, numbers.Real) or not 0 < lr < math.inf:
-        raise InvalidArgumentError(f"lr={lr!r}; use a positive number such as 1e-3")
-    if optimizer not in OPTIMIZERS:
-        raise InvalidArgumentError(f"optimizer={optimizer!r}; use one of {', '.join(OPTIMIZERS)}")
-    if schedule not in SCHEDULES:
-        raise InvalidArgumentError(f"schedule={schedule!r}; use one of {', '.join(SCHEDULES)}")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise InvalidArgumentError(f"device={device!r}, but torch sees no GPU here; use device='cpu'")
+        require(value >= 1, name, value, "use a whole number of at least 1")
+    require(0 < lr < math.inf, "lr", lr, "use a positive number such as 1e-3")
+    check_choice("optimizer", optimizer, OPTIMIZERS)
+    check_choice("schedule", schedule, SCHEDULES)
+    check_seed(seed)
+    check_device(device)
+    require(torch.device(device).type != "meta", "device", device, "nothing can be computed there; use 'cpu'")
 
 
 def _check_sparsity_of(model: nn.Module, sparsity: Rewirer | Recipe | None) -> None:
-    if not isinstance(sparsity, (Rewirer, Recipe, type(None))):
-        raise InvalidArgumentError(f"sparsity={sparsity!r}; use a recipe such as RigL(), a DynamicSparsity, or None")
     if isinstance(sparsity, Rewirer) and sparsity.layers != sparse_layers(model):
         raise InvalidArgumentError(
             "sparsity drives the layers of another model; build it from the model that is trained"
         )
 
 
+def _check_model(model: nn.Module) -> None:
+    if next(model.parameters(), None) is None:
+        raise InvalidArgumentError(f"model={type(model).__name__} has no parameters; give one that can be trained")
+    check_has_numbers(model)
+
+
 @torch.no_grad()
 def _check_labels(model: nn.Module, data: Digits) -> None:
-    was_training = model.training
-    classes = model.eval()(data.train_x[:1]).shape[1]
-    model.train(was_training)
+    """Try one image: that the model takes it, and has a logit for each label."""
+    was_training, image = model.training, data.test_x[:1].to(next(model.parameters()).device)
+    try:
+        logits = model.eval()(image)
+        require(
+            torch.is_tensor(logits) and logits.dim() == 2, "model", model, "it has to return logits; use one that does"
+        )
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise InvalidArgumentError(
+            f"model={type(model).__name__} does not take images {image.dtype} {tuple(image.shape)} "
+            f"({str(error)[:200]}); use one that maps them to logits"
+        ) from error
+    finally:
+        model.train(was_training)
+    classes = logits.shape[1]
     for name in ("train_y", "test_y"):
         low, high = (int(v) for v in getattr(data, name).aminmax())
         if low < 0 or high >= classes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -18,6 +19,7 @@ from matplotlib.ticker import FixedLocator, FormatStrFormatter, LogLocator, Null
 from .bench import Benchmark
 from .errors import InvalidArgumentError
 from .train import History
+from .validate import check_columns, checked, require, shown
 
 # Order of the four states of a connection: unchanged active, unchanged pruned, newly pruned, newly regrown.
 STATES = ("active", "pruned", "newly pruned", "newly regrown")
@@ -49,13 +51,18 @@ def _axis_labels(mask: np.ndarray) -> dict[str, str]:
     return {"xlabel": "input", "ylabel": "output"} if wide else {"xlabel": "output", "ylabel": "input"}
 
 
+@checked
 def plot_mask(mask: np.ndarray, title: str = "") -> Figure:
     """Draw a layer's mask: white where a connection is active, black where it is pruned.
 
     Args:
         mask: boolean, the dense weight's shape; a convolution's kernels are laid out one row per output channel.
         title: heading; the sparsity is added to it.
+
+    Raises:
+        InvalidArgumentError: not a mask, see :func:`mask_states`.
     """
+    _check_mask("mask", mask)
     image = _as_image(mask)
     figure, axes = plt.subplots(
         figsize=(8, 1.2 + 6.5 * min(1.0, image.shape[0] / image.shape[1])), layout="constrained"
@@ -68,18 +75,27 @@ def plot_mask(mask: np.ndarray, title: str = "") -> Figure:
     return _finish(figure)
 
 
+def _check_mask(name: str, mask: np.ndarray) -> None:
+    if mask.ndim < 2 or not mask.size or not np.isin(mask, (0, 1)).all():
+        raise InvalidArgumentError(f"{name}={shown(mask)}; give true and false in the shape of a layer's weight")
+
+
+@checked
 def mask_states(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """Return each connection's state as an index into ``STATES``: uint8, the masks' shape.
 
     Raises:
-        InvalidArgumentError: the masks differ in shape.
+        InvalidArgumentError: the masks differ in shape, or are not boolean, or empty, or of one dimension.
     """
+    _check_mask("before", before)
+    _check_mask("after", after)
     before, after = np.asarray(before, dtype=bool), np.asarray(after, dtype=bool)
     if before.shape != after.shape:
         raise InvalidArgumentError(f"masks have shapes {before.shape} and {after.shape}; compare one layer with itself")
     return np.select([before & after, ~before & ~after, before & ~after], [0, 1, 2], default=3).astype(np.uint8)
 
 
+@checked
 def plot_mask_evolution(
     masks: Sequence[np.ndarray],
     labels: Sequence[str] | None = None,
@@ -100,6 +116,8 @@ def plot_mask_evolution(
     Raises:
         InvalidArgumentError: fewer than two masks, another number of labels, or an unknown palette.
     """
+    for i, mask in enumerate(masks):
+        _check_mask(f"masks[{i}]", mask)
     if len(masks) < 2:
         raise InvalidArgumentError(f"{len(masks)} masks; give at least two, to see what changed between them")
     if palette not in PALETTES:
@@ -107,6 +125,8 @@ def plot_mask_evolution(
     labels = [str(i) for i in range(len(masks))] if labels is None else labels
     if len(labels) != len(masks):
         raise InvalidArgumentError(f"{len(labels)} labels for {len(masks)} masks; give one each")
+    if columns is not None and not range(_as_image(masks[0]).shape[1])[columns]:
+        raise InvalidArgumentError(f"{columns=} leaves none of {_as_image(masks[0]).shape[1]} columns; use a wider one")
     panels = len(masks) - 1
     figure, axes = plt.subplots(panels, 1, figsize=(9, 0.9 + 1.5 * panels), squeeze=False, layout="constrained")
     for axis, before, after, start, end in zip(axes[:, 0], masks[:-1], masks[1:], labels[:-1], labels[1:], strict=True):
@@ -127,8 +147,17 @@ def plot_mask_evolution(
     return _finish(figure)
 
 
+@checked
 def plot_training(histories: Mapping[str, History]) -> Figure:
-    """Draw test accuracy and loss against epochs, one line per named history."""
+    """Draw test accuracy and loss against epochs, one line per named history.
+
+    Raises:
+        InvalidArgumentError: no histories, or one without an epoch.
+    """
+    require(len(histories) > 0, "histories", histories, "give at least one")
+    for name, history in histories.items():
+        if not len(history.test_accuracy) == len(history.test_loss) > 0:
+            raise InvalidArgumentError(f"histories[{name!r}] has {len(history.test_loss)} epochs; give at least one")
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     styles = ("-", "--", "-.", ":")
     for i, (name, history) in enumerate(histories.items()):
@@ -143,8 +172,14 @@ def plot_training(histories: Mapping[str, History]) -> Figure:
     return _finish(figure)
 
 
+@checked
 def plot_benchmark(result: Benchmark, title: str = "") -> Figure:
-    """Draw medians as bars on a logarithmic axis, with a line from the lower to the upper quartile."""
+    """Draw medians as bars on a logarithmic axis, with a line from the lower to the upper quartile.
+
+    Raises:
+        InvalidArgumentError: there are no candidates.
+    """
+    require(len(result.seconds) > 0, "result.seconds", result.seconds, "give at least one candidate")
     table = result.table()
     figure, axis = plt.subplots(figsize=(8, 0.9 + 0.45 * len(table)), layout="constrained")
     places = np.arange(len(table))
@@ -164,13 +199,24 @@ def plot_benchmark(result: Benchmark, title: str = "") -> Figure:
     return _finish(figure)
 
 
+@checked
 def plot_densities(nnz: Mapping[str, Mapping[str, int]], sizes: Mapping[str, int]) -> Figure:
     """Draw each layer's density under several schemes.
 
     Args:
         nnz: scheme → layer → active weights, as :func:`layer_nnz` returns them.
         sizes: layer → number of weights.
+
+    Raises:
+        InvalidArgumentError: no schemes or layers, a scheme without one of the layers, or a number outside its range.
     """
+    require(0 < len(nnz) <= len(COLOURS), "nnz", nnz, f"give 1 to {len(COLOURS)} schemes")
+    require(len(sizes) > 0, "sizes", sizes, "give at least one layer")
+    for scheme, counts in nnz.items():
+        for layer, size in sizes.items():
+            if not 0 < counts.get(layer, 0) <= size:
+                found = f"nnz[{scheme!r}][{layer!r}]={counts.get(layer)}"
+                raise InvalidArgumentError(f"{found} of {size} weights; give 1 to that number for each layer")
     figure, axis = plt.subplots(figsize=(9, 3.4), layout="constrained")
     width = 0.8 / len(nnz)
     places = np.arange(len(sizes))
@@ -193,13 +239,21 @@ def plot_densities(nnz: Mapping[str, Mapping[str, int]], sizes: Mapping[str, int
     return _finish(figure)
 
 
+@checked
 def plot_accuracies(measured: Mapping[str, Mapping[str, float]], published: Mapping[str, float]) -> Figure:
     """Draw mean test accuracies with their range, and the published ones beside them.
 
     Args:
         measured: name → ``{"mean", "low", "high"}`` in percent.
         published: name → percent, for the names that were published.
+
+    Raises:
+        InvalidArgumentError: nothing measured, or one of the three numbers is missing or not finite.
     """
+    require(len(measured) > 0, "measured", measured, "give at least one name")
+    for name, accuracy in measured.items():
+        if not all(math.isfinite(accuracy.get(key, math.nan)) for key in ("mean", "low", "high")):
+            raise InvalidArgumentError(f"measured[{name!r}]={shown(accuracy)}; give finite mean, low and high")
     figure, axis = plt.subplots(figsize=(8, 0.9 + 0.45 * len(measured)), layout="constrained")
     for place, (name, accuracy) in enumerate(measured.items()):
         label = "measured here: mean and range" if place == 0 else None
@@ -218,14 +272,19 @@ def plot_accuracies(measured: Mapping[str, Mapping[str, float]], published: Mapp
     return _finish(figure)
 
 
+@checked
 def plot_crossover(rows: Sequence[Mapping[str, float]], ours: str) -> Figure:
     """Draw time against sparsity, one panel per layer width and batch size, and mark where ``ours`` overtakes dense.
 
     Args:
         rows: ``{"width", "batch", "sparsity"}`` and milliseconds by name, as ``figures/bench.json`` has them.
         ours: which name is this project's.
+
+    Raises:
+        InvalidArgumentError: no rows, or a name that they lack.
     """
     table = pd.DataFrame(rows)
+    check_columns("rows", table, ("width", "batch", "sparsity", "dense", "Dense+Mask", "torch CSR", ours))
     widths, batches = sorted(table["width"].unique()), sorted(table["batch"].unique())
     size = 3.2 * len(widths), 2.5 * len(batches) + 0.5
     figure, axes = plt.subplots(len(batches), len(widths), figsize=size, squeeze=False, layout="constrained")
@@ -279,12 +338,17 @@ def _stretch_towards_100(axis: Axes, accuracy: pd.Series) -> None:
     axis.grid(axis="y", alpha=0.3)
 
 
+@checked
 def plot_referee(table: pd.DataFrame) -> Figure:
     """Draw accuracy against sparsity with 95% intervals; dense and small-dense networks as bands.
 
     Args:
         table: rows of ``Comparison.table()``: ``contender``, ``sparsity``, ``accuracy``, ``low``, ``high`` in percent.
+
+    Raises:
+        InvalidArgumentError: no rows, or a column is missing.
     """
+    check_columns("table", table, ("contender", "sparsity", "accuracy", "low", "high"))
     figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
     sparsities = sorted(set(table["sparsity"]) - {0.0})
     places = {sparsity: place for place, sparsity in enumerate(sparsities)}
@@ -317,13 +381,19 @@ def plot_referee(table: pd.DataFrame) -> Figure:
     return _finish(figure)
 
 
+@checked
 def plot_waterfall(table: pd.DataFrame, published: float) -> Figure:
     """Draw what each change adds to the accuracy, from top to bottom; every row keeps the changes above it.
 
     Args:
         table: rows of ``Comparison.table()`` in the order of the changes, the recipe that is changed first.
         published: accuracy in percent that the first row reproduces.
+
+    Raises:
+        InvalidArgumentError: no rows, a column is missing, or an accuracy that is not finite.
     """
+    check_columns("table", table, ("contender", "accuracy", "low", "high"))
+    require(math.isfinite(published), "published", published, "use a finite number")
     figure, axis = plt.subplots(figsize=(9, 1.2 + 0.5 * len(table)), layout="constrained")
     accuracy = table["accuracy"].to_numpy()
     before = np.concatenate([[published], accuracy[:-1]])
@@ -343,12 +413,17 @@ def plot_waterfall(table: pd.DataFrame, published: float) -> Figure:
     return _finish(figure)
 
 
+@checked
 def plot_tradeoff(table: pd.DataFrame) -> Figure:
     """Draw accuracy against training time and against bytes held while training, one line per contender.
 
     Args:
         table: rows of ``Comparison.table()``.
+
+    Raises:
+        InvalidArgumentError: no rows, or a column is missing.
     """
+    check_columns("table", table, ("contender", "sparsity", "accuracy", "seconds", "bytes"))
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
     styles = {"dense": (BLACK, "*", "")} | REFEREE_STYLES
     styles |= {name: (colour, "xP"[i], "") for i, (name, (colour, _)) in enumerate(BANDS.items())}
@@ -370,6 +445,7 @@ def plot_tradeoff(table: pd.DataFrame) -> Figure:
     return _finish(figure)
 
 
+@checked
 def break_even(sparsity: np.ndarray, ratio: np.ndarray) -> float | None:
     """Return the sparsity at which a ratio of times falls to 1 for good, between two measured ones.
 
@@ -380,7 +456,14 @@ def break_even(sparsity: np.ndarray, ratio: np.ndarray) -> float | None:
     Returns:
         Interpolated on the logarithm of the ratio; the first sparsity if it is never above 1; None if it still is at
         the last.
+
+    Raises:
+        InvalidArgumentError: lists of other lengths, empty, not rising, or with ratios that are not above 0.
     """
+    if sparsity.ndim != 1 or not len(sparsity) or not (np.diff(sparsity) > 0).all():
+        raise InvalidArgumentError(f"sparsity={shown(sparsity)}; give at least one number, each above the one before")
+    if ratio.shape != sparsity.shape or not (np.isfinite(ratio) & (ratio > 0)).all():
+        raise InvalidArgumentError(f"ratio={shown(ratio)}; give {len(sparsity)} finite numbers above 0")
     slower = np.flatnonzero(ratio > 1)
     if not len(slower):
         return float(sparsity[0])

@@ -8,6 +8,8 @@ from types import ModuleType
 
 import torch
 
+from ..errors import InvalidArgumentError
+from ..validate import shown
 from . import reference
 from .index import ConvIndex, LinearIndex
 from .stage import Stage
@@ -21,6 +23,8 @@ def kernels_and_input(x: torch.Tensor) -> tuple[ModuleType, torch.Tensor]:
     For float32 on a CPU that is ``cpu`` and the batch-innermost format (the conversion, if there is one to do, is done
     here, once for forward and backward); for everything else ``reference`` and ``x`` itself.
     """
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        raise InvalidArgumentError(f"x={shown(x)}; give activations of floating numbers")
     fast = _compiled() if x.is_cpu and x.dtype == torch.float32 else None
     return (reference, x) if fast is None else (fast, fast.innermost(x))
 

@@ -111,7 +111,8 @@ def _run_backward(calls: np.ndarray, plans: np.ndarray, partial: int, size: int,
 
 def innermost(x: torch.Tensor) -> torch.Tensor:
     """Return ``x`` in the batch-innermost format: itself where it already is, else one copy."""
-    plain = x.is_contiguous() and x.dtype == torch.float32 and x.is_cpu and x.dim() in (2, 4)
+    plain = isinstance(x, torch.Tensor) and x.dtype == torch.float32 and x.is_cpu
+    plain = plain and x.is_contiguous() and x.dim() in (2, 4)
     if not plain or memory.is_batch_innermost(x):
         return memory.to_batch_innermost(x)
     memory.conversions += 1
@@ -206,6 +207,11 @@ def _checked(
     activations: torch.Tensor, stages: Sequence[Stage], parameters: Sequence[torch.Tensor | None]
 ) -> list[torch.Tensor]:
     """Check what compiled code is about to read; return the parameters, with zeros for a bias that is not there."""
+    given = (activations, *parameters[::2])
+    if not stages or len(parameters) != 2 * len(stages) or not all(isinstance(t, torch.Tensor) for t in given):
+        raise InvalidArgumentError(
+            f"{len(stages)} stages, {len(parameters)} parameters; give at least one stage, and tensors for each."
+        )
     checked = [activations]
     for stage, values, bias in zip(stages, parameters[::2], parameters[1::2], strict=True):
         index, outputs = stage.index, stage.index.shape[0]

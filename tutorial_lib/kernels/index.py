@@ -8,7 +8,6 @@ them (2 bytes below 65,536 rows or columns); nothing has the size of the dense w
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,9 @@ import torch
 from scipy import sparse
 
 from ..errors import InvalidArgumentError
+from ..validate import check_connections, checked, shown
 
+MOST = 2**32  # weights of a layer: kernels count them in 4 bytes
 CHUNKS = 64  # pieces of work of equal nonzeros; their number is fixed, so that results do not depend on the threads
 
 
@@ -39,6 +40,7 @@ class _Index:
         return self
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class LinearIndex(_Index):
     """The nonzeros of a ``[out, in]`` weight.
@@ -66,7 +68,18 @@ class LinearIndex(_Index):
     programs: dict = field(default_factory=dict, repr=False)
     _places: dict = field(default_factory=dict, repr=False)
 
+    def __post_init__(self) -> None:
+        rows, columns = self.shape
+        _check_array("indptr", self.indptr, _is_pointers(self.indptr, rows, self.nnz))
+        _check_array("cols", self.cols, _is_below(self.cols, columns, self.nnz, _unsigned(columns)))
+        _check_array("t_indptr", self.t_indptr, _is_pointers(self.t_indptr, columns, self.nnz))
+        _check_array("t_rows", self.t_rows, _is_below(self.t_rows, rows, self.nnz, _unsigned(rows)))
+        _check_array("t_perm", self.t_perm, _is_below(self.t_perm, self.nnz, self.nnz, np.uint32))
+        for name, chunks, end in (("row_chunks", self.row_chunks, rows), ("col_chunks", self.col_chunks, columns)):
+            _check_array(name, chunks, _is_pointers(chunks, len(chunks) - 1, end))
+
     @classmethod
+    @checked
     def build(cls, flat: torch.Tensor, shape: tuple[int, int]) -> LinearIndex:
         """Index the weights at positions ``flat`` (int64 ``[nnz]``, sorted, unique) of a dense ``(out, in)`` weight.
 
@@ -110,6 +123,7 @@ class LinearIndex(_Index):
         rows = np.repeat(np.arange(self.shape[0]), np.diff(self.indptr).astype(np.int64))
         return torch.from_numpy(rows * self.shape[1] + self.cols.astype(np.int64))
 
+    @checked
     def coordinates(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Return rows and columns as int64 tensors ``[nnz]`` on a device, for ``reference.py``; kept once made."""
         if device not in self._places:
@@ -118,6 +132,7 @@ class LinearIndex(_Index):
         return self._places[device]
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class ConvIndex(_Index):
     """The nonzeros of an ``[out, in / groups, kernel_h, kernel_w]`` weight, and the convolution's geometry.
@@ -147,7 +162,17 @@ class ConvIndex(_Index):
     programs: dict = field(default_factory=dict, repr=False)
     _places: dict = field(default_factory=dict, repr=False)
 
+    def __post_init__(self) -> None:
+        out, channels, *kernel = self.shape
+        of_input, of_output = (channels * self.groups, *kernel), (out, *kernel)
+        _check_array("indptr", self.indptr, _is_pointers(self.indptr, out, self.nnz))
+        _check_array("taps", self.taps, _is_taps(self.taps, self.nnz, of_input))
+        _check_array("t_indptr", self.t_indptr, _is_pointers(self.t_indptr, of_input[0], self.nnz))
+        _check_array("t_taps", self.t_taps, _is_taps(self.t_taps, self.nnz, of_output))
+        _check_array("t_perm", self.t_perm, _is_below(self.t_perm, self.nnz, self.nnz, np.uint32))
+
     @classmethod
+    @checked
     def build(
         cls,
         flat: torch.Tensor,
@@ -210,6 +235,7 @@ class ConvIndex(_Index):
         _, channels, height, width = self.shape
         return torch.from_numpy(((o * channels + c % max(channels, 1)) * height + dy) * width + dx)
 
+    @checked
     def places(self, device: torch.device) -> torch.Tensor:
         """Return :meth:`flat` on a device, for ``reference.py``; kept once made."""
         if device not in self._places:
@@ -231,28 +257,44 @@ class ConvIndex(_Index):
 
 def _checked(flat: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
     if min(shape) < 0:
-        raise InvalidArgumentError(f"the dense shape is {tuple(shape)}; sizes cannot be negative.")
-    if not isinstance(flat, torch.Tensor) or flat.dtype != torch.int64 or flat.dim() != 1:
-        kind = f"{flat.dtype} {tuple(flat.shape)}" if isinstance(flat, torch.Tensor) else type(flat).__name__
-        raise InvalidArgumentError(f"flat indices are {kind}; give a one-dimensional int64 tensor.")
-    if len(flat) >= 2**32:
+        raise InvalidArgumentError(f"the dense shape is {tuple(shape)}; give sizes of at least 0.")
+    positions = check_connections("flat indices", flat, shape)
+    if len(flat) >= MOST:
         raise InvalidArgumentError(f"{len(flat)} weights are more than one layer's index can count; split the layer.")
-    positions = flat.detach().cpu().numpy()
-    wrong = np.flatnonzero(positions[1:] <= positions[:-1])
-    if len(wrong):
-        before, after = positions[wrong[0]], positions[wrong[0] + 1]
-        what = "duplicate" if before == after else "unsorted"
-        raise InvalidArgumentError(f"flat indices are {what}: {before} is followed by {after}; use torch.unique.")
-    size = math.prod(shape)
-    if len(positions) and (positions[0] < 0 or positions[-1] >= size):
-        bad = positions[0] if positions[0] < 0 else positions[-1]
-        raise InvalidArgumentError(f"flat index {bad} is out of range for shape {tuple(shape)}; use 0 to {size - 1}.")
     return positions
+
+
+# What compiled code reads without looking: each array in its type, one piece of memory, and nothing points outside.
+
+
+def _check_array(name: str, array: np.ndarray, fits: bool) -> None:
+    if not fits or not array.flags.c_contiguous:
+        raise InvalidArgumentError(f"{name}={shown(array)} does not fit the rest; use build(), which makes it.")
+
+
+def _is_pointers(array: np.ndarray, count: int, end: int) -> bool:
+    if array.dtype != np.int64 or array.shape != (count + 1,):
+        return False
+    return bool(array[0] == 0 and array[-1] == end and (array[1:] >= array[:-1]).all())
+
+
+def _is_below(array: np.ndarray, size: int, nnz: int, dtype: type) -> bool:
+    return array.dtype == dtype and array.shape == (nnz,) and int(array.max(initial=0)) < max(1, size)
+
+
+def _is_taps(array: np.ndarray, nnz: int, sizes: tuple[int, ...]) -> bool:
+    if array.dtype != np.int32 or array.shape != (nnz, 3):
+        return False
+    return bool((array.min(0, initial=0) >= 0).all() and (array.max(0, initial=-1) < sizes).all())
+
+
+def _unsigned(size: int) -> type:
+    return np.uint16 if size <= 2**16 else np.uint32
 
 
 def _narrowed(numbers: np.ndarray, size: int) -> np.ndarray:
     """Return numbers from 0 to ``size`` - 1 as uint16 or uint32, without a copy where they have that width."""
-    dtype = np.dtype(np.uint16 if size <= 2**16 else np.uint32)
+    dtype = np.dtype(_unsigned(size))
     return numbers.view(dtype) if numbers.itemsize == dtype.itemsize else numbers.astype(dtype)
 
 

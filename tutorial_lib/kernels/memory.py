@@ -13,6 +13,7 @@ import math
 import torch
 
 from ..errors import InvalidArgumentError
+from ..validate import shown
 
 LANES = 16  # floats to a vector: one 64-byte cache line
 conversions = 0  # how many tensors were copied into this format since the import; a test counts with it
@@ -20,6 +21,8 @@ conversions = 0  # how many tensors were copied into this format since the impor
 
 def row_lanes(batch: int) -> int:
     """Return ``batch`` rounded up to whole vectors: the floats of a row that kernels read and write."""
+    if not isinstance(batch, int) or batch < 0:
+        raise InvalidArgumentError(f"batch={batch!r}; give a whole number of at least 0.")
     return -(-batch // LANES) * LANES
 
 
@@ -45,6 +48,8 @@ def empty_batch_innermost(shape: tuple[int, ...], dtype: torch.dtype = torch.flo
 
 def is_batch_innermost(x: torch.Tensor) -> bool:
     """Tell whether kernels can read ``x`` (floating, ``[B, F]`` or ``[B, C, H, W]``) where it lies."""
+    if not isinstance(x, torch.Tensor) or x.dim() not in (2, 4):
+        raise InvalidArgumentError(f"x={shown(x)}; give activations [B, F] or [B, C, H, W].")
     batch, row = x.shape[0], x.stride(-1)
     if x.stride() != strides(x.shape, row) or row % LANES or row < batch or x.data_ptr() % 64:
         return False
@@ -60,8 +65,6 @@ def to_batch_innermost(x: torch.Tensor) -> torch.Tensor:
         InvalidArgumentError: ``x`` is not ``[B, F]`` or ``[B, C, H, W]``.
     """
     global conversions
-    if x.dim() not in (2, 4):
-        raise InvalidArgumentError(f"activations have shape {tuple(x.shape)}; use [B, F] or [B, C, H, W].")
     if is_batch_innermost(x):
         return x
     conversions += 1
@@ -75,4 +78,6 @@ def strides(shape: tuple[int, ...], row: int) -> tuple[int, ...]:
     """Return the strides of ``[B, F]`` or ``[B, C, H, W]`` in this format, with ``row`` floats from row to row."""
     if len(shape) == 2:
         return 1, row
+    if len(shape) != 4:
+        raise InvalidArgumentError(f"shape={tuple(shape)}; give [B, F] or [B, C, H, W].")
     return 1, shape[2] * shape[3] * row, shape[3] * row, row

@@ -11,14 +11,18 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
+from ..errors import InvalidArgumentError
+from ..validate import checked, shown
 from .index import ConvIndex, LinearIndex
-from .stage import Gradients, Stage, Trace, fitted
+from .stage import Gradients, Stage, Trace, check_pass, fitted
 
 
+@checked
 def forward(
     x: torch.Tensor, stages: Sequence[Stage], parameters: Sequence[torch.Tensor | None], remember: bool = False
 ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
     """See :func:`tutorial_lib.kernels.cpu.forward`."""
+    _check_stages(stages, parameters)
     memory = [x]
     for i, (index, relu, pool) in enumerate(stages):
         values, bias = parameters[2 * i : 2 * i + 2]
@@ -32,6 +36,7 @@ def forward(
     return x, tuple(memory)
 
 
+@checked
 def backward(
     grad: torch.Tensor,
     memory: Sequence[torch.Tensor | None],
@@ -41,6 +46,9 @@ def backward(
     trace: bool = False,
 ) -> Gradients:
     """See :func:`tutorial_lib.kernels.cpu.backward`."""
+    _check_stages(stages, parameters)
+    if len(memory) != 2 * len(stages) + 1:
+        raise InvalidArgumentError(f"memory={shown(memory)}; give what forward() returned beside the result")
     gradients: list[torch.Tensor] = []
     traces: list[Trace] = []
     for i in reversed(range(len(stages))):
@@ -60,10 +68,12 @@ def backward(
     return Gradients(grad, gradients, traces)
 
 
+@checked
 def linear_forward(
     x: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None, index: LinearIndex, relu: bool = False
 ) -> torch.Tensor:
     """Return ``x @ W.T + bias``, then ReLU if asked: ``[B, in]`` → ``[B, out]``."""
+    check_pass(x, index, values, bias)
     rows, cols = index.coordinates(x.device)
     y = x.new_zeros(len(x), index.shape[0]).index_add(1, rows, x[:, cols] * values)
     if bias is not None:
@@ -71,6 +81,7 @@ def linear_forward(
     return y.relu() if relu else y
 
 
+@checked
 def linear_backward(
     grad: torch.Tensor,
     x: torch.Tensor,
@@ -81,6 +92,7 @@ def linear_backward(
     need_input: bool = True,
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
     """Return the gradients of :func:`linear_forward`: of the input (or None), of the values and of the bias."""
+    check_pass(x, index, values, None, grad)
     rows, cols = index.coordinates(x.device)
     if relu:
         grad = before_activation(grad, y, None, index)
@@ -89,6 +101,7 @@ def linear_backward(
     return dx, (at_weights * x[:, cols]).sum(0), grad.sum(0)
 
 
+@checked
 def conv_forward(
     x: torch.Tensor,
     values: torch.Tensor,
@@ -99,6 +112,8 @@ def conv_forward(
     remember: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return ``conv2d(x, W, bias)``, then ReLU and 2×2 max-pooling if asked, and the winners of the pooling."""
+    check_pass(x, index, values, bias)
+    index.output_size(*x.shape[2:])  # refuses an input that is too small
     y = F.conv2d(x, _dense(values, index), bias, index.stride, index.padding, index.dilation, index.groups)
     if not pool:
         return (y.relu() if relu else y), None
@@ -109,6 +124,7 @@ def conv_forward(
     return y, winners.to(torch.uint8) if remember else None
 
 
+@checked
 def conv_backward(
     grad: torch.Tensor,
     x: torch.Tensor,
@@ -120,6 +136,13 @@ def conv_backward(
     need_input: bool = True,
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
     """Return the gradients of :func:`conv_forward`: of the input (or None), of the values and of the bias."""
+    check_pass(x, index, values, None)
+    before = index.output_size(*x.shape[2:])
+    size = before if winners is None else (before[0] // 2, before[1] // 2)
+    if grad.shape != (len(x), index.shape[0], *size):
+        raise InvalidArgumentError(
+            f"the gradient has shape {tuple(grad.shape)}; give {(len(x), index.shape[0], *size)}."
+        )
     if relu or winners is not None:
         grad = before_activation(grad, y, winners, index, x.shape[2:])
     weight, geometry = _dense(values, index), (index.stride, index.padding, index.dilation, index.groups)
@@ -128,6 +151,7 @@ def conv_backward(
     return dx, dweight.flatten()[index.places(x.device)], grad.sum((0, 2, 3))
 
 
+@checked
 def before_activation(
     grad: torch.Tensor,
     y: torch.Tensor | None,
@@ -144,6 +168,9 @@ def before_activation(
         index: the layer's index.
         input_size: height and width of the input; needed with ``winners``.
     """
+    for name, tensor in (("y", y), ("winners", winners)):
+        if tensor is not None and tensor.shape != grad.shape:
+            raise InvalidArgumentError(f"{name}={shown(tensor)} for a gradient {tuple(grad.shape)}; give that shape")
     if winners is None:
         return grad if y is None else grad.masked_fill(y <= 0, 0)
     full = grad.new_zeros(len(grad), index.shape[0], *index.output_size(*input_size))
@@ -152,6 +179,13 @@ def before_activation(
     for n in range(4):
         full[:, :, n // 2 : grad.shape[2] * 2 : 2, n % 2 : grad.shape[3] * 2 : 2] = windows[..., n]
     return full
+
+
+def _check_stages(stages: Sequence[Stage], parameters: Sequence[torch.Tensor | None]) -> None:
+    if not stages or len(parameters) != 2 * len(stages) or any(values is None for values in parameters[::2]):
+        raise InvalidArgumentError(
+            f"{len(stages)} stages, {len(parameters)} parameters; give at least one stage, and values and bias of each."
+        )
 
 
 def _of_stage(memory: Sequence[torch.Tensor | None], i: int) -> tuple[torch.Tensor | None, ...]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..errors import InvalidArgumentError
 from .index import ConvIndex, LinearIndex
 
 
@@ -54,6 +55,44 @@ class Gradients(NamedTuple):
     x: torch.Tensor | None
     parameters: Sequence[torch.Tensor]
     traces: list[Trace]
+
+
+def check_pass(
+    x: torch.Tensor,
+    index: LinearIndex | ConvIndex,
+    values: torch.Tensor,
+    bias: torch.Tensor | None,
+    grad: torch.Tensor | None = None,
+) -> None:
+    """Refuse tensors that do not fit a layer, before one of another size is read where it has nothing.
+
+    Args:
+        x: the layer's input.
+        index: the layer's index.
+        values: its weights.
+        bias: its bias.
+        grad: gradient of its result (of a linear layer), where there is one.
+
+    Raises:
+        InvalidArgumentError: a wrong shape, or tensors of several types or devices.
+    """
+    outputs, linear = index.shape[0], isinstance(index, LinearIndex)
+    inputs = index.shape[1] * (1 if linear else index.groups)
+    if x.dim() != (2 if linear else 4) or x.shape[1] != inputs:
+        takes = f"[B, {inputs}]" if linear else f"[B, {inputs}, H, W]"
+        raise InvalidArgumentError(f"the input has shape {tuple(x.shape)}; the layer takes {takes}, give that.")
+    if linear and grad is not None and grad.shape != (len(x), outputs):
+        raise InvalidArgumentError(f"the gradient has shape {tuple(grad.shape)}; give {(len(x), outputs)}.")
+    if values.shape != (index.nnz,):
+        raise InvalidArgumentError(f"values have shape {tuple(values.shape)}; give {index.nnz}.")
+    if bias is not None and bias.shape != (outputs,):
+        raise InvalidArgumentError(f"bias has shape {tuple(bias.shape)}; give {outputs} numbers.")
+    for tensor in (values, bias, grad):
+        if tensor is not None and (tensor.dtype, tensor.device) != (x.dtype, x.device):
+            raise InvalidArgumentError(
+                f"a tensor is {tensor.dtype} on {tensor.device}, the input {x.dtype} on {x.device}; "
+                "use one type and one device, such as x.to(layer.values)."
+            )
 
 
 def fitted(x: torch.Tensor, stage: Stage) -> torch.Tensor:

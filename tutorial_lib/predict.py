@@ -34,7 +34,6 @@ class Prediction:
         self.guess: Answer | None = None
         self.measured: Answer | None = None
 
-    @checked
     def commit(self, guess: Answer) -> None:
         """Settle for an answer. The last one before the measurement counts.
 

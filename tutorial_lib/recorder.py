@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import numbers
+import operator
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 
 from .errors import InvalidArgumentError
 from .interface import SparsifiableLayer
-from .validate import check_memory, checked
+from .validate import check_memory, shown
 
 
 class TopologyRecorder:
@@ -46,7 +47,6 @@ class TopologyRecorder:
         """Bytes of the packed moments; the unpacked copy of the last one is not counted."""
         return sum(len(packed) for moments in self._packed.values() for packed in moments)
 
-    @checked
     def record(self, layers: Mapping[str, SparsifiableLayer], step: int) -> None:
         """Append the topologies of ``layers`` as they are now; the first call fixes names and shapes.
 
@@ -57,6 +57,8 @@ class TopologyRecorder:
         Raises:
             InvalidArgumentError: no layers, other names or shapes than before, or a step that does not rise.
         """
+        if not isinstance(layers, Mapping) or not all(hasattr(layer, "active") for layer in layers.values()):
+            raise InvalidArgumentError(f"layers={shown(layers)}; give sparse layers by name, as sparse_layers(model)")
         shapes = {name: tuple(layer.dense_shape) for name, layer in layers.items()}
         if not shapes:
             raise InvalidArgumentError("layers is empty; record a model that mask_model() or sparsify() has returned")
@@ -72,7 +74,6 @@ class TopologyRecorder:
         self._last, self.shapes = now, shapes
         self.steps.append(int(step))
 
-    @checked
     def topologies(self, layer: str) -> Iterator[np.ndarray]:
         """Return an iterator over the connections of each moment, in time; each difference is unpacked once.
 
@@ -82,7 +83,6 @@ class TopologyRecorder:
         self._check_layer(layer)
         return _add_up(map(_unpack, self._packed[layer]))
 
-    @checked
     def connections(self, layer: str, moment: int) -> np.ndarray:
         """Return the active connections of a layer at a moment: int64 ``[nnz]``, sorted.
 
@@ -92,7 +92,6 @@ class TopologyRecorder:
         topologies, position = self.topologies(layer), self._position(moment)
         return next(itertools.islice(topologies, position, None))
 
-    @checked
     def mask(self, layer: str, moment: int) -> np.ndarray:
         """Return the mask of a layer at a moment: bool, in the dense weight's shape.
 
@@ -105,7 +104,6 @@ class TopologyRecorder:
         mask[connections] = True
         return mask.reshape(self.shapes[layer])
 
-    @checked
     def exploration(self, layer: str | None = None) -> np.ndarray:
         """Return the share (0 to 1) of all connections that have been active up to each moment: ``[moments]``.
 
@@ -116,7 +114,6 @@ class TopologyRecorder:
         ever = itertools.accumulate(self._together(layer), _union)
         return np.array([len(connections) / size for connections in ever])
 
-    @checked
     def overlap(self, a: int, b: int, layer: str | None = None) -> float:
         """Return the share (0 to 1) of the connections of moment ``a`` that are active at moment ``b``.
 
@@ -129,7 +126,6 @@ class TopologyRecorder:
         found = {moment: c for moment, c in enumerate(self._together(layer)) if moment in (first, second)}
         return float(_share(_among(found[first], found[second]).sum(), len(found[first])))
 
-    @checked
     def survival(self, layer: str | None = None) -> pd.DataFrame:
         """Return survival curves: which share of the connections born at one moment is still alive at another.
 
@@ -155,7 +151,6 @@ class TopologyRecorder:
         moments = range(len(self))
         return pd.DataFrame(shares, index=pd.Index(moments, name="birth"), columns=pd.Index(moments, name="moment"))
 
-    @checked
     def degrees(self, layer: str, moment: int) -> tuple[np.ndarray, np.ndarray]:
         """Count each unit's connections at a moment.
 
@@ -169,7 +164,6 @@ class TopologyRecorder:
         """
         return _degrees(self.connections(layer, moment), self.shapes[layer])
 
-    @checked
     def dead_neurons(self, layer: str) -> pd.DataFrame:
         """Count the units of a layer that are cut off, one row per step.
 
@@ -187,7 +181,6 @@ class TopologyRecorder:
         index = pd.Index(self.steps, name="step", dtype=np.int64)
         return pd.DataFrame(rows, index=index, columns=["without_input", "without_output"])
 
-    @checked
     def input_map(self, layer: str, moment: int, shape: Sequence[int]) -> np.ndarray:
         """Return the connections per input unit, laid out as the input is: int64, of the given shape.
 
@@ -199,6 +192,8 @@ class TopologyRecorder:
         Raises:
             InvalidArgumentError: no such layer or moment, or a shape of another size.
         """
+        if not isinstance(shape, Sequence) or not all(isinstance(each, numbers.Integral) for each in shape):
+            raise InvalidArgumentError(f"shape={shown(shape)}; use whole numbers, such as (28, 28)")
         _, fan_out = self.degrees(layer, moment)
         if math.prod(shape) != len(fan_out) or min(shape, default=1) < 1:
             raise InvalidArgumentError(
@@ -237,13 +232,13 @@ class TopologyRecorder:
     def _position(self, moment: int) -> int:
         """Return a moment as a position from 0, or raise InvalidArgumentError."""
         try:
-            return range(len(self))[moment]
+            return range(len(self))[operator.index(moment)]
         except (IndexError, TypeError):
             choices = f"use {-len(self)} to {len(self) - 1}" if self.steps else "nothing has been recorded yet"
             raise InvalidArgumentError(f"moment={moment!r}; {choices}") from None
 
     def _check_layer(self, layer: str) -> None:
-        if layer not in self.shapes:
+        if not isinstance(layer, str) or layer not in self.shapes:
             choices = ", ".join(map(repr, self.shapes)) or "none: nothing has been recorded yet"
             raise InvalidArgumentError(f"no recorded layer {layer!r}; there are {choices}")
 

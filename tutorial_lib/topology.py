@@ -208,6 +208,7 @@ def to_connections(mask: torch.Tensor) -> torch.Tensor:
     return mask.reshape(-1).nonzero().squeeze(1)
 
 
+@checked
 def contained(numbers: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
     """Tell for each number whether it is in the sorted list ``among``; ``torch.isin`` would sort that list again."""
     if not len(among):
@@ -215,6 +216,7 @@ def contained(numbers: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
     return among[torch.searchsorted(among, numbers).clamp(max=len(among) - 1)] == numbers
 
 
+@checked
 def check_rewiring(layer: SparsifiableLayer, kept: torch.Tensor, grown: torch.Tensor, values: torch.Tensor) -> None:
     """Refuse what is no change of a layer's topology: see :meth:`SparsifiableLayer.rewire`.
 
@@ -237,6 +239,7 @@ def check_rewiring(layer: SparsifiableLayer, kept: torch.Tensor, grown: torch.Te
         )
 
 
+@checked
 def check_has_numbers(model: nn.Module) -> None:
     """Refuse a model on the meta device.
 

@@ -85,10 +85,10 @@ def mask_states(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """Return each connection's state as an index into ``STATES``: uint8, the masks' shape.
 
     Raises:
-        InvalidArgumentError: the masks differ in shape, or are not boolean, or empty, or of one dimension.
+        InvalidArgumentError: the masks differ in shape, or hold other than true and false.
     """
-    _check_mask("before", before)
-    _check_mask("after", after)
+    for name, mask in (("before", before), ("after", after)):
+        require(np.isin(mask, (0, 1)).all(), name, mask, "give true and false")
     before, after = np.asarray(before, dtype=bool), np.asarray(after, dtype=bool)
     if before.shape != after.shape:
         raise InvalidArgumentError(f"masks have shapes {before.shape} and {after.shape}; compare one layer with itself")

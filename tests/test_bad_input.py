@@ -1,0 +1,90 @@
+"""Whatever is handed to a public function, it answers rightly or says what was wrong, and with what to mend it."""
+
+import importlib
+import inspect
+import re
+
+import pytest
+
+import tutorial_lib
+from tests.bad_input_cases import DOORS
+from tutorial_lib import TutorialError, save_checkpoint
+from tutorial_lib.checks import CheckFailedError
+
+MODULES = (
+    "topology masked sparse fuse dst recipes optim init csr cost data train checkpoint compare bench viz player "
+    "predict checks small_dense models project kernels kernels.index kernels.memory kernels.reference kernels.cpu"
+).split()
+# Names that take no case of their own, and why.
+WITHOUT_CASES = {
+    "warmup": "takes no argument",
+    "profile": "takes no argument",
+    "default_device": "takes no argument",
+    "TopologyRecorder": "takes no argument; its methods are tested in test_recorder.py",
+    "MaskedLayer": "abstract",
+    "SparseLayer": "abstract",
+    "Rewirer": "abstract",
+    "Recipe": "abstract",
+    "Contender": "abstract",
+    "CheckFailedError": "an exception",
+    "describe": "takes anything",
+    "run_chain": "called in every pass; test_sparse.py",
+    "strides": "called in every pass with shapes that were checked; test_kernels.py",
+    "empty_batch_innermost": "called in every pass with shapes that were checked; test_kernels.py",
+    "backward": "takes what forward returned; test_kernels.py",
+    "train_one": "one job of compare(), which checks it",
+    "save_runs": "takes what compare() takes and returned",
+}
+CASES = [
+    pytest.param(door, name, value, id=f"{door.call.__module__[13:]}.{door.call.__qualname__}-{name}-{place}")
+    for door in DOORS
+    for name, values in door.bad.items()
+    for place, value in enumerate(values)
+]
+REMEDY = (
+    r"\b(give|use|set|pass|choose|call|ask|train|build|repeat|take|return|name|start|lower|raise|write|measure|load)"
+)
+
+
+def arguments(door, tmp_path, **changed):
+    """Return the door's good arguments, with files in a folder of this test, and what is changed."""
+    places = {"PATH": tmp_path / "new", "SAVED": tmp_path / "saved"}
+    save_checkpoint(places["SAVED"], part=1) if "SAVED" in door.good().values() else None
+    good = {name: places.get(value, value) if isinstance(value, str) else value for name, value in door.good().items()}
+    return good | changed
+
+
+@pytest.mark.parametrize("door", DOORS, ids=lambda door: f"{door.call.__module__[13:]}.{door.call.__qualname__}")
+def test_good_arguments_are_taken(door, tmp_path):
+    door.call(**arguments(door, tmp_path))
+
+
+@pytest.mark.parametrize(("door", "name", "value"), CASES)
+def test_bad_input_is_refused_at_the_door(door, name, value, tmp_path, survived):
+    with pytest.raises(TutorialError) as caught:
+        door.call(**arguments(door, tmp_path, **{name: value}))
+    assert not isinstance(caught.value, CheckFailedError)
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 900, "one sentence"
+    assert re.search(REMEDY, message), f"no remedy: {message}"
+    survived("bad input")
+
+
+def public(module):
+    """Return the names of a module's own public functions and classes."""
+    return {
+        name
+        for name, thing in vars(module).items()
+        if not name.startswith("_")
+        and getattr(thing, "__module__", None) == module.__name__
+        and (inspect.isfunction(thing) or inspect.isclass(thing))
+    }
+
+
+def test_every_public_function_and_constructor_has_cases():
+    tested = {door.call.__name__ for door in DOORS}
+    names = set().union(*(public(importlib.import_module(f"tutorial_lib.{name}")) for name in MODULES))
+    modules = {name for name in tutorial_lib.__all__ if inspect.ismodule(getattr(tutorial_lib, name))}
+    missing = (names | set(tutorial_lib.__all__)) - modules - tested - WITHOUT_CASES.keys()
+    assert not missing, f"write cases for {sorted(missing)} in tests/bad_input_cases.py"
+    assert len(CASES) >= 500

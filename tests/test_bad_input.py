@@ -8,8 +8,9 @@ import pytest
 
 import tutorial_lib
 from tests.bad_input_cases import DOORS
-from tutorial_lib import TutorialError, save_checkpoint
+from tutorial_lib import save_checkpoint
 from tutorial_lib.checks import CheckFailedError
+from tutorial_lib.errors import TutorialError
 
 MODULES = (
     "topology masked sparse fuse dst recipes optim init csr cost data train checkpoint compare bench viz player "

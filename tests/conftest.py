@@ -1,8 +1,8 @@
 """Shared fixtures: small real data and a small network, and the count of what the library survives.
 
 ``survived("fuzzing")`` counts one case that ended well; the sum per class is printed after the tests, and
-``--record-reliability`` writes it to ``figures/reliability.json`` if nothing failed. ``--hypothesis-profile=long`` draws
-many more examples.
+``--record-reliability`` writes it to ``figures/reliability.json`` if nothing failed. ``--hypothesis-profile=long``
+draws many more examples.
 """
 
 from collections import Counter

@@ -397,6 +397,16 @@ def test_an_error_inside_an_answer_is_shown_as_it_is():
         checks.check_prune(lacking)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_an_answer_of_another_kind_is_named_and_no_check_breaks(name):
+    """What a check makes of a string, a number, a list or a function of other arguments."""
+    for returned in ("later", 7, [1, 2], {"a": 1}):
+        if name == "check_forget":  # asked for is a change, not a result
+            continue
+        with pytest.raises(checks.CheckFailedError):
+            getattr(checks, name)(lambda *arguments, returned=returned: returned)
+
+
 def test_the_notebook_shows_the_symptom_and_no_lines_of_the_check():
     from IPython.core.interactiveshell import InteractiveShell
     from IPython.utils.capture import capture_output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import itertools
 import math
+import traceback
 import tracemalloc
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -47,10 +48,24 @@ def exercise(check: Callable[[Answer], None]) -> Callable[[Answer], None]:
             if error.args:  # not a stub's: torch says so of an operation that it lacks
                 raise
             print(f"{check.__name__}: not attempted yet")
+        except CheckFailedError:
+            raise
+        except Exception as error:
+            if _raised_in(answer, error):
+                raise
+            raise CheckFailedError(
+                f"what {answer.__name__} returns cannot be checked ({type(error).__name__}: {error}): "
+                "compare its type and shape with those asked for"
+            ) from error
         else:
             print(f"{check.__name__}: passed")
 
     return run
+
+
+def _raised_in(answer: Answer, error: Exception) -> bool:
+    """Tell whether an error came up while the answer ran, not while a check looked at what it returned."""
+    return any(frame.f_code is answer.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _is_untouched(answer: Answer) -> bool:

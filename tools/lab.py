@@ -193,7 +193,7 @@ def main() -> None:
             area = output_area(page, index)
             page.wait_for_timeout(1_000)  # the scrolled-to cell is drawn
             if player := area.query_selector("iframe"):
-                player.content_frame().fill("#moment", "9")  # a moment in the middle of the film
+                player.content_frame().fill("#moment", "9")  # an early moment, when much moves
                 player.content_frame().select_option("#palette", index=1)  # colours that all can tell apart
                 page.wait_for_timeout(500)
             page.screenshot(path=FIGURES / f"{picture}.png")

@@ -105,6 +105,20 @@ def test_a_missing_table_place_is_noticed():
         readme_tables.render(README.replace("<!-- results -->", ""))
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_the_time_at_a_notebooks_top_is_measured_and_counts_its_exercises(path):
+    head, text = read(path).cells[0].source, path.read_text(encoding="utf-8")
+    seconds = json.loads((FIGURES / "notebook_times.json").read_text(encoding="utf-8"))["values"]["seconds"]
+    assert readme_tables.with_seconds(text, seconds[path.stem]) == text, "run: python tools/readme_tables.py"
+    exercises = re.findall(r"\*(?:Easy|Medium|Hard), (\d+) minutes\.\*", text)
+    assert f"{sum(map(int, exercises))} for the exercises, {seconds[path.stem]:.0f} seconds to run" in head
+
+
+def test_a_notebook_without_a_place_for_its_time_is_noticed():
+    with pytest.raises(ValueError, match="0 places for the seconds"):
+        readme_tables.with_seconds("*Time:* a while.", 3.0)
+
+
 def test_readme_names_every_module_and_every_file_it_names_exists():
     listed = set(re.findall(r"^\| `(\w+\.py)` \|", README, flags=re.MULTILINE))
     assert listed == {p.name for p in (ROOT / "tutorial_lib").glob("*.py")} - {"__init__.py"}

@@ -1,8 +1,9 @@
-"""Write README's tables and the figures beside it from ``figures/*.json``.
+"""Write README's tables, the figures beside it and the notebooks' measured seconds from ``figures/*.json``.
 
     python tools/readme_tables.py
 
-In README each table stands between ``<!-- NAME -->`` and ``<!-- end -->``; nothing else there is touched.
+In README each table stands between ``<!-- NAME -->`` and ``<!-- end -->``; nothing else there is touched, and in a
+notebook nothing but the seconds at its top.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from tutorial_lib.project import FIGURES, ROOT
 
 README = ROOT / "README.md"
 GUIDE = ROOT / "docs" / "instructor-guide.md"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TO_RUN = re.compile(r"\d+ seconds to run \(measured: quick profile, two cores\)")
 # Minutes of talk, reading and exercises that a lecturer plans; the minutes of running come from measurement.
 ROUTES = {
     60: {"01_paradox": 15, "03_dst_loop": 18, "05_simulated_vs_csr": 10, "07_truly_sparse_training": 12},
@@ -240,10 +243,25 @@ def draw_figures() -> None:
         figure.savefig(FIGURES / "inference.png", dpi=110)
 
 
+def with_seconds(notebook: str, seconds: float) -> str:
+    """Return a notebook's file with its measured seconds at the top.
+
+    Raises:
+        ValueError: it does not have one place for them.
+    """
+    text, places = TO_RUN.subn(f"{seconds:.0f} seconds to run (measured: quick profile, two cores)", notebook)
+    if places != 1:
+        raise ValueError(f"{places} places for the seconds to run; one is needed")
+    return text
+
+
 def main() -> None:
-    """Rewrite README and the figures."""
+    """Rewrite README, the guide, the notebooks' seconds and the figures."""
     for path, tables in ((README, TABLES), (GUIDE, GUIDE_TABLES)):
         path.write_text(render(path.read_text(encoding="utf-8"), tables), encoding="utf-8")
+    seconds = load_result("notebook_times")["seconds"]
+    for path in NOTEBOOKS:
+        path.write_text(with_seconds(path.read_text(encoding="utf-8"), seconds[path.stem]), encoding="utf-8")
     draw_figures()
 
 

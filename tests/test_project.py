@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from tools import readme_tables
+from tutorial_lib import load_result
 from tutorial_lib.project import FIGURES, ROOT
 
 # What pyproject.toml says, as installed.
@@ -144,6 +145,20 @@ def test_every_figure_says_where_it_comes_from(path):
     origin = json.loads(max(sources, key=lambda p: len(p.stem)).read_text(encoding="utf-8"))["provenance"]
     for key in ("command", "git_commit", "date_utc", "cpu", "torch_threads", "packages", "profile"):
         assert origin[key], key
+
+
+def test_every_class_of_what_is_survived_is_counted_once_recorded():
+    recorded = load_result("reliability")
+    assert recorded is None or set(recorded["cases"]) == set(readme_tables.SURVIVED)
+    assert all(f"| {name} |" in README for name in readme_tables.SURVIVED)
+    counted = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py"))
+    assert set(re.findall(r'survived\("([a-z ]+)"', counted)) <= set(readme_tables.SURVIVED)
+
+
+def test_the_floor_is_what_pyproject_says():
+    lines = (ROOT / "tests" / "floor-constraints.txt").read_text(encoding="utf-8").splitlines()[1:]
+    floor = {r.name: str(r.specifier).replace("==", ">=") for r in map(Requirement, lines)}
+    assert floor == bounds(REQUIREMENTS)
 
 
 def test_the_results_come_from_full_mnist_and_several_seeds():

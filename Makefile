@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help tutorial test test-browser test-colab slides lab full referee bench bench-gpu lint clean
+.PHONY: help tutorial test test-browser test-colab fuzz slides lab full referee bench bench-gpu lint clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,9 @@ test-browser: $(INSTALLED) ## Run the tests that need a headless Chromium, and i
 
 test-colab: $(INSTALLED) .venv-colab/.installed ## Run all notebooks in an environment with Colab's versions
 	@$(BIN)/python -m pytest tests/test_colab.py -m colab
+
+fuzz: $(INSTALLED) ## Draw 10,000 networks, checkpoints and data files and try to break the library with them
+	@$(BIN)/python -m pytest tests/test_fuzz.py --hypothesis-profile=long
 
 slides: $(INSTALLED) ## Make a deck of slides from each notebook, into build/slides/
 	@$(BIN)/python tools/slides.py

@@ -1,8 +1,8 @@
 """Shared fixtures: small real data and a small network, and the count of what the library survives.
 
 ``survived("fuzzing")`` counts one case that ended well; the sum per class is printed after the tests, and
-``--record-reliability`` writes it to ``figures/reliability.json`` if nothing failed. ``--hypothesis-profile=long`` draws
-many more examples.
+``--record-reliability`` writes it to ``figures/reliability.json`` if nothing failed. ``--hypothesis-profile=long``
+draws many more examples.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ from tutorial_lib import load_data, save_result
 
 SURVIVED = pytest.StashKey[Counter]()
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=40)
-settings.register_profile("long", deadline=None, max_examples=1000)
+settings.register_profile("long", deadline=None, max_examples=1500)
 settings.load_profile("default")
 
 

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help tutorial test test-browser test-colab test-floor reliability slides lab full referee bench bench-gpu lint clean
+.PHONY: help tutorial test test-browser test-colab test-floor fuzz reliability slides lab full referee bench bench-gpu lint clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -53,6 +53,9 @@ test-floor: .venv-floor/.installed ## Run the tests and two notebooks in the low
 reliability: $(INSTALLED) ## Count what the library survives, at length; writes figures/ and README's table
 	@$(BIN)/python -m pytest $(addprefix tests/test_,$(addsuffix .py,bad_input safety fuzz compiled long_runs data_faults odd_machines)) --hypothesis-profile=long --record-reliability
 	@$(BIN)/python tools/readme_tables.py
+
+fuzz: $(INSTALLED) ## Draw 10,000 networks, checkpoints and data files and try to break the library with them
+	@$(BIN)/python -m pytest tests/test_fuzz.py --hypothesis-profile=long
 
 slides: $(INSTALLED) ## Make a deck of slides from each notebook, into build/slides/
 	@$(BIN)/python tools/slides.py

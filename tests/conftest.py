@@ -21,7 +21,7 @@ from tutorial_lib import data, load_data, save_result
 
 SURVIVED = pytest.StashKey[Counter]()
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=40)
-settings.register_profile("long", deadline=None, max_examples=1000)
+settings.register_profile("long", deadline=None, max_examples=1500)
 settings.load_profile("default")
 
 

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help tutorial test test-browser test-colab slides lab full referee bench bench-gpu lint clean
+.PHONY: help tutorial test test-browser test-colab test-floor fuzz reliability slides lab full referee bench bench-gpu lint clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -39,6 +39,24 @@ test-browser: $(INSTALLED) ## Run the tests that need a headless Chromium, and i
 test-colab: $(INSTALLED) .venv-colab/.installed ## Run all notebooks in an environment with Colab's versions
 	@$(BIN)/python -m pytest tests/test_colab.py -m colab
 
+# Setuptools as pyproject.toml asks for; without isolation a notebook's set-up cell builds with it.
+.venv-floor/.installed: tests/floor-constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 12))' || { echo "the lowest versions need Python 3.10 or 3.11; try: make PYTHON=python3.10 test-floor"; exit 1; }
+	@$(PYTHON) -m venv .venv-floor
+	@.venv-floor/bin/python -m pip install --quiet 'setuptools>=68' wheel
+	@.venv-floor/bin/python -m pip install --quiet --constraint $< --editable '.[test]'
+	@touch $@
+
+test-floor: .venv-floor/.installed ## Run the tests and two notebooks in the lowest versions that the project accepts
+	@.venv-floor/bin/python -m pytest tests notebooks/02_masked_layers.ipynb notebooks/05_simulated_vs_csr.ipynb --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
+
+reliability: $(INSTALLED) ## Count what the library survives, at length; writes figures/ and README's table
+	@$(BIN)/python -m pytest $(addprefix tests/test_,$(addsuffix .py,bad_input safety fuzz compiled long_runs data_faults odd_machines)) --hypothesis-profile=long --record-reliability
+	@$(BIN)/python tools/readme_tables.py
+
+fuzz: $(INSTALLED) ## Draw 10,000 networks, checkpoints and data files and try to break the library with them
+	@$(BIN)/python -m pytest tests/test_fuzz.py --hypothesis-profile=long
+
 slides: $(INSTALLED) ## Make a deck of slides from each notebook, into build/slides/
 	@$(BIN)/python tools/slides.py
 
@@ -67,4 +85,4 @@ lint: $(INSTALLED) ## Check style
 	@$(BIN)/ruff format --check .
 
 clean: ## Remove .venv, build/ and caches; data/ stays
-	@rm -rf .venv .venv-colab build .pytest_cache .ruff_cache .hypothesis *.egg-info
+	@rm -rf .venv .venv-colab .venv-floor build .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,23 +1,27 @@
 """Shared fixtures: small real data and a small network, and the count of what the library survives.
 
 ``survived("fuzzing")`` counts one case that ended well; the sum per class is printed after the tests, and
-``--record-reliability`` writes it to ``figures/reliability.json`` if nothing failed. ``--hypothesis-profile=long`` draws
-many more examples.
+``--record-reliability`` writes it to ``figures/reliability.json`` if nothing failed. ``--hypothesis-profile=long``
+draws many more examples.
 """
 
+import hashlib
+import os
+import struct
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 from torch import nn
 
 from tools.lab import chromium_browser, chromium_program
-from tutorial_lib import load_data, save_result
+from tutorial_lib import data, load_data, save_result
 
 SURVIVED = pytest.StashKey[Counter]()
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=40)
-settings.register_profile("long", deadline=None, max_examples=1000)
+settings.register_profile("long", deadline=None, max_examples=1500)
 settings.load_profile("default")
 
 
@@ -51,9 +55,33 @@ def survived(pytestconfig):
 
 
 @pytest.fixture(scope="session")
+def without_root_rights():
+    """What to put before a command so that its process, though it may be root's, respects the modes of files."""
+    return ["setpriv", "--bounding-set=-all"] if os.geteuid() == 0 else []
+
+
+@pytest.fixture(scope="session")
 def digits():
     """300 of scikit-learn's real digits for training, 360 for testing."""
     return load_data("digits", train_size=300)
+
+
+@pytest.fixture
+def tiny_mnist(tmp_path, monkeypatch):
+    """A folder in MNIST's layout with four tiny files, whose checksums stand in for the real ones."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    sums = {}
+    for file, count in zip(data.MNIST_SHA256, (50, 50, 20, 20), strict=True):
+        if "images" in file:
+            content = struct.pack(">4i", 2051, count, 28, 28) + generator.bytes(count * 784)
+        else:
+            content = struct.pack(">2i", 2049, count) + bytes(i % 10 for i in range(count))
+        (raw / file).write_bytes(content)
+        sums[file] = hashlib.sha256(content).hexdigest()
+    monkeypatch.setattr(data, "MNIST_SHA256", sums)
+    return tmp_path
 
 
 class SmallCNN(nn.Module):

@@ -78,7 +78,8 @@ def train_and_save(kind, path, result, steps_between):
 def processes():
     """Children are forked from a server that has imported everything once and has never computed anything."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["numba", "sklearn.datasets", "tutorial_lib"])
+    # torch._dynamo is what an optimizer's first step imports, for more than a second.
+    context.set_forkserver_preload(["numba", "sklearn.datasets", "torch._dynamo", "tutorial_lib", __name__])
     return context
 
 

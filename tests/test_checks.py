@@ -56,6 +56,7 @@ WRONG = {
         (' if name.endswith("weight")', "", "biases are counted"),
         ("round(", "int(", "a fraction was cut off"),
         ("(1 - sparsity)", "sparsity", "these are the removed ones"),
+        ("round((1 - sparsity) * weights)", "(1 - sparsity) * weights", "not a whole number"),
         (
             "def f(model, sparsity):\n"
             "    return sum(round((1 - sparsity) * p.numel()) for p in model.parameters() if p.dim() > 1)",
@@ -116,6 +117,10 @@ WRONG = {
             "a threshold takes all ties",
         ),
         ("argsort()", "sort().values", "return their positions"),
+        (
+            "def f(values, count):\n    return values.abs() < values.abs().sort().values[count]",
+            "this is a mask",
+        ),
     ],
     "check_erk": [
         ("        full |= over\n", "        return shares\n", "cap it and share the rest out"),
@@ -134,10 +139,12 @@ WRONG = {
             "(shape[0] + shape[1]) * math.prod(shape[2:])",
             "that is ER",
         ),
+        ("sum(shape)", "math.prod(shape)", "that is uniform"),
     ],
     "check_grow": [
         ("    score[active] = -1\n", "", "hold a connection already"),
         ("gradient.abs()", "gradient.clone()", "a large negative gradient is as good a reason"),
+        (".indices", ".values", "these are gradients"),
         (
             "def f(gradient, active, count):\n"
             "    score = gradient.abs().flatten()\n"
@@ -164,6 +171,8 @@ WRONG = {
         ("np.logical_or.accumulate(masks)", "masks", "the density of each moment"),
         (".mean(axis=1)", ".sum(axis=1) / masks[0].sum()", "divided by the active connections"),
         ("np.logical_or.accumulate(masks)", "masks.cumsum(axis=0)", "left and found again count twice"),
+        (".mean(axis=1)", ".sum(axis=1)", "these are numbers of connections"),
+        ("return ", "return 100 * ", "these are percent"),
         (
             "np.logical_or.accumulate(masks).mean(axis=1)",
             "np.array([masks.any(axis=0).mean()])",
@@ -181,6 +190,7 @@ WRONG = {
     "check_csr": [
         ("np.concatenate([[0], lengths.cumsum()])", "lengths.cumsum()", "the leading 0 is missing"),
         ("np.concatenate([[0], lengths.cumsum()])", "lengths", "these are the rows' lengths"),
+        ("np.concatenate([[0], lengths.cumsum()])", "rows", "these are the rows of COO"),
         ("np.bincount(rows, minlength=len(matrix))", "np.unique(rows, return_counts=True)[1]", "an empty row has one"),
         (
             "    rows, columns = matrix.nonzero()",
@@ -395,6 +405,16 @@ def test_an_error_inside_an_answer_is_shown_as_it_is():
 
     with pytest.raises(NotImplementedError, match="no such operation"):
         checks.check_prune(lacking)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_answer_of_another_kind_is_named_and_no_check_breaks(name):
+    """What a check makes of a string, a number, a list or a function of other arguments."""
+    for returned in ("later", 7, [1, 2], {"a": 1}):
+        if name == "check_forget":  # asked for is a change, not a result
+            continue
+        with pytest.raises(checks.CheckFailedError):
+            getattr(checks, name)(lambda *arguments, returned=returned: returned)
 
 
 def test_the_notebook_shows_the_symptom_and_no_lines_of_the_check():

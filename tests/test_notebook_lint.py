@@ -4,13 +4,14 @@ import ast
 import itertools
 import re
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
-from tutorial_lib import History, benchmark, viz
+from tutorial_lib import Benchmark, History, viz
 from tutorial_lib.project import ROOT
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -129,7 +130,7 @@ def drawn():
         "plot_mask": viz.plot_mask(masks[0]),
         "plot_mask_evolution": viz.plot_mask_evolution(masks),
         "plot_training": viz.plot_training({"a": history, "b": history}),
-        "plot_benchmark": viz.plot_benchmark(benchmark({"a": lambda: 1.0, "b": lambda: 1.0}, runs=2)),
+        "plot_benchmark": viz.plot_benchmark(Benchmark({"a": [7e-4], "b": [0.019]}, threads=1, device="cpu")),
         "plot_densities": viz.plot_densities({"uniform": {"fc": 5}, "erk": {"fc": 7}}, {"fc": 100}),
         "plot_accuracies": viz.plot_accuracies({"a": {"mean": 98.0, "low": 97.0, "high": 99.0}}, {"a": 98.5}),
         "plot_crossover": viz.plot_crossover([times | {"sparsity": s} for s in (0.0, 0.5)], ours="ours"),
@@ -148,6 +149,29 @@ def test_axes_made_by_the_library_have_labels_with_units():
             ticks = [tick.get_text() for axis in figure.axes for tick in getattr(axis, f"get_{which}ticklabels")()]
             assert labels - {""} or any(re.match("[a-z]", tick) for tick in ticks), f"{name}: no {which} label"
             assert all(UNIT.search(label) for label in labels - {""}), f"{name}: {labels}"
+
+
+def overlaps(figure):
+    """Labels of ticks that are drawn over the next label of their axis."""
+    figure.canvas.draw()
+    found = []
+    for axis in (side for axes in figure.axes for side in (axes.xaxis, axes.yaxis)):
+        shown = [label for label in axis.get_ticklabels(which="both") if label.get_visible() and label.get_text()]
+        boxes = [(label.get_window_extent(), label.get_text()) for label in shown]
+        found += [(a, b) for (one, a), (other, b) in itertools.combinations(boxes, 2) if one.overlaps(other)]
+    return found
+
+
+def test_no_tick_label_is_drawn_over_another():
+    for name, figure in drawn().items():
+        assert overlaps(figure) == [], name
+
+
+def test_tick_labels_over_each_other_are_noticed():
+    figure, axis = plt.subplots(figsize=(2, 2))
+    axis.set_xticks([0.5, 0.51], ["first", "second"])
+    assert overlaps(figure) == [("first", "second")]
+    plt.close(figure)
 
 
 # ------------------------------------------------------------------------------------------ colours

@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from tools import readme_tables
+from tutorial_lib import load_result
 from tutorial_lib.project import FIGURES, ROOT
 
 # What pyproject.toml says, as installed.
@@ -105,6 +106,20 @@ def test_a_missing_table_place_is_noticed():
         readme_tables.render(README.replace("<!-- results -->", ""))
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_the_time_at_a_notebooks_top_is_measured_and_counts_its_exercises(path):
+    head, text = read(path).cells[0].source, path.read_text(encoding="utf-8")
+    seconds = json.loads((FIGURES / "notebook_times.json").read_text(encoding="utf-8"))["values"]["seconds"]
+    assert readme_tables.with_seconds(text, seconds[path.stem]) == text, "run: python tools/readme_tables.py"
+    exercises = re.findall(r"\*(?:Easy|Medium|Hard), (\d+) minutes\.\*", text)
+    assert f"{sum(map(int, exercises))} for the exercises, {seconds[path.stem]:.0f} seconds to run" in head
+
+
+def test_a_notebook_without_a_place_for_its_time_is_noticed():
+    with pytest.raises(ValueError, match="0 places for the seconds"):
+        readme_tables.with_seconds("*Time:* a while.", 3.0)
+
+
 def test_readme_names_every_module_and_every_file_it_names_exists():
     listed = set(re.findall(r"^\| `(\w+\.py)` \|", README, flags=re.MULTILINE))
     assert listed == {p.name for p in (ROOT / "tutorial_lib").glob("*.py")} - {"__init__.py"}
@@ -130,6 +145,20 @@ def test_every_figure_says_where_it_comes_from(path):
     origin = json.loads(max(sources, key=lambda p: len(p.stem)).read_text(encoding="utf-8"))["provenance"]
     for key in ("command", "git_commit", "date_utc", "cpu", "torch_threads", "packages", "profile"):
         assert origin[key], key
+
+
+def test_every_class_of_what_is_survived_is_counted_once_recorded():
+    recorded = load_result("reliability")
+    assert recorded is None or set(recorded["cases"]) == set(readme_tables.SURVIVED)
+    assert all(f"| {name} |" in README for name in readme_tables.SURVIVED)
+    counted = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py"))
+    assert set(re.findall(r'survived\("([a-z ]+)"', counted)) <= set(readme_tables.SURVIVED)
+
+
+def test_the_floor_is_what_pyproject_says():
+    lines = (ROOT / "tests" / "floor-constraints.txt").read_text(encoding="utf-8").splitlines()[1:]
+    floor = {r.name: str(r.specifier).replace("==", ">=") for r in map(Requirement, lines)}
+    assert floor == bounds(REQUIREMENTS)
 
 
 def test_the_results_come_from_full_mnist_and_several_seeds():

@@ -21,19 +21,36 @@ def test_nothing_lies_elsewhere(path):
     assert not re.search(r'<(script|img|iframe|link)[^>]*\b(src|href)="(?!data:)', page)
 
 
-def test_cells_become_blocks_and_the_setup_cell_does_not():
+def test_cells_become_blocks_and_set_up_and_imports_do_not():
     notebook = nbformat.v4.new_notebook(
         cells=[
             nbformat.v4.new_markdown_cell("# T\n\n[![b](https://x/y.svg)](https://x)\n\ntext\n\n- a\n- b"),
             nbformat.v4.new_code_cell("setup()"),
-            nbformat.v4.new_code_cell("print(1)", outputs=[nbformat.v4.new_output("stream", text="1 < 2")]),
+            nbformat.v4.new_code_cell("import this"),
+            nbformat.v4.new_code_cell(
+                "# NBVAL_CHECK_OUTPUT\nprint(1)", outputs=[nbformat.v4.new_output("stream", text="1 < 2")]
+            ),
             nbformat.v4.new_markdown_cell("<details><summary>Hint</summary>\n\ninside\n\n</details>"),
         ]
     )
     heading, text, items, code, output, folded = slides.blocks(notebook)
     assert "<h1" in heading and "text" in text and items.count("<li>") == 2
-    assert "setup" not in code and "print" in code and "1 &lt; 2" in output
+    assert "print" in code and "NBVAL" not in code and "1 &lt; 2" in output
     assert folded.count("details>") == 2 and "inside" in folded
+
+
+def test_a_description_stays_with_its_figure_and_a_prediction_form_is_left_out():
+    figure = nbformat.v4.new_output("display_data", {"image/png": "AAAA", "text/plain": "<Figure>"})
+    form = nbformat.v4.new_output("stream", text="Predict: how much? (%)\n")
+    cells = [nbformat.v4.new_code_cell(), nbformat.v4.new_code_cell()]
+    cells += [
+        nbformat.v4.new_code_cell("draw()", outputs=[figure]),
+        nbformat.v4.new_markdown_cell("*What is seen.*\n\nx"),
+    ]
+    cells += [nbformat.v4.new_code_cell("ask()", outputs=[form]), nbformat.v4.new_markdown_cell("*No figure.*")]
+    _, described, more, ask, last = slides.blocks(nbformat.v4.new_notebook(cells=cells))
+    assert "<img" in described and "What is seen." in described
+    assert "x" in more and "ask" in ask and "No figure." in last and "<img" not in last
 
 
 @pytest.mark.browser

@@ -190,8 +190,12 @@ def main() -> None:
             opened(page, lab, f"{stem}.ipynb")
             cells = run_all(page, seconds=600)
             index = next(c["index"] for c in cells if c["cell_type"] == "code" and text in c["source"])
-            output_area(page, index)
+            area = output_area(page, index)
             page.wait_for_timeout(1_000)  # the scrolled-to cell is drawn
+            if player := area.query_selector("iframe"):
+                player.content_frame().fill("#moment", "9")  # an early moment, when much moves
+                player.content_frame().select_option("#palette", index=1)  # colours that all can tell apart
+                page.wait_for_timeout(500)
             page.screenshot(path=FIGURES / f"{picture}.png")
             version = page.evaluate("() => window.jupyterapp.version")
             executed = sum(c["execution_count"] is not None for c in cells if c["cell_type"] == "code")

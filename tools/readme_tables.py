@@ -1,8 +1,9 @@
-"""Write README's tables and the figures beside it from ``figures/*.json``.
+"""Write README's tables, the figures beside it and the notebooks' measured seconds from ``figures/*.json``.
 
     python tools/readme_tables.py
 
-In README each table stands between ``<!-- NAME -->`` and ``<!-- end -->``; nothing else there is touched.
+In README each table stands between ``<!-- NAME -->`` and ``<!-- end -->``; nothing else there is touched, and in a
+notebook nothing but the seconds at its top.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from tutorial_lib.project import FIGURES, ROOT
 
 README = ROOT / "README.md"
 GUIDE = ROOT / "docs" / "instructor-guide.md"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TO_RUN = re.compile(r"\d+ seconds to run \(measured: quick profile, two cores\)")
 # Minutes of talk, reading and exercises that a lecturer plans; the minutes of running come from measurement.
 ROUTES = {
     60: {"01_paradox": 15, "03_dst_loop": 18, "05_simulated_vs_csr": 10, "07_truly_sparse_training": 12},
@@ -34,6 +37,17 @@ VARIANTS = {
     "set_uniform": "SET, uniform: Dense+Mask, the published recipe",
     "static_erk": "static, ERK: a random topology that never changes",
     "rigl_erk": "RigL, ERK",
+}
+
+# What the tests count as survived, and what they do for it.
+SURVIVED = {
+    "bad input": "wrong types, shapes, ranges, NaN and aliases into every public function: right, or a clear error",
+    "fuzzing": "random layers, topologies, checkpoints and files: as the dense reference, or a clear error",
+    "compiled code": "bounds checked, not compiled, 1 to many threads, child processes, interrupted",
+    "long runs": "thousands of rewirings, losses that explode: exact, flat in memory, or stopped and said",
+    "data faults": "downloads that stall, lie or are cut, full and read-only disks: digits instead, in one line",
+    "odd machines": "no GPU, numba, display, home or write access; one core; plain locale; odd paths",
+    "safety scans": "nothing unpickled, evaluated, or shown unescaped; each scan finds a planted example",
 }
 
 OURS = "truly sparse (this project)"  # its name in figures/bench.json
@@ -178,6 +192,14 @@ def aims_table() -> str:
     return markdown(header, rows)
 
 
+def survived_table() -> str:
+    """Return how many cases of each class the library survived, as its tests counted them."""
+    recorded = load_result("reliability")
+    cases = recorded["cases"] if recorded else {}
+    rows = [[name, f"{cases[name]:,}" if name in cases else NOT_MEASURED, what] for name, what in SURVIVED.items()]
+    return markdown(["class", "cases", "what is done"], rows)
+
+
 def _yes(reached: bool) -> str:
     return "yes" if reached else "no"
 
@@ -189,6 +211,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "referee": referee_table,
     "aims": aims_table,
     "notebooks": times_table,
+    "survived": survived_table,
 }
 
 GUIDE_TABLES: dict[str, Callable[[], str]] = {
@@ -240,10 +263,25 @@ def draw_figures() -> None:
         figure.savefig(FIGURES / "inference.png", dpi=110)
 
 
+def with_seconds(notebook: str, seconds: float) -> str:
+    """Return a notebook's file with its measured seconds at the top.
+
+    Raises:
+        ValueError: it does not have one place for them.
+    """
+    text, places = TO_RUN.subn(f"{seconds:.0f} seconds to run (measured: quick profile, two cores)", notebook)
+    if places != 1:
+        raise ValueError(f"{places} places for the seconds to run; one is needed")
+    return text
+
+
 def main() -> None:
-    """Rewrite README and the figures."""
+    """Rewrite README, the guide, the notebooks' seconds and the figures."""
     for path, tables in ((README, TABLES), (GUIDE, GUIDE_TABLES)):
         path.write_text(render(path.read_text(encoding="utf-8"), tables), encoding="utf-8")
+    seconds = load_result("notebook_times")["seconds"]
+    for path in NOTEBOOKS:
+        path.write_text(with_seconds(path.read_text(encoding="utf-8"), seconds[path.stem]), encoding="utf-8")
     draw_figures()
 
 

@@ -41,9 +41,9 @@ def markdown_blocks(source: str) -> list[str]:
 
 
 def output_block(output: nbformat.NotebookNode) -> str | None:
-    """Return an output as HTML, or None for one that slides cannot show."""
+    """Return an output as HTML, or None for one that slides cannot show or, as the form of a prediction, use."""
     if output.output_type == "stream":
-        return f"<pre>{ansi2html(output.text)}</pre>"
+        return None if output.text.startswith("Predict: ") else f"<pre>{ansi2html(output.text)}</pre>"
     data = output.get("data", {})
     if "image/png" in data:
         return f'<img alt="figure" src="data:image/png;base64,{data["image/png"].strip()}">'
@@ -53,17 +53,29 @@ def output_block(output: nbformat.NotebookNode) -> str | None:
 
 
 def blocks(notebook: nbformat.NotebookNode) -> list[str]:
-    """Return a notebook's cells as pieces of HTML, in order, without the set-up cell (the first that holds code)."""
+    """Return a notebook's cells as pieces of HTML, in order; a description in italics stays with its figure or table.
+
+    The first two cells that hold code, set-up and imports, are left out.
+    """
     highlight = Highlight2HTML(pygments_lexer="ipython3")
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    pieces: list[str | None] = []
+    setup = [cell for cell in notebook.cells if cell.cell_type == "code"][:2]
+    pieces: list[str] = []
+    shown = False  # the last piece is an output
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            pieces += markdown_blocks(cell.source)
-        elif cell.cell_type == "code" and cell is not code[0]:
-            pieces.append(f'<div class="code">{highlight(cell.source)}</div>')
-            pieces += [output_block(output) for output in cell.outputs]
-    return [piece for piece in pieces if piece]
+            first, *rest = markdown_blocks(cell.source)
+            if shown and first.startswith("<p><em>"):
+                pieces[-1] += first
+            else:
+                pieces.append(first)
+            pieces += rest
+            shown = False
+        elif cell.cell_type == "code" and cell not in setup:
+            source = cell.source.removeprefix("# NBVAL_CHECK_OUTPUT\n")
+            outputs = [block for output in cell.outputs if (block := output_block(output))]
+            pieces += [f'<div class="code">{highlight(source)}</div>', *outputs]
+            shown = bool(outputs)
+    return pieces
 
 
 def deck(notebook: nbformat.NotebookNode, title: str) -> str:

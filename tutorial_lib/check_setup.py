@@ -152,6 +152,7 @@ def text(report: Sequence[Finding]) -> str:
 def main() -> int:
     """Print the report; return 0 if the course can begin, else 1."""
     report = findings()
+    sys.stdout.reconfigure(errors="replace")  # a terminal of plain ASCII cannot show the arrow
     print(text(report))
     return int(any(finding.state == "wrong" for finding in report))
 

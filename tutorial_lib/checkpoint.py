@@ -42,13 +42,16 @@ def save_checkpoint(path: str | Path, **parts: Any) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(NAME + VERSION + DIGEST(payload).digest() + payload)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        try:
+            with partial.open("wb") as file:
+                file.write(NAME + VERSION + DIGEST(payload).digest() + payload)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:  # Ctrl-C as well
+            partial.unlink(missing_ok=True)
+            raise
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write {path} ({error}); choose another place, or free some space") from error
 
 

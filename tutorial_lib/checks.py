@@ -5,10 +5,10 @@ from __future__ import annotations
 import dis
 import itertools
 import math
+import traceback
 import tracemalloc
 from collections.abc import Callable, Sequence
 from functools import wraps
-from traceback import walk_tb
 from typing import Any
 
 import numpy as np
@@ -51,17 +51,25 @@ def exercise(check: Callable[[Answer], None]) -> Callable[[Answer], None]:
             if error.args:  # not a stub's: torch says so of an operation that it lacks
                 raise
             print(f"{check.__name__}: not attempted yet")
-        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
-            if any(frame.f_code is getattr(answer, "__code__", None) for frame, _ in walk_tb(error.__traceback__)):
-                raise  # the answer's own error: its lines are what helps
+        except CheckFailedError:
+            raise
+        except Exception as error:
+            if _raised_in(answer, error):
+                raise
             name = getattr(answer, "__name__", type(answer).__name__)
             raise CheckFailedError(
-                f"{name} returns something that cannot be checked ({error}); return what is asked for: {check.__doc__}"
+                f"what {name} returns cannot be checked ({type(error).__name__}: {error}): "
+                "compare its type and shape with those asked for"
             ) from error
         else:
             print(f"{check.__name__}: passed")
 
     return run
+
+
+def _raised_in(answer: Answer, error: Exception) -> bool:
+    """Tell whether an error came up while the answer ran, not while a check looked at what it returned."""
+    return any(frame.f_code is getattr(answer, "__code__", None) for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _is_untouched(answer: Answer) -> bool:
@@ -112,6 +120,7 @@ def check_active_weights(answer: Answer) -> None:
         everything = sum(p.numel() for p in model.parameters())
         kept, right = _result(answer, model, sparsity), round((1 - sparsity) * sum(weights))
         of = f"{kept:,} of {sum(weights):,} weights at sparsity {sparsity}"
+        _expect(float(kept).is_integer(), f"{of}: not a whole number; round to the nearest")
         _expect(kept != round(sparsity * sum(weights)), f"{of}: these are the removed ones; the sparsity counts zeros")
         _expect(kept != round((1 - sparsity) * everything), f"{of}: that many only if biases are counted as weights")
         _expect(kept != sum(round((1 - sparsity) * n) for n in weights), f"{of}: rounded in each layer; round the sum")
@@ -215,6 +224,7 @@ def check_prune(answer: Answer) -> None:
     values = torch.tensor([0.5, -3.0, 0.1, 2.0, -0.2, -0.05])
     chosen = torch.as_tensor(_result(answer, values, 3))
     _expect(not chosen.is_floating_point(), "these are weights; return their positions")
+    _expect(chosen.dtype != torch.bool, "this is a mask; return positions")
     places = sorted(chosen.tolist())
     _expect(places != [0, 1, 3], "the largest weights were chosen")
     _expect(1 not in places, "-3.0 was pruned, a large weight: rank by magnitude, not by value")
@@ -230,8 +240,10 @@ def check_grow(answer: Answer) -> None:
     """``answer(gradient, active, count)``: flat places of the largest gradients where no connection is."""
     gradient = torch.tensor([[0.1, -3.0, 0.2, 5.0], [0.3, 0.1, -4.0, 9.0], [1.0, 0.0, 2.0, -0.5]])
     active, original = torch.tensor([3, 7, 9]), gradient.clone()
-    places = sorted(torch.as_tensor(_result(answer, gradient, active, 3)).tolist())
+    chosen = torch.as_tensor(_result(answer, gradient, active, 3))
     _expect(torch.equal(gradient, original), "the gradient itself was changed; work on a copy")
+    _expect(not chosen.is_floating_point(), "these are gradients; return their places")
+    places = sorted(chosen.tolist())
     _expect(len(set(places)) == 3, f"places {places}: asked for 3 different ones")
     free = [place for place in range(gradient.numel()) if place not in active]
     ranks = [free.index(place) for place in (1, 6, 10)]
@@ -267,6 +279,8 @@ def check_erk(answer: Answer) -> None:
     shares = [float(share) for share in _result(answer, shapes, sum(right))]
     said = ", ".join(f"{share:,.0f}" for share in shares)
     _expect(max(shares) > 1, f"{said}: these are densities; return numbers of weights")
+    uniform = list(layer_nnz(model, 0.95, "uniform").values())
+    _expect(not _near(shares, uniform), f"{said}: that is uniform; ERK goes by the sum of a shape, not by its product")
     er = list(layer_nnz(model, 0.95, "er").values())
     _expect(not _near(shares, er), f"{said}: that is ER; for ERK add the kernel's sides instead of multiplying")
     for shape, share in zip(shapes, shares, strict=True):
@@ -308,6 +322,8 @@ def check_exploration(answer: Answer) -> None:
     _expect(
         not _close(rates, _MASKS.mean(axis=1)), "that is the density of each moment; exploration remembers the past"
     )
+    _expect(not _close(rates, seen.sum(axis=1)), "these are numbers of connections; divide by all that are possible")
+    _expect(not _close(rates, 100 * seen.mean(axis=1)), "these are percent; a share goes from 0 to 1")
     _expect(not _close(rates, seen.sum(axis=1) / 3), "divided by the active connections; the share is of all places")
     _expect(rates.max() <= 1, f"{100 * rates.max():.0f}% explored: places that were left and found again count twice")
     _expect(_close(rates, seen.mean(axis=1)), f"{rates.tolist()}; expected {seen.mean(axis=1).tolist()}")
@@ -343,6 +359,7 @@ def check_csr(answer: Answer) -> None:
     pointers, columns, values = map(np.asarray, _result(answer, matrix))
     by_column = scipy.sparse.csc_matrix(matrix)
     _expect(not _close(values, by_column.data), "the values come column by column: that is CSC")
+    _expect(not _close(pointers, matrix.nonzero()[0]), "these are the rows of COO; a pointer says where a row begins")
     _expect(len(values) == right.nnz, f"{len(values)} values stored for {right.nnz} nonzeros")
     _expect(
         not _close(pointers, right.indptr[1:]),

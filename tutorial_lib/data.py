@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gzip
 import hashlib
+import io
 import os
 import queue
-import socket
 import tempfile
 import threading
-import time
 import urllib.request
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from .errors import DataError, InvalidArgumentError
 from .project import ROOT
@@ -34,7 +32,9 @@ MNIST_SHA256 = {
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
-NETWORK_PATIENCE_SECONDS = 5.0
+NETWORK_PATIENCE_SECONDS = 5.0  # for the first piece of a download, and for each one after it
+PIECE_BYTES = 2**18
+MOST_BYTES = 2**26  # more than the largest file, decompressed
 CLASSES = 10
 
 
@@ -99,12 +99,12 @@ def load_data(
 
     Args:
         name: ``"mnist"``; ``"digits"`` (scikit-learn's 1,797 real digits, resized to 28×28; needs no network);
-            or ``"auto"``: MNIST if it can be had within a few seconds of trying, else digits, and a printed
-            line says which and why.
+            or ``"auto"``: MNIST if it can be had, else digits, and a printed line says which and why.
         train_size: keep at most this many training images (a stratified subset drawn with ``seed``); None: all.
         root: MNIST's folder in torchvision's layout (``root/MNIST/raw/``, ``.gz`` or decompressed). Without it,
             the environment variable ``TUTORIAL_DATA``, else ``data/`` in the project. Files that are not there
-            are downloaded into it. Every file's decompressed SHA-256 is checked on every load.
+            are downloaded into it, from servers that keep it waiting for at most five seconds at a time. Every
+            file's decompressed SHA-256 is checked on every load.
         seed: seed of the training subset.
 
     Raises:
@@ -177,7 +177,7 @@ def _mnist(folder: Path) -> Digits:
 
 def _stored(raw: Path, file: str) -> Path | None:
     """Return the path of ``file``, decompressed or ``.gz``, or None."""
-    return next((p for p in (raw / file, raw / f"{file}.gz") if p.is_file()), None)
+    return next((p for p in (raw / file, raw / f"{file}.gz") if os.path.isfile(p)), None)
 
 
 def _read_verified(raw: Path, file: str) -> bytes:
@@ -206,23 +206,30 @@ def _labels(content: bytes) -> torch.Tensor:
 
 
 def _download_mnist(folder: Path) -> None:
-    """Download into a temporary folder, verify, and only then move the files into place."""
-    raw = folder / "MNIST" / "raw"
-    from torchvision import datasets
+    """Download the files that are missing, each verified before it is moved into place in one step.
 
-    if not _reachable(datasets.MNIST.mirrors):
-        raise DataError(f"{raw} does not hold MNIST and no download server answered; {_remedy(raw)}")
+    A server that fails is not asked again: two silent ones cost ten seconds.
+    """
+    from torchvision.datasets import MNIST
+
+    raw = folder / "MNIST" / "raw"
+    failures = []
     try:
         raw.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary, _socket_patience():
-            datasets.MNIST(temporary, download=True)
-            arrived = Path(temporary) / "MNIST" / "raw"
-            for file in MNIST_SHA256:
-                _read_verified(arrived, file)
-            for file in MNIST_SHA256:
-                os.replace(arrived / file, raw / file)
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"MNIST could not be downloaded into {folder} ({error}); {_remedy(raw)}") from error
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary:
+            for mirror in MNIST.mirrors:
+                try:
+                    for file in MNIST_SHA256:
+                        if _stored(raw, file) is None:
+                            arrived = Path(temporary) / file
+                            arrived.write_bytes(_downloaded(f"{mirror}{file}.gz", file))
+                            arrived.replace(raw / file)
+                    return
+                except DataError as failure:
+                    failures.append(str(failure))
+    except OSError as error:
+        raise DataError(f"{raw} does not hold MNIST and cannot be written ({error}); {_remedy(raw)}") from error
+    raise DataError(f"{raw} does not hold MNIST and no server gave it ({'; '.join(failures)}); {_remedy(raw)}")
 
 
 def _remedy(raw: Path) -> str:
@@ -232,36 +239,58 @@ def _remedy(raw: Path) -> str:
     )
 
 
-def _reachable(mirrors: list[str]) -> bool:
-    """Tell whether a mirror answers within a few seconds; name resolution, which has no time-out, included."""
-    answers: queue.Queue[bool] = queue.Queue()
+def _downloaded(url: str, file: str) -> bytes:
+    """Return MNIST's ``file`` from ``url``, decompressed and verified.
 
-    def ask(mirror: str) -> None:
-        request = urllib.request.Request(f"{mirror}train-labels-idx1-ubyte.gz", method="HEAD")
-        try:
-            with urllib.request.urlopen(request, timeout=NETWORK_PATIENCE_SECONDS):
-                answers.put(True)
-        except OSError:
-            answers.put(False)
-
-    for mirror in mirrors:
-        threading.Thread(target=ask, args=(mirror,), daemon=True).start()
-    deadline = time.monotonic() + NETWORK_PATIENCE_SECONDS
-    for _ in mirrors:
-        try:
-            if answers.get(timeout=max(0.0, deadline - time.monotonic())):
-                return True
-        except queue.Empty:
-            return False
-    return False
-
-
-@contextlib.contextmanager
-def _socket_patience() -> Iterator[None]:
-    # torchvision's download sets no time-out of its own: without one a stalled server would hang it.
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(NETWORK_PATIENCE_SECONDS)
+    Raises:
+        DataError: there is no answer, or another file; the message is one line.
+    """
     try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+        received = _received(url)
+    except Exception as error:  # whatever a server can make urllib raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise DataError(f"{url}: {reason}") from error
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(received)) as zipped:
+            content = zipped.read(MOST_BYTES)
+    except (OSError, EOFError, zlib.error):
+        content = b""
+    if hashlib.sha256(content).hexdigest() != MNIST_SHA256[file]:
+        raise DataError(f"{url} sent {len(received)} bytes that are not MNIST's {file}: cut short, or another page")
+    return content
+
+
+def _received(url: str) -> bytes:
+    """Return what a server sends, as long as each piece of it comes within a few seconds.
+
+    A thread asks, because resolving a name has no time-out; where it waits for a silent server it is left behind.
+
+    Raises:
+        Exception: whatever urllib raises; TimeoutError where the server, or the resolution of its name, is too slow.
+    """
+    pieces: queue.Queue[bytes | Exception] = queue.Queue()
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(url, timeout=NETWORK_PATIENCE_SECONDS) as response:
+                for _ in range(MOST_BYTES // PIECE_BYTES):
+                    pieces.put(response.read(PIECE_BYTES))
+            pieces.put(b"")  # as after the last piece: an endless answer is cut, and then not what was asked for
+        except Exception as error:
+            pieces.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    received = bytearray()
+    with tqdm(desc=f"downloading {url.rsplit('/', 1)[-1]}", unit="B", unit_scale=True, delay=2, leave=False) as bar:
+        while True:
+            try:
+                piece = pieces.get(timeout=NETWORK_PATIENCE_SECONDS)
+            except queue.Empty:
+                slow = f"less than {PIECE_BYTES // 1024} KiB came in {NETWORK_PATIENCE_SECONDS:g} seconds"
+                raise TimeoutError(slow) from None
+            if isinstance(piece, Exception):
+                raise piece
+            if not piece:
+                return bytes(received)
+            received += piece
+            bar.update(len(piece))

@@ -5,9 +5,12 @@ Everything here speaks to layers through ``interface.py`` only, so simulated and
 
 from __future__ import annotations
 
+import contextlib
 import math
+import signal
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -296,10 +299,12 @@ class Rewirer(ABC):
         for name, layer in self.layers.items():
             if not layer.active_values().isfinite().all():
                 raise TrainingError(f"a weight of {name!r} is not finite; lower the learning rate")
-        for name, plan in self._plans().items():
-            layer = self.layers[name]
-            self._carry_optimizer_state(layer.weight_parameter, layer.rewire(*plan))
-        self.rewirings += 1
+        plans = self._plans()
+        with _undivided():
+            for name, plan in plans.items():
+                layer = self.layers[name]
+                self._carry_optimizer_state(layer.weight_parameter, layer.rewire(*plan))
+            self.rewirings += 1
 
     @abstractmethod
     def _plans(self) -> dict[str, Plan]:
@@ -579,6 +584,23 @@ class GradualPruning(Rewirer):
 
     def _due(self, step: int) -> bool:
         return super()._due(step) or step == self.until  # the final sparsity is reached whatever the interval
+
+
+@contextlib.contextmanager
+def _undivided() -> Iterator[None]:
+    """Let Ctrl-C wait until a change is complete: half of one would leave weights in places that are not theirs."""
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield  # nobody would be interrupted here
+        return
+    waiting: list[tuple] = []
+    signal.signal(signal.SIGINT, lambda *event: waiting.append(event))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if waiting:
+        before(*waiting[0])
 
 
 def _checked_score(score: torch.Tensor, name: str, layer: SparsifiableLayer) -> torch.Tensor:

@@ -136,7 +136,8 @@ def fit(
     Raises:
         InvalidArgumentError: an argument outside its range, labels that the model has no logit for, or a device
             that is not there.
-        TrainingError: the loss is not finite; the message says at which step.
+        TrainingError: the loss, or a weight that is about to be saved or ranked, is not finite; the message says at
+            which step. The checkpoint then is the last good one.
         CheckpointError: the checkpoint is damaged or comes from a run with other settings.
     """
     _check_fit(epochs, lr, batch_size, optimizer, schedule, seed, device)
@@ -191,7 +192,7 @@ def fit(
                 raise TrainingError(f"the loss is {loss_value} at step {done + 1} (epoch {epoch}); lower lr={lr}")
             opt.step()
             done += 1
-            if sparsity is not None and sparsity.step():
+            if sparsity is not None and _rewired(sparsity, done, epoch):
                 _record_topology(history, model, done)
             if scheduler is not None:
                 scheduler.step()
@@ -203,6 +204,7 @@ def fit(
             if save_due and (sparsity is None or sparsity.at_rest):
                 save_due = False
                 at.seconds = time.perf_counter() - start
+                _check_finite(model, done, epoch)
                 save_checkpoint(checkpoint, settings=settings, **parts)
                 start = time.perf_counter() - at.seconds  # saving is no training time
         history.seconds.append(time.perf_counter() - start)
@@ -213,10 +215,25 @@ def fit(
         history.test_loss.append(test_loss)
         at.load_state_dict(_Progress(epoch + 1).state_dict())
         if checkpoint is not None and (sparsity is None or sparsity.at_rest or epoch == epochs):
+            _check_finite(model, done, epoch)
             save_checkpoint(checkpoint, settings=settings, **parts)
         bar.set_postfix_str(f"epoch {epoch}/{epochs}, test {accuracy:.2f}%")
     bar.close()
     return history
+
+
+def _rewired(sparsity: Rewirer, step: int, epoch: int) -> bool:
+    try:
+        return sparsity.step()
+    except TrainingError as error:
+        raise TrainingError(f"at step {step} (epoch {epoch}): {error}") from error
+
+
+def _check_finite(model: nn.Module, step: int, epoch: int) -> None:
+    """Refuse to save what cannot be gone on with: the loss shows it only a step later."""
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise TrainingError(f"{name!r} is not finite after step {step} (epoch {epoch}); lower the learning rate")
 
 
 def _record_topology(history: History, model: nn.Module, step: int) -> None:

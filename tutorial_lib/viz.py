@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FormatStrFormatter, LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import FixedLocator, FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from .bench import Benchmark
 from .errors import InvalidArgumentError
@@ -137,6 +137,7 @@ def plot_mask_evolution(
         pruned, grown = (states == 2).sum(), (states == 3).sum()
         axis.set_title(f"{start} → {end}:  {pruned} pruned, {grown} regrown in the whole layer", fontsize=10)
         axis.set(**_axis_labels(states))
+        axis.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axis.label_outer()
     handles = [
         Patch(facecolor=colour, edgecolor="gray", label=state)
@@ -191,8 +192,9 @@ def plot_benchmark(result: Benchmark, title: str = "") -> Figure:
     axis.set(
         yticks=places, yticklabels=table.index, xscale="log", xlabel=f"milliseconds (log), {result.device}", title=title
     )
-    axis.xaxis.set_major_formatter(ScalarFormatter())
-    axis.xaxis.set_minor_formatter(ScalarFormatter())
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.margins(x=0.15)
     axis.invert_yaxis()
     sns.despine(figure)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import sys
 import warnings
 from types import ModuleType
 
@@ -33,11 +35,14 @@ def kernels_and_input(x: torch.Tensor) -> tuple[ModuleType, torch.Tensor]:
 def _compiled() -> ModuleType | None:
     """Return the compiled kernels, compiled on the first call; None, and a warning once, where that is impossible."""
     try:
+        if _threads_lost:
+            torch.set_num_threads(1)  # torch's own threads are gone as well: waiting for them would take forever
+            raise RuntimeError("this process was forked from one that used them; start it with 'spawn'")
         from . import cpu
 
         cpu.warmup()
     except Exception as error:
-        warnings.warn(f"the fast sparse kernels cannot be compiled ({error}); using plain torch, slower", stacklevel=3)
+        warnings.warn(f"the fast sparse kernels cannot be used ({error}); using plain torch, slower", stacklevel=3)
         return None
     return cpu
 
@@ -45,3 +50,18 @@ def _compiled() -> ModuleType | None:
 def warmup() -> None:
     """Compile the fast kernels now, so that no timing holds it; where they are cached on disk this takes a second."""
     _compiled()
+
+
+_threads_lost = False
+
+
+def _after_fork() -> None:
+    """Note in a forked child that the kernels' threads stayed behind: GNU OpenMP ends a process that asks for them."""
+    global _threads_lost
+    if f"{__name__}.cpu" in sys.modules:
+        _threads_lost = True
+        _compiled.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):  # where there is fork
+    os.register_at_fork(after_in_child=_after_fork)

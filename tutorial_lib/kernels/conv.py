@@ -1,11 +1,11 @@
 """The compiled loops of a convolution, in the words of ``simd.py``, on the records of ``program.py``.
 
-A piece of work is 16 lanes of the batch × a band of rows. It first copies what it reads into a compact block
-[channel, row, column, 16] with the zero padding written out, so that a weight (o, c, dy, dx) is a fixed offset into
-the block. The register tile is a window of 2×2 output pixels × 16 lanes: what one step of pooling needs.
+The input lies with its zero padding written out (``records.py``), so that a weight (o, c, dy, dx) is one fixed offset
+from where a window starts. The register tile is two windows of 2×2 output pixels, side by side: what two steps of
+pooling need. Both passes go by output; the backward pass adds to the input's gradient where the forward pass read.
 """
 # Compiled functions have no type hints: numba infers them. Names stand for the same thing everywhere: x, y, g, dx are
-# activations and gradients, x_row … the floats from one of their rows to the next, b the first lane of the batch tile.
+# activations and gradients, x_row … the floats from one of their pixels to the next, b the first lane of the batch.
 # ruff: noqa: ANN001, ANN201, ANN202
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from __future__ import annotations
 import numpy as np
 from numba import get_thread_id, prange
 
+from .convert import hand_out, take_in
 from .simd import (
+    NATIVE,
+    add,
     compiled,
     first_lanes,
     floats,
@@ -30,329 +33,369 @@ from .simd import (
     where_any_winner,
     where_positive,
     where_winner,
-    words,
     zeros,
 )
 
 
 @compiled
-def _fill_zeros(block, start, stop):
-    for at in range(start, stop, 16):
-        store(block, at, zeros(16))
+def _windows(plan, pool):
+    """Rows of windows; pooling drops an odd last row of pixels."""
+    return plan.out_h // 2 if pool else (plan.out_h + 1) // 2
 
 
 @compiled
-def _copy_input(call, plan, b, top, block):
-    x, x_row = floats(call.x), call.x_row
-    height, width, rows, cols, left = plan.height, plan.width, plan.rows_in_block, plan.cols_in_block, -plan.pad_x
-    first, last = min(max(-left, 0), cols), min(max(width - left, 0), cols)  # the block's columns that are inside
+def _across(plan, pool):
+    """Columns of pixels in whole windows."""
+    return plan.out_w // 2 * 2 if pool else (plan.out_w + 1) // 2 * 2
+
+
+@compiled
+def _fill_zeros(image, plan, b, c, first_row, last_row, first_column, last_column):
+    for i in range(first_row, last_row):
+        for j in range(first_column, last_column):
+            store(image, (c * plan.plane + i * plan.columns + j) * 16 + b % 16, zeros(NATIVE))
+
+
+@compiled
+def _clear_padding(call, plan, b):
+    """Write the zeros around the images of these lanes."""
+    x = floats(call.x + 4 * (b // 16 * call.x_group))
+    top, left, bottom, right = plan.pad_y, plan.pad_x, plan.pad_y + plan.height, plan.pad_x + plan.width
     for c in range(plan.inputs):
-        for r in range(rows):
-            at, i = (c * rows + r) * cols * 16, top + r
-            if 0 <= i < height:
-                source = ((c * height + i) * width + left) * x_row + b
-                _fill_zeros(block, at, at + first * 16)
-                for j in range(first, last):
-                    store(block, at + j * 16, load(x, source + j * x_row, zeros(16)))
-                _fill_zeros(block, at + last * 16, at + cols * 16)
-            else:
-                _fill_zeros(block, at, at + cols * 16)
+        _fill_zeros(x, plan, b, c, 0, top, 0, plan.columns)
+        _fill_zeros(x, plan, b, c, bottom, plan.rows, 0, plan.columns)
+        _fill_zeros(x, plan, b, c, top, bottom, 0, left)
+        _fill_zeros(x, plan, b, c, top, bottom, right, plan.columns)
+
+
+@compiled
+def _result_size(call, plan):
+    """Height and width of what the layer returns."""
+    return (plan.out_h // 2, plan.out_w // 2) if call.pool else (plan.out_h, plan.out_w)
+
+
+@compiled
+def _winner_at(call, plan, o, i, j, b):
+    """Where the winner of the window at (i, j) of channel ``o`` stands."""
+    height, width = plan.out_h // 2, plan.out_w // 2
+    return ((b // 16 * plan.outputs + o) * height * width + i // 2 * width + j // 2) * 16 + b % 16
+
+
+@compiled
+def _y_at(call, o, i, j, b):
+    return (o * call.y_plane + i * call.y_width + j) * call.y_row + b // 16 * call.y_group + b % 16
 
 
 @compiled
 def _store_window(call, plan, o, i, j, b, p00, p01, p10, p11):
     """Write four results of channel ``o``, at (i, j) and right of and below it, or the largest of them; with ReLU."""
-    y, y_row, relu, out_h, out_w = floats(call.y), call.y_row, call.relu != 0, plan.out_h, plan.out_w
-    zero = zeros(16)
+    y, relu, zero = floats(call.y), call.relu != 0, zeros(NATIVE)
     if call.pool:
         best = maximum(maximum(p00, p01), maximum(p10, p11))
-        pixels = (out_h // 2) * (out_w // 2)
-        pixel = o * pixels + i // 2 * (out_w // 2) + j // 2
         if call.winners:
-            winners = octets(call.winners + b * plan.outputs * pixels)
-            store_winner(winners, pixel * 16, p00, p01, p10, p11, best, relu)
+            store_winner(octets(call.winners), _winner_at(call, plan, o, i, j, b), p00, p01, p10, p11, best, relu)
         if relu:
             best = maximum(zero, best)
-        store(y, pixel * y_row + b, best)
+        store(y, _y_at(call, o, i // 2, j // 2, b), best)
     else:
         if relu:
             p00, p01 = maximum(zero, p00), maximum(zero, p01)
             p10, p11 = maximum(zero, p10), maximum(zero, p11)
-        pixel = (o * out_h + i) * out_w + j
-        store(y, pixel * y_row + b, p00)
-        if j + 1 < out_w:
-            store(y, (pixel + 1) * y_row + b, p01)
-        if i + 1 < out_h:
-            store(y, (pixel + out_w) * y_row + b, p10)
-            if j + 1 < out_w:
-                store(y, (pixel + out_w + 1) * y_row + b, p11)
+        store(y, _y_at(call, o, i, j, b), p00)
+        if j + 1 < plan.out_w:
+            store(y, _y_at(call, o, i, j + 1, b), p01)
+        if i + 1 < plan.out_h:
+            store(y, _y_at(call, o, i + 1, j, b), p10)
+            if j + 1 < plan.out_w:
+                store(y, _y_at(call, o, i + 1, j + 1, b), p11)
 
 
 @compiled
-def _add_window(call, plan, i, j, b, block, start):
-    """All channels of one window of 2×2 pixels."""
-    zero, right, down = zeros(16), plan.stride_x * 16, plan.stride_y * plan.cols_in_block * 16
+def _add_window(call, plan, i, j, b):
+    """All channels of one window."""
+    zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
     values, bias, indptr, offsets = floats(call.values), floats(call.bias), longs(plan.indptr), longs(plan.offsets)
+    x, start = floats(call.x), i * down + j * right + b // 16 * call.x_group + b % 16
     for o in range(plan.outputs):
         p00 = p01 = p10 = p11 = splat(bias[o], zero)
         for k in range(indptr[o], indptr[o + 1]):
             weight, at = values[k], start + offsets[k]
-            p00 = fma(weight, load(block, at, zero), p00)
-            p01 = fma(weight, load(block, at + right, zero), p01)
-            p10 = fma(weight, load(block, at + down, zero), p10)
-            p11 = fma(weight, load(block, at + down + right, zero), p11)
-        if indptr[o] < indptr[o + 1]:
-            _store_window(call, plan, o, i, j, b, p00, p01, p10, p11)
+            p00 = fma(weight, load(x, at, zero), p00)
+            p01 = fma(weight, load(x, at + right, zero), p01)
+            p10 = fma(weight, load(x, at + down, zero), p10)
+            p11 = fma(weight, load(x, at + down + right, zero), p11)
+        _store_window(call, plan, o, i, j, b, p00, p01, p10, p11)
 
 
 @compiled
-def _add_windows(call, plan, first, last, b, block):
-    out_w = plan.out_w // 2 * 2 if call.pool else plan.out_w  # pooling drops an odd last column
-    right, down = plan.stride_x * 16, plan.stride_y * plan.cols_in_block * 16
-    for i in range(2 * first, 2 * last, 2):
-        for j in range(0, out_w, 2):
-            _add_window(call, plan, i, j, b, block, (i - 2 * first) * down + j * right)
-
-
-@compiled
-def _fill_channels_without_weights(call, plan, first, last, b):
-    """Their results are the bias everywhere: no need to come by with every window."""
-    bias, indptr, zero = floats(call.bias), longs(plan.indptr), zeros(16)
+def _add_two_windows(call, plan, i, j, b):
+    """All channels of two windows side by side: eight sums, so that none waits for the one before."""
+    zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
+    values, bias, indptr, offsets = floats(call.values), floats(call.bias), longs(plan.indptr), longs(plan.offsets)
+    x, start = floats(call.x), i * down + j * right + b // 16 * call.x_group + b % 16
     for o in range(plan.outputs):
-        if indptr[o] == indptr[o + 1]:
-            only = splat(bias[o], zero)
-            for i in range(2 * first, 2 * last, 2):
-                for j in range(0, plan.out_w // 2 * 2 if call.pool else plan.out_w, 2):
-                    _store_window(call, plan, o, i, j, b, only, only, only, only)
+        p00 = p01 = p02 = p03 = p10 = p11 = p12 = p13 = splat(bias[o], zero)
+        for k in range(indptr[o], indptr[o + 1]):
+            weight, at = values[k], start + offsets[k]
+            below = at + down
+            p00 = fma(weight, load(x, at, zero), p00)
+            p01 = fma(weight, load(x, at + right, zero), p01)
+            p02 = fma(weight, load(x, at + 2 * right, zero), p02)
+            p03 = fma(weight, load(x, at + 3 * right, zero), p03)
+            p10 = fma(weight, load(x, below, zero), p10)
+            p11 = fma(weight, load(x, below + right, zero), p11)
+            p12 = fma(weight, load(x, below + 2 * right, zero), p12)
+            p13 = fma(weight, load(x, below + 3 * right, zero), p13)
+        _store_window(call, plan, o, i, j, b, p00, p01, p10, p11)
+        _store_window(call, plan, o, i, j + 2, b, p02, p03, p12, p13)
 
 
 @compiled
-def _windows(plan, pool):
-    return plan.out_h // 2 if pool else (plan.out_h + 1) // 2
+def _add_windows(call, plan, window, b):
+    """One row of windows."""
+    j, across = 0, _across(plan, call.pool)
+    while j + 4 <= across:
+        _add_two_windows(call, plan, 2 * window, j, b)
+        j += 4
+    if j < across:
+        _add_window(call, plan, 2 * window, j, b)
 
 
 @compiled
-def _bands(call, plan):
-    return -(-_windows(plan, call.pool) // plan.band)
-
-
-@compiled
-def _forward_piece(call, plan, piece, scratch):
-    windows, bands = _windows(plan, call.pool), _bands(call, plan)
-    b, first = piece // bands * 16, piece % bands * plan.band
-    _copy_input(call, plan, b, 2 * first * plan.stride_y - plan.pad_y, floats(scratch))
-    last = min(first + plan.band, windows)
-    _fill_channels_without_weights(call, plan, first, last, b)
-    _add_windows(call, plan, first, last, b, floats(scratch))
+def _take_in_channels(call, plan, first, last):
+    start = call.x + 4 * (plan.pad_y * plan.columns + plan.pad_x) * call.x_row
+    take_in(call, start, call.x_row, call.x_group, plan.columns, plan.plane, plan.height, plan.width, first, last)
 
 
 @parallel
+def _take_in_by_all(calls, plans, i):
+    for c in prange(plans[i].inputs):
+        _take_in_channels(calls[i], plans[i], c, c + 1)
+
+
+@parallel
+def _padding_by_all(calls, plans, i):
+    for part in prange(calls[i].lanes // NATIVE):
+        _clear_padding(calls[i], plans[i], part * NATIVE)
+
+
+@parallel
+def _windows_by_all(calls, plans, i):
+    for part in prange(calls[i].lanes // NATIVE * _windows(plans[i], calls[i].pool)):
+        windows = _windows(plans[i], calls[i].pool)
+        _add_windows(calls[i], plans[i], part % windows, part // windows * NATIVE)
+
+
+@compiled
 def conv_forward(calls, plans, i):
     """Do the forward pass of convolution number ``i`` of a chain with all threads."""
-    for piece in prange(calls[i].lanes // 16 * _bands(calls[i], plans[i])):
-        call = calls[i]
-        _forward_piece(call, plans[i], piece, call.scratch + get_thread_id() * call.scratch_bytes)
+    if calls[i].source:
+        _take_in_by_all(calls, plans, i)
+    _padding_by_all(calls, plans, i)
+    _windows_by_all(calls, plans, i)
 
 
 @compiled
-def conv_forward_alone(call, plan, thread):
-    """Do the forward pass of a convolution with the thread that calls, number ``thread``."""
-    for piece in range(call.lanes // 16 * _bands(call, plan)):
-        _forward_piece(call, plan, piece, call.scratch + thread * call.scratch_bytes)
+def conv_forward_alone(call, plan):
+    """Do the forward pass of a convolution with the thread that calls."""
+    if call.source:
+        _take_in_channels(call, plan, 0, plan.inputs)
+    for b in range(0, call.lanes, NATIVE):
+        _clear_padding(call, plan, b)
+        for window in range(_windows(plan, call.pool)):
+            _add_windows(call, plan, window, b)
 
 
 @compiled
-def _store_inside(block, rows, cols, o, r, c, pixel):
-    if 0 <= r < rows and 0 <= c < cols:
-        store(block, ((o * rows + r) * cols + c) * 16, pixel)
+def _g_at(call, o, i, j, b):
+    return (o * call.g_plane + i * call.g_width + j) * call.g_row + b // 16 * call.g_group + b % 16
 
 
 @compiled
-def _clear(block, rows, cols, first_row, last_row, first_col, last_col):
-    """Write zeros all around the rows and columns that are about to be filled."""
-    for r in range(rows):
-        at = r * cols * 16
-        if first_row <= r < last_row:
-            _fill_zeros(block, at, at + min(max(first_col, 0), cols) * 16)
-            _fill_zeros(block, at + min(max(last_col, 0), cols) * 16, at + cols * 16)
-        else:
-            _fill_zeros(block, at, at + cols * 16)
+def _pixel_gradient(call, plan, o, i, j, b):
+    """The gradient of one result that was not pooled, before ReLU; zero beyond the edge."""
+    if i < plan.out_h and j < plan.out_w:
+        gradient = load(floats(call.g), _g_at(call, o, i, j, b), zeros(NATIVE))
+        if call.relu:
+            gradient = where_positive(load(floats(call.y), _y_at(call, o, i, j, b), gradient), gradient)
+        return gradient
+    return zeros(NATIVE)
 
 
 @compiled
-def _copy_gradient(call, plan, b, top, block_at):
-    """Undo pooling and ReLU into a block with a place per input pixel: strides leave zeros between, edges around."""
-    g, g_row, y, y_row = floats(call.g), call.g_row, floats(call.y), call.y_row
-    indptr, winners = (
-        longs(plan.indptr),
-        octets(call.winners + b * plan.outputs * (plan.out_h // 2) * (plan.out_w // 2)),
-    )
-    out_h, out_w, stride_y, stride_x, left = plan.out_h, plan.out_w, plan.stride_y, plan.stride_x, plan.t_pad_x
-    rows, cols, keep, block = plan.t_rows_in_block, plan.t_cols_in_block, call.batch - b, floats(block_at)
-    filled_h, filled_w = (out_h // 2 * 2, out_w // 2 * 2) if call.pool else (out_h, out_w)
+def _window_gradient(call, plan, o, i, j, b):
+    """The gradients of four results of channel ``o`` before pooling and ReLU."""
+    if call.pool:
+        gradient = load(floats(call.g), _g_at(call, o, i // 2, j // 2, b), zeros(NATIVE))
+        winners, at = octets(call.winners), _winner_at(call, plan, o, i, j, b)
+        return (
+            where_winner(winners, at, 0, gradient),
+            where_winner(winners, at, 1, gradient),
+            where_winner(winners, at, 2, gradient),
+            where_winner(winners, at, 3, gradient),
+            where_any_winner(winners, at, gradient),
+        )
+    g00, g01 = _pixel_gradient(call, plan, o, i, j, b), _pixel_gradient(call, plan, o, i, j + 1, b)
+    g10, g11 = _pixel_gradient(call, plan, o, i + 1, j, b), _pixel_gradient(call, plan, o, i + 1, j + 1, b)
+    return g00, g01, g10, g11, add(add(g00, g01), add(g10, g11))
+
+
+@compiled
+def _add_to(image, at, weight, gradient):
+    store(image, at, fma(weight, gradient, load(image, at, gradient)))
+
+
+@compiled
+def _add_to_bias(sums, at, gradient):
+    store(sums, at * NATIVE, add(gradient, load(sums, at * NATIVE, gradient)))
+
+
+@compiled
+def _spread_window(call, plan, i, j, b, sums):
+    """From one window: what it adds to the gradients of weights and bias, lane by lane, and of the input."""
+    zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
+    values, indptr, offsets, want = floats(call.values), longs(plan.indptr), longs(plan.offsets), call.dx != 0
+    x, dx, start = floats(call.x), floats(call.dx), i * down + j * right + b // 16 * call.x_group + b % 16
     for o in range(plan.outputs):
-        if indptr[o] == indptr[o + 1]:
-            continue  # no weight looks at this channel
-        if stride_y == 1 and stride_x == 1:
-            plane = floats(block_at + o * rows * cols * 64)
-            _clear(plane, rows, cols, -top, filled_h - top, -left, filled_w - left)
-        else:
-            _fill_zeros(block, o * rows * cols * 16, (o + 1) * rows * cols * 16)
-        if call.pool:
-            for i in range(out_h // 2):
-                r = 2 * i * stride_y - top
-                if -stride_y <= r < rows:
-                    for j in range(out_w // 2):
-                        c = 2 * j * stride_x - left
-                        pixel = (o * (out_h // 2) + i) * (out_w // 2) + j
-                        gradient = first_lanes(keep, load(g, pixel * g_row + b, zeros(16)))
-                        at, down, right = pixel * 16, r + stride_y, c + stride_x
-                        _store_inside(block, rows, cols, o, r, c, where_winner(winners, at, 0, gradient))
-                        _store_inside(block, rows, cols, o, r, right, where_winner(winners, at, 1, gradient))
-                        _store_inside(block, rows, cols, o, down, c, where_winner(winners, at, 2, gradient))
-                        _store_inside(block, rows, cols, o, down, right, where_winner(winners, at, 3, gradient))
-        else:
-            for i in range(out_h):
-                r = i * stride_y - top
-                if 0 <= r < rows:
-                    for j in range(out_w):
-                        pixel = (o * out_h + i) * out_w + j
-                        gradient = first_lanes(keep, load(g, pixel * g_row + b, zeros(16)))
-                        if call.relu:
-                            gradient = where_positive(load(y, pixel * y_row + b, gradient), gradient)
-                        _store_inside(block, rows, cols, o, r, j * stride_x - left, gradient)
+        g00, g01, g10, g11, over_window = _window_gradient(call, plan, o, i, j, b)
+        _add_to_bias(sums, plan.nnz + o, over_window)
+        for k in range(indptr[o], indptr[o + 1]):
+            at, products = start + offsets[k], load(sums, k * NATIVE, zero)
+            below = at + down
+            products = fma(load(x, at, zero), g00, fma(load(x, at + right, zero), g01, products))
+            products = fma(load(x, below, zero), g10, fma(load(x, below + right, zero), g11, products))
+            store(sums, k * NATIVE, products)
+            if want:
+                weight = values[k]
+                _add_to(dx, at, weight, g00)
+                _add_to(dx, at + right, weight, g01)
+                _add_to(dx, below, weight, g10)
+                _add_to(dx, below + right, weight, g11)
 
 
 @compiled
-def _load_pixel(x, x_row, c, i, j, height, width, b, keep):
-    if i < height and j < width:
-        return first_lanes(keep, load(x, ((c * height + i) * width + j) * x_row + b, zeros(16)))
-    return zeros(16)
+def _spread_two_windows(call, plan, i, j, b, sums):
+    zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
+    values, indptr, offsets, want = floats(call.values), longs(plan.indptr), longs(plan.offsets), call.dx != 0
+    x, dx, start = floats(call.x), floats(call.dx), i * down + j * right + b // 16 * call.x_group + b % 16
+    for o in range(plan.outputs):
+        g00, g01, g10, g11, over_first = _window_gradient(call, plan, o, i, j, b)
+        g02, g03, g12, g13, over_second = _window_gradient(call, plan, o, i, j + 2, b)
+        _add_to_bias(sums, plan.nnz + o, add(over_first, over_second))
+        for k in range(indptr[o], indptr[o + 1]):
+            at, products = start + offsets[k], load(sums, k * NATIVE, zero)
+            below = at + down
+            products = fma(load(x, at, zero), g00, fma(load(x, at + right, zero), g01, products))
+            products = fma(load(x, at + 2 * right, zero), g02, fma(load(x, at + 3 * right, zero), g03, products))
+            products = fma(load(x, below, zero), g10, fma(load(x, below + right, zero), g11, products))
+            products = fma(load(x, below + 2 * right, zero), g12, fma(load(x, below + 3 * right, zero), g13, products))
+            store(sums, k * NATIVE, products)
+            if want:
+                weight = values[k]
+                _add_to(dx, at, weight, g00)
+                _add_to(dx, at + right, weight, g01)
+                _add_to(dx, at + 2 * right, weight, g02)
+                _add_to(dx, at + 3 * right, weight, g03)
+                _add_to(dx, below, weight, g10)
+                _add_to(dx, below + right, weight, g11)
+                _add_to(dx, below + 2 * right, weight, g12)
+                _add_to(dx, below + 3 * right, weight, g13)
 
 
 @compiled
-def _store_pixel(dx, dx_row, c, i, j, height, width, b, pixel):
-    if i < height and j < width:
-        store(dx, ((c * height + i) * width + j) * dx_row + b, pixel)
+def _clear_rows(call, plan, b, first, last):
+    """Write zeros to rows of the input's gradient, just before something is added there."""
+    dx = floats(call.dx + 4 * (b // 16 * call.x_group))
+    for c in range(plan.inputs):
+        _fill_zeros(dx, plan, b, c, first, last, 0, plan.columns)
 
 
 @compiled
-def _add_inputs(call, plan, first, last, b, block, sums):
-    """By input pixel: its gradient, and each weight's products of input and output gradient, added up lane by lane."""
-    zero = zeros(16)
-    x, x_row, dx, dx_row, values = floats(call.x), call.x_row, floats(call.dx), call.dx_row, floats(call.values)
-    indptr, offsets, perm = longs(plan.t_indptr), longs(plan.t_offsets), words(plan.t_perm)
-    height, width, inputs, want, keep = plan.height, plan.width, plan.inputs, call.dx, call.batch - b
-    right, down = 16, plan.t_cols_in_block * 16
-    for i in range(2 * first, 2 * last, 2):
-        for j in range(0, width, 2):
-            start = (i - 2 * first) * down + j * right
-            for c in range(inputs):
-                x00 = _load_pixel(x, x_row, c, i, j, height, width, b, keep)
-                x01 = _load_pixel(x, x_row, c, i, j + 1, height, width, b, keep)
-                x10 = _load_pixel(x, x_row, c, i + 1, j, height, width, b, keep)
-                x11 = _load_pixel(x, x_row, c, i + 1, j + 1, height, width, b, keep)
-                d00 = d01 = d10 = d11 = zero
-                for k in range(indptr[c], indptr[c + 1]):
-                    at = start + offsets[k]
-                    g00, g01 = load(block, at, zero), load(block, at + right, zero)
-                    g10, g11 = load(block, at + down, zero), load(block, at + down + right, zero)
-                    products = fma(x00, g00, fma(x01, g01, fma(x10, g10, fma(x11, g11, load(sums, k * 16, zero)))))
-                    store(sums, k * 16, products)
-                    if want:
-                        weight = values[perm[k]]
-                        d00, d01 = fma(weight, g00, d00), fma(weight, g01, d01)
-                        d10, d11 = fma(weight, g10, d10), fma(weight, g11, d11)
-                if want:
-                    _store_pixel(dx, dx_row, c, i, j, height, width, b, d00)
-                    _store_pixel(dx, dx_row, c, i, j + 1, height, width, b, d01)
-                    _store_pixel(dx, dx_row, c, i + 1, j, height, width, b, d10)
-                    _store_pixel(dx, dx_row, c, i + 1, j + 1, height, width, b, d11)
+def _spread_windows(call, plan, b, sums):
+    across, windows, cleared = _across(plan, call.pool), _windows(plan, call.pool), 0
+    for window in range(windows):
+        if call.dx:
+            reached = min(plan.rows, 2 * window * plan.stride_y + plan.reach)
+            _clear_rows(call, plan, b, cleared, reached)
+            cleared = reached
+        j = 0
+        while j + 4 <= across:
+            _spread_two_windows(call, plan, 2 * window, j, b, sums)
+            j += 4
+        if j < across:
+            _spread_window(call, plan, 2 * window, j, b, sums)
+    if call.dx:
+        _clear_rows(call, plan, b, cleared, plan.rows)
 
 
 @compiled
-def _total_sums(call, plan, piece, sums):
-    partial, perm = floats(call.partial), words(plan.t_perm)
-    for k in range(plan.nnz):
-        partial[piece * plan.nnz + perm[k]] = total(load(sums, k * 16, zeros(16)))
-
-
-@compiled
-def _t_bands(plan):
-    return -(-((plan.height + 1) // 2) // plan.t_band)
-
-
-@compiled
-def _backward_piece(call, plan, piece, block):
-    bands = _t_bands(plan)
-    b, first = piece // bands * 16, piece % bands * plan.t_band
-    sums = floats(block + plan.outputs * plan.t_rows_in_block * plan.t_cols_in_block * 64)
-    _fill_zeros(sums, 0, plan.nnz * 16)
-    _copy_gradient(call, plan, b, 2 * first + plan.t_pad_y, block)
-    last = min(first + plan.t_band, (plan.height + 1) // 2)
-    _add_inputs(call, plan, first, last, b, floats(block), sums)
-    _total_sums(call, plan, piece, sums)
-
-
-@compiled
-def _bias_gradient(call, plan, o):
-    """The sum over the pixels of channel o and the batch of the gradient that pooling and ReLU let pass."""
-    g, y, winners, dbias = floats(call.g), floats(call.y), octets(call.winners), floats(call.dbias)
-    pixels = plan.outputs * (plan.out_h // 2) * (plan.out_w // 2)
-    area = (plan.out_h // 2) * (plan.out_w // 2) if call.pool else plan.out_h * plan.out_w
-    over_pixels = zeros(16)
-    for pixel in range(o * area, (o + 1) * area):
-        for b in range(0, call.batch, 16):
-            gradient = first_lanes(call.batch - b, load(g, pixel * call.g_row + b, over_pixels))
-            if call.pool:
-                gradient = where_any_winner(winners, b * pixels + pixel * 16, gradient)
-            elif call.relu:
-                gradient = where_positive(load(y, pixel * call.y_row + b, gradient), gradient)
-            over_pixels = fma(np.float32(1), gradient, over_pixels)
-    dbias[o] = total(over_pixels)
-
-
-@compiled
-def _add_pieces(call, plan, first, last, pieces):
-    partial, dvalues = floats(call.partial), floats(call.dvalues)
+def _total_sums(call, b, sums, first, last, gradients, more):
+    """What all lanes add up to; whatever (NaN included) stands beyond the batch is left out."""
     for k in range(first, last):
-        over_pieces = np.float32(0)
-        for piece in range(pieces):
-            over_pieces += partial[piece * plan.nnz + k]
-        dvalues[k] = over_pieces
+        number = total(first_lanes(call.batch - b, load(sums, k * NATIVE, zeros(NATIVE))))
+        gradients[k - first] = gradients[k - first] + number if more else number
 
 
 @compiled
-def _sum_channel(call, plan, o):
-    _bias_gradient(call, plan, o)
-    first, last = o * plan.nnz // plan.outputs, (o + 1) * plan.nnz // plan.outputs
-    _add_pieces(call, plan, first, last, call.lanes // 16 * _t_bands(plan))
+def _backward_part(call, plan, b, scratch, dvalues, dbias, more):
+    """These lanes' share of all gradients: written, or added to what is there."""
+    sums, count = floats(scratch), plan.nnz + plan.outputs
+    for k in range(count):
+        store(sums, k * NATIVE, zeros(NATIVE))
+    _spread_windows(call, plan, b, sums)
+    _total_sums(call, b, sums, 0, plan.nnz, floats(dvalues), more)
+    _total_sums(call, b, sums, plan.nnz, count, floats(dbias), more)
 
 
 @parallel
-def _pieces_by_all(calls, plans, i):
-    for piece in prange(calls[i].lanes // 16 * _t_bands(plans[i])):
-        call = calls[i]
-        _backward_piece(call, plans[i], piece, call.scratch + get_thread_id() * call.scratch_bytes)
+def _parts_by_all(calls, plans, i):
+    for part in prange(calls[i].lanes // NATIVE):
+        call, plan = calls[i], plans[i]
+        piece = call.pieces + 4 * part * (plan.nnz + plan.outputs)
+        scratch = call.scratch + get_thread_id() * call.scratch_bytes
+        _backward_part(call, plan, part * NATIVE, scratch, piece, piece + 4 * plan.nnz, False)
+
+
+@compiled
+def _add_pieces(call, plan, first, last, gradients):
+    pieces, size = floats(call.pieces), plan.nnz + plan.outputs
+    for k in range(first, last):
+        number = np.float32(0)
+        for part in range(call.lanes // NATIVE):
+            number += pieces[part * size + k]
+        gradients[k - first] = number
 
 
 @parallel
-def _sums_by_all(calls, plans, i):
-    for o in prange(plans[i].outputs):
-        _sum_channel(calls[i], plans[i], o)
+def _hand_out_by_all(calls, plans, i):
+    for c in prange(plans[i].inputs):
+        hand_out(calls[i], plans[i], c, c + 1)
+
+
+@compiled
+def _take_in_gradient(call, plan):
+    height, width = _result_size(call, plan)
+    take_in(call, call.g, call.g_row, call.g_group, call.g_width, call.g_plane, height, width, 0, plan.outputs)
 
 
 @compiled
 def conv_backward(calls, plans, i):
     """Do the backward pass of convolution number ``i`` of a chain with all threads."""
-    _pieces_by_all(calls, plans, i)
-    _sums_by_all(calls, plans, i)
+    if calls[i].source:
+        _take_in_gradient(calls[i], plans[i])
+    _parts_by_all(calls, plans, i)
+    _add_pieces(calls[i], plans[i], 0, plans[i].nnz, floats(calls[i].dvalues))
+    _add_pieces(calls[i], plans[i], plans[i].nnz, plans[i].nnz + plans[i].outputs, floats(calls[i].dbias))
+    if calls[i].result:
+        _hand_out_by_all(calls, plans, i)
 
 
 @compiled
-def conv_backward_alone(call, plan, thread):
-    """Do the backward pass of a convolution with the thread that calls, number ``thread``."""
-    for piece in range(call.lanes // 16 * _t_bands(plan)):
-        _backward_piece(call, plan, piece, call.scratch + thread * call.scratch_bytes)
-    for o in range(plan.outputs):
-        _sum_channel(call, plan, o)
+def conv_backward_alone(call, plan):
+    """Do the backward pass of a convolution with the thread that calls."""
+    if call.source:
+        _take_in_gradient(call, plan)
+    for b in range(0, call.lanes, NATIVE):
+        _backward_part(call, plan, b, call.scratch, call.dvalues, call.dbias, b > 0)
+    if call.result:
+        hand_out(call, plan, 0, plan.inputs)

@@ -2,12 +2,12 @@
 
 Every kernel is the same loop: *for each output row, for each of its nonzeros, add weight × input row*. Three things
 make it fast. The part of an output row being added up is a register tile, written once, with bias, ReLU and pooling
-already done. Input rows are contiguous, because the batch is innermost. And the backward pass goes by input instead:
-the input's gradient is then the same loop, and the weights' gradient (one dot product each) shares its loads.
+already done. Input rows are contiguous, because the batch is innermost. And in the backward pass the gradients of
+input and weights share their loads: linear layers go by input there, convolutions by output as before.
 
 Work is cut into pieces that do not depend on the number of threads, and each number is added up within one piece or
 over the pieces in order: results are the same bits for any number of threads. ``linear.py`` and ``conv.py`` hold the
-loops; here they meet torch. ``reference.py`` says in plain torch what is computed.
+loops, ``passes.py`` runs them; here they meet torch. ``reference.py`` says in plain torch what is computed.
 """
 
 from __future__ import annotations
@@ -21,102 +21,47 @@ from pathlib import Path
 import numba
 import numpy as np
 import torch
-from numba import get_thread_id, prange
 
 from ..errors import InvalidArgumentError
+from ..validate import shown
 from . import memory
-from .conv import conv_backward, conv_backward_alone, conv_forward, conv_forward_alone
 from .convert import transpose
 from .index import ConvIndex, LinearIndex
-from .linear import linear_backward, linear_backward_alone, linear_forward, linear_forward_alone
-from .memory import empty_batch_innermost
-from .program import backward_program, forward_program, traced
-from .records import LINEAR
-from .simd import compiled, floats, parallel
+from .memory import borrow, empty_batch_innermost, is_batch_innermost
+from .passes import run_backward, run_forward
+from .program import (
+    ARENA,
+    DX,
+    DX_ROW,
+    GRAD,
+    GRAD_ROW,
+    GRADIENTS,
+    PARAMETERS,
+    PARTIAL,
+    ROOM,
+    SCRATCH,
+    SHARED,
+    X_ROW,
+    Y_ROW,
+    Program,
+    X,
+    Y,
+    backward_program,
+    forward_program,
+    traced,
+)
+from .records import CALL
 from .stage import Gradients, Stage
-
-PIECE = 4096  # gradients of the spans that are added up at a time
-
-
-@compiled
-def _forward_layers(calls: np.ndarray, plans: np.ndarray) -> None:
-    for i in range(len(calls)):
-        if plans[i].kind == LINEAR:
-            linear_forward(calls, plans, i)
-        else:
-            conv_forward(calls, plans, i)
-
-
-@parallel
-def _forward_spans(calls: np.ndarray, plans: np.ndarray) -> None:
-    for span in prange(len(calls) // len(plans)):
-        for i in range(len(plans)):
-            if plans[i].kind == LINEAR:
-                linear_forward_alone(calls[span * len(plans) + i], plans[i])
-            else:
-                conv_forward_alone(calls[span * len(plans) + i], plans[i], get_thread_id())
-
-
-@compiled
-def _run_forward(calls: np.ndarray, plans: np.ndarray) -> None:
-    if len(calls) == len(plans):
-        _forward_layers(calls, plans)
-    else:
-        _forward_spans(calls, plans)
-
-
-@compiled
-def _backward_layers(calls: np.ndarray, plans: np.ndarray) -> None:
-    for i in range(len(calls)):
-        if plans[i].kind == LINEAR:
-            linear_backward(calls, plans, i)
-        else:
-            conv_backward(calls, plans, i)
-
-
-@parallel
-def _backward_spans(calls: np.ndarray, plans: np.ndarray) -> None:
-    for span in prange(len(calls) // len(plans)):
-        for i in range(len(plans)):
-            if plans[i].kind == LINEAR:
-                linear_backward_alone(calls[span * len(plans) + i], plans[i])
-            else:
-                conv_backward_alone(calls[span * len(plans) + i], plans[i], get_thread_id())
-
-
-@compiled
-def _sum_spans(partial: int, spans: int, size: int, result: int, first: int, last: int) -> None:
-    parts, sums = floats(partial), floats(result)
-    for at in range(first, last):
-        number = parts[at]
-        for span in range(1, spans):
-            number += parts[span * size + at]
-        sums[at] = number
-
-
-@parallel
-def _sum_all_spans(partial: int, spans: int, size: int, result: int) -> None:
-    for piece in prange((size + PIECE - 1) // PIECE):
-        _sum_spans(partial, spans, size, result, piece * PIECE, min((piece + 1) * PIECE, size))
-
-
-@compiled
-def _run_backward(calls: np.ndarray, plans: np.ndarray, partial: int, size: int, gradients: int) -> None:
-    if len(calls) == len(plans):
-        _backward_layers(calls, plans)
-    else:
-        _backward_spans(calls, plans)
-        _sum_all_spans(partial, len(calls) // len(plans), size, gradients)
 
 
 def innermost(x: torch.Tensor) -> torch.Tensor:
     """Return ``x`` in the batch-innermost format: itself where it already is, else one copy."""
     plain = isinstance(x, torch.Tensor) and x.dtype == torch.float32 and x.is_cpu
     plain = plain and x.is_contiguous() and x.dim() in (2, 4)
-    if not plain or memory.is_batch_innermost(x):
+    if not plain or is_batch_innermost(x):
         return memory.to_batch_innermost(x)
     memory.conversions += 1
-    y = memory.empty_batch_innermost(x.shape)
+    y = empty_batch_innermost(x.shape)
     _threads()
     transpose(x.data_ptr(), len(x), math.prod(x.shape[1:]), y.data_ptr(), y.stride(-1))
     return y
@@ -128,7 +73,8 @@ def forward(
     """Return the result of a chain of stages, where the result of each is the input of the next.
 
     Args:
-        x: float32 on the CPU, ``[B, in]`` or ``[B, C, H, W]``; converted if it is not batch innermost.
+        x: float32 on the CPU, ``[B, in]`` or ``[B, C, H, W]``; read where it lies if it is contiguous or batch
+            innermost, else copied.
         stages: the layers, in order. A linear layer flattens what a convolution before it returns.
         parameters: values ``[nnz]``, in the order of the index, and bias ``[out]`` or None of each stage in turn.
         remember: whether :func:`backward` may follow.
@@ -139,12 +85,15 @@ def forward(
     Raises:
         InvalidArgumentError: a tensor is not float32 on the CPU, or shapes do not fit.
     """
-    parameters = _checked(x, stages, parameters)
-    x = innermost(x)
-    program = forward_program(stages, x, remember)
+    x, is_innermost = _readable(x)
+    parameters = _checked(stages, parameters)
+    program = forward_program(stages, x, is_innermost, remember)
     y = empty_batch_innermost((len(x), *program.y_size))
-    arena, room = _bytes(program.bytes), _bytes(_threads() * program.thread_bytes)
-    _run_forward(program.calls(_addresses(x, y, arena, room, None, None, None, *parameters)), program.plans)
+    arena = borrow(program.pieces(_threads()) * program.bytes)
+    addresses = _addresses(parameters)
+    addresses[X], addresses[X_ROW], addresses[ARENA] = x.data_ptr(), x.stride(-1), arena.data_ptr()
+    addresses[Y], addresses[Y_ROW] = y.data_ptr(), y.stride(-1)
+    run_forward(*_records(program, addresses, len(x)))
     return y, (x, arena, y if stages[-1].relu and not stages[-1].pool else None)
 
 
@@ -170,29 +119,89 @@ def backward(
         InvalidArgumentError: a tensor is not float32 on the CPU, or shapes do not fit.
     """
     x, arena, y = passed
-    parameters = _checked(grad, stages, parameters)
-    result = (len(x), *forward_program(stages, x, True).y_size)
-    if grad.shape != result:
-        raise InvalidArgumentError(f"the gradient has shape {tuple(grad.shape)}, the result {result}.")
-    grad = innermost(grad)
-    program = backward_program(stages, x, grad, need_input)
+    grad, grad_innermost = _readable(grad)
+    parameters = _checked(stages, parameters)
+    program = backward_program(stages, x, (not x.is_contiguous(), grad_innermost), need_input, trace)
+    if grad.shape != (len(x), *program.y_size):
+        expected = (len(x), *program.y_size)
+        raise InvalidArgumentError(f"the gradient has shape {tuple(grad.shape)}; give one of the result's, {expected}.")
+    threads, numbers = _threads(), sum(program.gradient_sizes)
     dx = empty_batch_innermost(x.shape) if need_input else None
-    allocate = torch.empty if len(x) else torch.zeros
-    gradients = allocate(sum(program.gradient_sizes), dtype=torch.float32, device="cpu")
-    room = _bytes(program.bytes + _threads() * program.thread_bytes)
-    addresses = _addresses(x, y, arena, room, grad, dx, gradients, *parameters)
-    partial = room.data_ptr() + program.partial
-    _run_backward(program.calls(addresses), program.plans, partial, len(gradients), gradients.data_ptr())
-    traces = traced(program, *passed, room, grad) if trace else []
+    gradients = (torch.empty if len(x) else torch.zeros)(numbers, dtype=torch.float32, device="cpu")
+    room, scratch = borrow(program.pieces(threads) * program.bytes), borrow(threads * program.scratch)
+    shared, partial = borrow(program.shared), borrow(4 * numbers * program.spans if program.spans > 1 else 0)
+    addresses = _addresses(parameters)
+    addresses[X], addresses[X_ROW], addresses[ARENA] = x.data_ptr(), x.stride(-1), arena.data_ptr()
+    addresses[GRAD], addresses[GRAD_ROW], addresses[ROOM] = grad.data_ptr(), grad.stride(-1), room.data_ptr()
+    addresses[SCRATCH], addresses[SHARED] = scratch.data_ptr(), shared.data_ptr()
+    addresses[PARTIAL], addresses[GRADIENTS] = partial.data_ptr(), gradients.data_ptr()
+    for tensor, at, row in ((y, Y, Y_ROW), (dx, DX, DX_ROW)):
+        if tensor is not None:
+            addresses[at], addresses[row] = tensor.data_ptr(), tensor.stride(-1)
+    if len(x):
+        run_backward(*_records(program, addresses, len(x)), numbers)
+    traces = traced(program, x, arena, y, room, grad) if trace else []
     return Gradients(dx, gradients.split_with_sizes(program.gradient_sizes), traces)
 
 
-def _bytes(size: int) -> torch.Tensor:
-    return torch.empty(size, dtype=torch.uint8, device="cpu")
+def _readable(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """Return ``x`` as compiled code can read it, and whether that is batch innermost; else it is contiguous.
+
+    Raises:
+        InvalidArgumentError: it is not float32 on the CPU, or not ``[B, F]`` or ``[B, C, H, W]``.
+    """
+    _check_kind("activations", x)
+    if x.dim() not in (2, 4):
+        raise InvalidArgumentError(f"activations have shape {tuple(x.shape)}; use [B, F] or [B, C, H, W].")
+    if x.is_contiguous():
+        memory.conversions += 1  # on the way in
+        return x, False
+    if is_batch_innermost(x):
+        return x, True
+    return memory.to_batch_innermost(x), True
 
 
-def _addresses(*bases: torch.Tensor | None) -> list[int]:
-    return [0, *(0 if base is None else base.data_ptr() for base in bases)]
+def _checked(stages: Sequence[Stage], parameters: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+    """Check what compiled code is about to read; return the parameters, with zeros for a bias that is not there."""
+    if not stages or len(parameters) != 2 * len(stages):
+        raise InvalidArgumentError(
+            f"{len(stages)} stages, {len(parameters)} parameters; give at least one stage, and values and bias of each."
+        )
+    checked = []
+    for stage, values, bias in zip(stages, parameters[::2], parameters[1::2], strict=True):
+        nnz, outputs = stage.index.nnz, stage.index.shape[0]
+        _check_kind("values", values)
+        if values.dim() != 1 or values.numel() != nnz or not values.is_contiguous():
+            raise InvalidArgumentError(f"values have shape {tuple(values.shape)}; give {nnz} contiguous ones.")
+        if bias is None:
+            bias = torch.zeros(outputs, dtype=torch.float32, device="cpu")
+        _check_kind("bias", bias)
+        if bias.dim() != 1 or bias.numel() != outputs or not bias.is_contiguous():
+            raise InvalidArgumentError(f"bias has shape {tuple(bias.shape)}; give {outputs} contiguous numbers.")
+        checked += [values, bias]
+    return checked
+
+
+def _check_kind(name: str, tensor: torch.Tensor) -> None:
+    if not isinstance(tensor, torch.Tensor):
+        raise InvalidArgumentError(f"{name}={shown(tensor)}; give a torch.Tensor, float32 on the CPU.")
+    if tensor.dtype is not torch.float32 or not tensor.is_cpu:
+        raise InvalidArgumentError(
+            f"{name} are {tensor.dtype} on {tensor.device}; these kernels take float32 on the CPU; "
+            "use reference.py for any other."
+        )
+
+
+def _addresses(parameters: list[torch.Tensor]) -> list[int]:
+    """Return the bases of a pass: all but those of the parameters are still to be filled in."""
+    return [0] * PARAMETERS + [parameter.data_ptr() for parameter in parameters]
+
+
+def _records(program: Program, addresses: list[int], batch: int) -> tuple:
+    """Return what the compiled passes take; ``calls`` and ``numbers`` are the same memory."""
+    calls = np.empty((program.spans, len(program.plans)), CALL)
+    link = np.array(addresses), program.bases, program.offsets, program.by_span, program.by_thread
+    return calls, calls.view(np.int64), link, (batch, program.span), program.plans
 
 
 def _threads() -> int:
@@ -201,33 +210,6 @@ def _threads() -> int:
     if threads != numba.get_num_threads():
         numba.set_num_threads(threads)
     return threads
-
-
-def _checked(
-    activations: torch.Tensor, stages: Sequence[Stage], parameters: Sequence[torch.Tensor | None]
-) -> list[torch.Tensor]:
-    """Check what compiled code is about to read; return the parameters, with zeros for a bias that is not there."""
-    given = (activations, *parameters[::2])
-    if not stages or len(parameters) != 2 * len(stages) or not all(isinstance(t, torch.Tensor) for t in given):
-        raise InvalidArgumentError(
-            f"{len(stages)} stages, {len(parameters)} parameters; give at least one stage, and tensors for each."
-        )
-    checked = [activations]
-    for stage, values, bias in zip(stages, parameters[::2], parameters[1::2], strict=True):
-        index, outputs = stage.index, stage.index.shape[0]
-        if values.shape != (index.nnz,) or not values.is_contiguous():
-            raise InvalidArgumentError(f"values have shape {tuple(values.shape)}; give {index.nnz} contiguous ones.")
-        bias = torch.zeros(outputs, dtype=torch.float32, device="cpu") if bias is None else bias
-        if bias.shape != (outputs,) or not bias.is_contiguous():
-            raise InvalidArgumentError(f"bias has shape {tuple(bias.shape)}; give {outputs} contiguous numbers.")
-        checked += [values, bias]
-    for tensor in checked:
-        if tensor.dtype != torch.float32 or not tensor.is_cpu:
-            raise InvalidArgumentError(
-                f"a tensor is {tensor.dtype} on {tensor.device}; these kernels take float32 on the CPU, "
-                "reference.py takes any."
-            )
-    return checked[1:]
 
 
 def warmup() -> float:
@@ -239,6 +221,7 @@ def warmup() -> float:
     image = torch.zeros(1, 1, 2, 2, dtype=torch.float32, device="cpu")
     y, passed = forward(image, stages, parameters, remember=True)
     backward(y, passed, stages, parameters)
+    innermost(torch.zeros(2, 2, dtype=torch.float32, device="cpu"))
     seconds = time.perf_counter() - start
     print(f"Sparse kernels ready in {seconds:.1f} s.")
     return seconds
@@ -248,8 +231,8 @@ def _forget_stale_code() -> None:
     """Delete compiled code that is older than any of these files: numba only compares with a function's own file."""
     sources = Path(__file__).parent
     changed = max(source.stat().st_mtime for source in sources.glob("*.py"))
-    for name in ("conv", "convert", "cpu", "linear"):
-        for stored in Path(_run_forward.stats.cache_path).glob(f"{name}.*.nbi"):
+    for name in ("conv", "convert", "linear", "passes"):
+        for stored in Path(run_forward.stats.cache_path).glob(f"{name}.*.nbi"):
             with contextlib.suppress(OSError):  # another process may be doing the same
                 if stored.stat().st_mtime < changed:
                     stored.unlink()

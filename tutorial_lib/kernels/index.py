@@ -143,9 +143,6 @@ class ConvIndex(_Index):
         groups: number of groups.
         indptr: ``values[indptr[o]:indptr[o + 1]]`` are the weights of output channel ``o``; int64 ``[out + 1]``.
         taps: their ``(input channel, dy, dx)``, channels counted over all groups; int32 ``[nnz, 3]``.
-        t_indptr: the same by input channel; int64 ``[in + 1]``.
-        t_taps: ``(output channel, kernel_h - 1 - dy, kernel_w - 1 - dx)``, the transposed kernel; int32 ``[nnz, 3]``.
-        t_perm: where these stand in ``values``; uint32 ``[nnz]``.
     """
 
     shape: tuple[int, int, int, int]
@@ -155,9 +152,6 @@ class ConvIndex(_Index):
     groups: int
     indptr: np.ndarray
     taps: np.ndarray
-    t_indptr: np.ndarray
-    t_taps: np.ndarray
-    t_perm: np.ndarray
     number: int = field(default_factory=_numbers.__next__, repr=False)
     programs: dict = field(default_factory=dict, repr=False)
     _places: dict = field(default_factory=dict, repr=False)
@@ -200,7 +194,6 @@ class ConvIndex(_Index):
         position, dy = np.divmod(position, max(height, 1))
         o, c = np.divmod(position, max(channels, 1))
         c += o // max(out // groups, 1) * channels
-        by_input = np.argsort(c, kind="stable")
         return cls(
             (int(out), int(channels), int(height), int(width)),
             tuple(stride),
@@ -209,9 +202,6 @@ class ConvIndex(_Index):
             groups,
             np.searchsorted(o, np.arange(out + 1)).astype(np.int64),
             np.stack([c, dy, dx], axis=1).astype(np.int32),
-            np.searchsorted(c[by_input], np.arange(channels * groups + 1)).astype(np.int64),
-            np.stack([o, height - 1 - dy, width - 1 - dx], axis=1)[by_input].astype(np.int32),
-            by_input.astype(np.uint32),
         )
 
     def __reduce__(self) -> tuple:
@@ -226,7 +216,7 @@ class ConvIndex(_Index):
     @property
     def nbytes(self) -> int:
         """Bytes that the index occupies."""
-        return sum(array.nbytes for array in (self.indptr, self.taps, self.t_indptr, self.t_taps, self.t_perm))
+        return sum(array.nbytes for array in (self.indptr, self.taps))
 
     def flat(self) -> torch.Tensor:
         """Return the flat positions again: int64 ``[nnz]``, sorted (computed, not stored)."""

@@ -8,12 +8,13 @@ Forward goes by output. Backward goes by input, where the gradients of the input
 
 from __future__ import annotations
 
-import numpy as np
 from numba import prange
 
+from .convert import take_in
 from .simd import (
+    NATIVE,
+    add,
     compiled,
-    dot,
     first_lanes,
     floats,
     fma,
@@ -21,10 +22,13 @@ from .simd import (
     longs,
     maximum,
     parallel,
+    products,
+    scatter,
     shorts,
     splat,
     store,
     total,
+    totals,
     where_positive,
     words,
     zeros,
@@ -46,7 +50,7 @@ def _add_rows(call, first, last, b, zero, indptr, cols):
             k += 2
         if k < end:
             even = fma(values[k], load(x, cols[k] * x_row + b, zero), even)
-        tile = fma(np.float32(1), odd, even)
+        tile = add(even, odd)
         if relu:
             tile = maximum(zero, tile)
         store(y, o * y_row + b, tile)
@@ -76,11 +80,25 @@ def _tile_by_all(calls, plans, i, b, width):
 
 
 @compiled
+def _take_in_features(call, first, last):
+    take_in(call, call.x, call.x_row, call.x_group, 1, 1, 1, 1, first, last)
+
+
+@parallel
+def _take_in_by_all(calls, plans, i):
+    for chunk in prange(plans[i].col_pieces):
+        borders = longs(plans[i].col_chunks)
+        _take_in_features(calls[i], borders[chunk], borders[chunk + 1])
+
+
+@compiled
 def linear_forward(calls, plans, i):
     """Do the forward pass of linear layer number ``i`` of a chain with all threads, one tile of the batch at a time.
 
     The part of the input that a tile reads then stays in the cache while all outputs pass.
     """
+    if calls[i].source:
+        _take_in_by_all(calls, plans, i)
     b, lanes = 0, calls[i].lanes
     for width in TILES:
         while lanes - b >= width:
@@ -91,6 +109,8 @@ def linear_forward(calls, plans, i):
 @compiled
 def linear_forward_alone(call, plan):
     """Do the forward pass of a linear layer with the thread that calls."""
+    if call.source:
+        _take_in_features(call, 0, plan.inputs)
     b = 0
     for width in TILES:
         while call.lanes - b >= width:
@@ -109,7 +129,7 @@ def _mask_rows(call, first, last):
             if call.relu:
                 part = where_positive(load(y, o * call.y_row + b, over_batch), part)
             store(masked, o * call.masked_row + b, part)
-            over_batch = fma(np.float32(1), part, over_batch)
+            over_batch = add(part, over_batch)
         dbias[o] = total(over_batch)
 
 
@@ -121,7 +141,7 @@ def _dot_rows(call, first, last, b, zero, indptr, cols):
     for o in range(first, last):
         gradient = load(g, o * g_row + b, zero)
         for k in range(indptr[o], indptr[o + 1]):
-            product = dot(gradient, first_lanes(batch, load(x, cols[k] * x_row + b, zero)))
+            product = total(products(gradient, first_lanes(batch, load(x, cols[k] * x_row + b, zero)), zeros(NATIVE)))
             dvalues[k] = product if b == 0 else dvalues[k] + product
 
 
@@ -144,44 +164,87 @@ def _dots(call, plan, first, last):
 
 
 @compiled
-def _add_columns(call, first, last, b, zero, indptr, rows, perm):
-    """By input: its gradient is the sum of weight × output gradient; the weights' gradients share the loads."""
-    x, x_row, g, g_row = floats(call.x), call.x_row, floats(call.masked), call.masked_row
-    dx, dx_row, values, dvalues = floats(call.dx), call.dx_row, floats(call.values), floats(call.dvalues)
-    with_weights, before, before_relu, batch = not call.by_row, call.dbias_before, call.relu_before, call.batch - b
-    for i in range(first, last):
-        tile, row = zero, first_lanes(batch, load(x, i * x_row + b, zero))
-        for k in range(indptr[i], indptr[i + 1]):
-            gradient, at = load(g, rows[k] * g_row + b, zero), perm[k]
-            tile = fma(values[at], gradient, tile)
-            if with_weights:
-                product = dot(row, gradient)
-                dvalues[at] = product if b == 0 else dvalues[at] + product
-        if before:  # what lies before is linear too: all that would be left of its _mask_rows
-            tile = first_lanes(batch, tile)
-            if before_relu:
-                tile = where_positive(row, tile)
-            over_batch = total(tile)
-            floats(before)[i] = over_batch if b == 0 else floats(before)[i] + over_batch
-        store(dx, i * dx_row + b, tile)
+def _store_input_gradient(call, i, b, tile, row):
+    """Write the input's gradient; if a linear layer lies before, all that would be left of its _mask_rows is done."""
+    if call.dbias_before:
+        dbias = floats(call.dbias_before)
+        tile = first_lanes(call.batch - b, tile)
+        if call.relu_before:
+            tile = where_positive(row, tile)
+        dbias[i] = total(tile) if b == 0 else dbias[i] + total(tile)
+    store(floats(call.dx), i * call.dx_row + b, tile)
 
 
 @compiled
-def _columns_of(call, first, last, indptr, rows, perm):
+def _product(g, at, value, tile, row, like):
+    """One weight: what it adds to the input's gradient, and its own gradient, not yet added up over the lanes."""
+    gradient = load(g, at, tile)
+    return fma(value, gradient, tile), products(row, gradient, like)
+
+
+@compiled
+def _add_columns(call, first, last, b, zero, indptr, rows, perm):
+    """By input: its gradient is the sum of weight × output gradient; the weights' gradients share the loads."""
+    x, x_row, g, g_row, like = floats(call.x), call.x_row, floats(call.masked), call.masked_row, zeros(NATIVE)
+    values, dvalues = floats(call.t_values), floats(call.dvalues)
+    for i in range(first, last):
+        row = first_lanes(call.batch - b, load(x, i * x_row + b, zero))
+        even = odd = zero  # two sums, so that none waits for the one before
+        k, end = indptr[i], indptr[i + 1]
+        while k + 8 <= end:
+            even, p = _product(g, rows[k] * g_row + b, values[k], even, row, like)
+            odd, q = _product(g, rows[k + 1] * g_row + b, values[k + 1], odd, row, like)
+            even, r = _product(g, rows[k + 2] * g_row + b, values[k + 2], even, row, like)
+            odd, s = _product(g, rows[k + 3] * g_row + b, values[k + 3], odd, row, like)
+            even, t = _product(g, rows[k + 4] * g_row + b, values[k + 4], even, row, like)
+            odd, u = _product(g, rows[k + 5] * g_row + b, values[k + 5], odd, row, like)
+            even, v = _product(g, rows[k + 6] * g_row + b, values[k + 6], even, row, like)
+            odd, w = _product(g, rows[k + 7] * g_row + b, values[k + 7], odd, row, like)
+            scatter(dvalues, perm, k, totals(p, q, r, s, t, u, v, w), b > 0)
+            k += 8
+        while k < end:
+            even, p = _product(g, rows[k] * g_row + b, values[k], even, row, like)
+            dvalues[perm[k]] = total(p) if b == 0 else dvalues[perm[k]] + total(p)
+            k += 1
+        _store_input_gradient(call, i, b, add(even, odd), row)
+
+
+@compiled
+def _add_columns_only(call, first, last, b, zero, indptr, rows, perm):
+    """By input: its gradient alone, from the values as they stand."""
+    x, x_row, g, g_row = floats(call.x), call.x_row, floats(call.masked), call.masked_row
+    values = floats(call.values)
+    for i in range(first, last):
+        tile = zero
+        for k in range(indptr[i], indptr[i + 1]):
+            tile = fma(values[perm[k]], load(g, rows[k] * g_row + b, zero), tile)
+        _store_input_gradient(call, i, b, tile, load(x, i * x_row + b, zero))
+
+
+@compiled
+def _columns_of_width(call, plan, first, last, b, zero, rows):
+    if call.t_values:
+        _add_columns(call, first, last, b, zero, longs(plan.t_indptr), rows, words(plan.t_perm))
+    else:
+        _add_columns_only(call, first, last, b, zero, longs(plan.t_indptr), rows, words(plan.t_perm))
+
+
+@compiled
+def _columns_of(call, plan, first, last, rows):
     b = 0
     while call.lanes - b >= 32:
-        _add_columns(call, first, last, b, zeros(32), indptr, rows, perm)
+        _columns_of_width(call, plan, first, last, b, zeros(32), rows)
         b += 32
     if call.lanes - b >= 16:
-        _add_columns(call, first, last, b, zeros(16), indptr, rows, perm)
+        _columns_of_width(call, plan, first, last, b, zeros(16), rows)
 
 
 @compiled
 def _columns(call, plan, first, last):
     if plan.wide_rows:
-        _columns_of(call, first, last, longs(plan.t_indptr), words(plan.t_rows), words(plan.t_perm))
+        _columns_of(call, plan, first, last, words(plan.t_rows))
     else:
-        _columns_of(call, first, last, longs(plan.t_indptr), shorts(plan.t_rows), words(plan.t_perm))
+        _columns_of(call, plan, first, last, shorts(plan.t_rows))
 
 
 @parallel
@@ -206,11 +269,18 @@ def _columns_by_all(calls, plans, i):
 
 
 @compiled
+def _take_in_gradient(call, plan):
+    take_in(call, call.g, call.g_row, call.g_group, 1, 1, 1, 1, 0, plan.outputs)
+
+
+@compiled
 def linear_backward(calls, plans, i):
     """Do the backward pass of linear layer number ``i`` of a chain with all threads."""
-    if calls[i].masked != calls[i].g:
+    if calls[i].source:
+        _take_in_gradient(calls[i], plans[i])
+    if calls[i].to_mask:
         _mask_by_all(calls, plans, i)
-    if calls[i].by_row:
+    if not calls[i].t_values:
         _dots_by_all(calls, plans, i)
     if calls[i].dx:
         _columns_by_all(calls, plans, i)
@@ -219,9 +289,11 @@ def linear_backward(calls, plans, i):
 @compiled
 def linear_backward_alone(call, plan):
     """Do the backward pass of a linear layer with the thread that calls."""
-    if call.masked != call.g:
+    if call.source:
+        _take_in_gradient(call, plan)
+    if call.to_mask:
         _mask_rows(call, 0, plan.outputs)
-    if call.by_row:
+    if not call.t_values:
         _dots(call, plan, 0, plan.outputs)
     if call.dx:
         _columns(call, plan, 0, plan.inputs)

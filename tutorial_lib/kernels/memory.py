@@ -9,6 +9,8 @@ stand there (kernels mask it where it could leak).
 from __future__ import annotations
 
 import math
+import threading
+import weakref
 
 import torch
 
@@ -16,6 +18,9 @@ from ..errors import InvalidArgumentError
 from ..validate import shown
 
 LANES = 16  # floats to a vector: one 64-byte cache line
+LENT_AT_MOST, KEPT_AT_MOST = 2**24, 8  # bytes of a piece of memory that is kept for the next pass, and pieces
+_lock = threading.Lock()
+_kept: list[tuple[torch.Tensor, weakref.ref]] = []  # pieces, and who has each or had it last
 conversions = 0  # how many tensors were copied into this format since the import; a test counts with it
 
 
@@ -81,3 +86,24 @@ def strides(shape: tuple[int, ...], row: int) -> tuple[int, ...]:
     if len(shape) != 4:
         raise InvalidArgumentError(f"shape={tuple(shape)}; give [B, F] or [B, C, H, W].")
     return 1, shape[2] * shape[3] * row, shape[3] * row, row
+
+
+def borrow(size: int) -> torch.Tensor:
+    """Return uninitialised memory, uint8 ``[size]``, that goes back by itself when nobody holds the tensor any more.
+
+    Fresh memory costs a page fault for every 4 KiB, more than a small layer's arithmetic, and is in no cache. Views of
+    the tensor do not hold it: what outlives it has to be copied.
+    """
+    if size > LENT_AT_MOST:
+        return torch.empty(size, dtype=torch.uint8, device="cpu")
+    with _lock:
+        for n, (piece, holder) in enumerate(_kept):
+            if len(piece) == size and holder() is None:
+                del _kept[n]
+                break
+        else:
+            piece = torch.empty(size, dtype=torch.uint8, device="cpu")
+        lent = piece.view(-1)
+        _kept.append((piece, weakref.ref(lent)))
+        del _kept[:-KEPT_AT_MOST]
+        return lent

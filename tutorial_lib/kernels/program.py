@@ -1,8 +1,12 @@
 """A chain's work on inputs of one shape, prepared once, so that a pass only has to fill in where its tensors are.
 
 Entering Python costs more than a small layer. So all records of a chain are made when a topology is first used, with
-each address as an offset from a *base*; a pass lists its bases (a handful of tensors) and adds them in one sweep.
+each address as an offset from a *base*; a pass lists its bases (a handful of tensors) and compiled code adds them.
 Activations between the layers lie in one piece of memory, the *arena*, and have no tensors of their own.
+
+A batch of more than 32 is cut into *spans* of 32. A thread takes a span through the whole chain: nothing that lies
+between layers passes from one core to another, and threads meet once. Smaller batches, and layers so large that
+gradients for each span would cost too much, are one span, and threads share the work of each layer.
 """
 
 from __future__ import annotations
@@ -16,126 +20,146 @@ import torch
 
 from ..errors import InvalidArgumentError
 from .index import ConvIndex, LinearIndex
-from .memory import LANES, row_floats, row_lanes, strides
-from .records import CALL, CONV, LINEAR, PLAN, Call, Plan
+from .memory import LANES, row_floats, row_lanes
+from .records import CONV, LINEAR, PLAN, Call, Plan
+from .simd import NATIVE
 from .stage import Stage, Trace
 
-BLOCK = 2**16  # floats of input that one piece of a convolution copies: 256 KiB, to stay in a core's cache
-SCATTERED = 2**20  # up to so many weight gradients are written in column order: beyond, that misses every cache
-SPAN = 32  # lanes of the batch that one thread takes through a whole chain
+SCATTERED = 2**20  # up to so many weights a chain is cut into spans, and weight gradients are written in column order
+SPAN = 32  # samples that one thread takes through a whole chain
 KEPT = 16  # programs per index: topologies of the layers behind it and shapes of inputs come and go
 
-# Bases: where the parts of a pass begin. Values and bias of stage i are number PARAMETERS + 2i and PARAMETERS + 2i + 1.
-NOWHERE, X, Y, ARENA, ROOM, GRAD, DX, GRADIENTS, PARAMETERS = range(9)
+# Bases: where the parts of a pass begin, and the floats from pixel to pixel in the caller's tensors (…_ROW). Values and
+# bias of stage i are number PARAMETERS + 2i and PARAMETERS + 2i + 1.
+NOWHERE, X, X_ROW, Y, Y_ROW, ARENA, GRAD, GRAD_ROW, DX, DX_ROW, ROOM, SCRATCH, SHARED, PARTIAL, GRADIENTS = range(15)
+PARAMETERS = 15
 Address = tuple[int, int]  # a base and the bytes from it
 
 
-class Cut(NamedTuple):
-    """How the work of one layer on inputs of one size is cut.
+class Form(NamedTuple):
+    """How activations lie in memory, in floats and pixels (``records.py``).
+
+    Attributes:
+        size: shape without batch.
+        row, group, width, plane: strides.
+        start: floats to the first pixel; before it there is padding.
+        floats: what a span of the batch takes; 0 for a tensor of the caller's.
+    """
+
+    size: tuple[int, ...]
+    row: int | Address
+    group: int = LANES
+    width: int = 1
+    plane: int = 1
+    start: int = 0
+    floats: int = 0
+
+    def fields(self, prefix: str, image: tuple[int, ...]) -> dict[str, int | Address]:
+        """Return the fields of a call that say so to a layer which sees ``image`` where the next one sees features."""
+        width, plane = self.width, self.plane
+        if len(image) == 3 and len(self.size) == 1:
+            width, plane = image[2], image[1] * image[2]
+        strides = {"row": self.row, "group": self.group, "width": width, "plane": plane}
+        return {f"{prefix}_{name}": value for name, value in strides.items()}
+
+
+class Layer(NamedTuple):
+    """What one stage of a chain does with inputs of one size, and where its result lies.
 
     Attributes:
         plan: what compiled code has to know.
-        result: shape of the result without batch, before pooling.
-        forward_floats: what a thread needs to work in.
-        backward_floats: the same for the backward pass.
-        bands: into how many bands of rows a convolution's backward pass is cut.
-        alive: arrays that the plan has the addresses of, where the index does not hold them.
+        x: form of its input.
+        x_at: where that is.
+        y: form of its result.
+        y_at: where that is.
+        image: shape of the result as the layer itself sees it, without batch.
+        winners: where the winners of its pooling are; 0 where there are none.
+        alive: an array that the plan has the address of, where the index does not hold it.
+        g: form of the gradient of the result (backward).
+        g_at: where that is.
     """
 
     plan: Plan
-    result: tuple[int, ...]
-    forward_floats: int = 0
-    backward_floats: int = 0
-    bands: int = 0
-    alive: tuple[np.ndarray, ...] = ()
+    x: Form
+    x_at: Address
+    y: Form
+    y_at: Address
+    image: tuple[int, ...]
+    winners: Address | int
+    alive: np.ndarray | None
+    g: Form | None = None
+    g_at: Address = (NOWHERE, 0)
 
-
-class Layout(NamedTuple):
-    """One stage's part of a chain.
-
-    Attributes:
-        cut: how its work is cut.
-        x_size: shape of the input, without batch.
-        y_size: shape of the result, without batch.
-        y: bytes from the arena's begin to the result; the last result is a tensor of its own.
-        winners: the same of the winners, None without.
-        y_grad: bytes to the gradient of the result, in the memory of the backward pass.
-    """
-
-    cut: Cut
-    x_size: tuple[int, ...]
-    y_size: tuple[int, ...]
-    y: int
-    winners: int | None
-    y_grad: int = 0
+    @property
+    def linear(self) -> bool:
+        """Whether this is a linear layer."""
+        return self.plan.kind == LINEAR
 
 
 class Program(NamedTuple):
     """The records of one pass of a chain.
 
     Attributes:
-        layouts: for each span of the batch, its stages.
+        layers: the stages' layers, in the order of the chain.
+        span: samples of a span.
+        spans: their number.
         plans: the plans of the stages in the order of the pass, an array of records.
-        bases: for each field of each call, the number of its base; the calls of one span after the other.
-        offsets: what is added to the base.
-        bytes: the size of the arena (forward) or of everything in between (backward).
-        thread_bytes: what each thread needs to work in.
+        bases: for each field of each call, the number of its base; int64 ``[stages * fields]``.
+        offsets: what is added to the base; int64 ``[stages * fields]``.
+        by_span: bytes that each base moves from span to span; int64 ``[bases]``.
+        by_thread: the same from thread to thread.
+        bytes: what a span takes of the arena (forward) or of the room (backward).
+        kept: whether that outlasts the span; if not, a thread uses it again for its next one.
+        scratch: bytes that each thread needs besides.
+        shared: bytes that the threads share.
         gradient_sizes: how many numbers the gradients of each stage's values and bias have.
-        partial: bytes to the gradients of each span, where there are several (backward).
     """
 
-    layouts: list[list[Layout]]
+    layers: list[Layer]
+    span: int
+    spans: int
     plans: np.ndarray
     bases: np.ndarray
     offsets: np.ndarray
+    by_span: np.ndarray
+    by_thread: np.ndarray
     bytes: int
-    thread_bytes: int
-    gradient_sizes: list[int]
-    partial: int = 0
-
-    @property
-    def spans(self) -> int:
-        """The number of pieces of the batch that go through the chain by themselves."""
-        return len(self.layouts)
+    kept: bool
+    scratch: int = 0
+    shared: int = 0
+    gradient_sizes: tuple[int, ...] = ()
 
     @property
     def y_size(self) -> tuple[int, ...]:
         """Shape of the forward pass's result, without batch."""
-        return self.layouts[0][-1].y_size
+        return self.layers[-1].y.size
 
-    def calls(self, addresses: Sequence[int]) -> np.ndarray:
-        """Return the calls of a pass whose bases lie at these addresses."""
-        return (self.offsets + np.array(addresses)[self.bases]).view(CALL).reshape(-1)
-
-
-def _spans(stages: Sequence[Stage], batch: int) -> list[tuple[int, int]]:
-    """Return first lane and length of the pieces of the batch that threads take through the chain, each by itself.
-
-    Nothing that lies between layers then passes from one core to another, and threads meet once. There is one piece,
-    and threads share the work of each layer, where the batch is small or where gradients for each piece would be large.
-    """
-    if batch <= SPAN or sum(stage.index.nnz for stage in stages) > SCATTERED:
-        return [(0, batch)]
-    return [(first, min(SPAN, batch - first)) for first in range(0, batch, SPAN)]
+    def pieces(self, threads: int) -> int:
+        """Return how many times ``bytes`` a pass takes."""
+        return self.spans if self.kept else threads
 
 
-def forward_program(stages: Sequence[Stage], x: torch.Tensor, remember: bool) -> Program:
-    """Return the program of a forward pass on inputs like ``x``, which is batch innermost.
+def forward_program(stages: Sequence[Stage], x: torch.Tensor, innermost: bool, remember: bool) -> Program:
+    """Return the program of a forward pass on inputs like ``x``, which is batch innermost or else contiguous.
 
     Raises:
         InvalidArgumentError: a layer does not take what the one before returns.
     """
-    key = (remember, x.shape, x.stride(-1), *((stage.index.number, stage.relu, stage.pool) for stage in stages))
-    return _kept(stages[0], key, lambda: _forward_program(stages, x.shape, x.stride(-1), remember))
+    key = (remember, innermost, x.shape, *((stage.index.number, stage.relu, stage.pool) for stage in stages))
+    return _kept(stages[0], key, lambda: _forward_program(stages, len(x), tuple(x.shape[1:]), innermost, remember))
 
 
-def backward_program(stages: Sequence[Stage], x: torch.Tensor, grad: torch.Tensor, need_input: bool) -> Program:
-    """Return the program of the backward pass from ``grad``, batch innermost, to inputs like ``x``."""
-    rows = x.stride(-1), grad.stride(-1)
-    key = (need_input, x.shape, *rows, *((stage.index.number, stage.relu, stage.pool) for stage in stages))
-    return _kept(
-        stages[0], key, lambda: _backward_program(stages, forward_program(stages, x, True), len(x), *rows, need_input)
-    )
+def backward_program(
+    stages: Sequence[Stage], x: torch.Tensor, innermost: tuple[bool, bool], need_input: bool, trace: bool
+) -> Program:
+    """Return the program of the backward pass to inputs like ``x``; ``innermost`` tells of ``x`` and the gradient."""
+    key = (need_input, innermost, trace, x.shape, *((stage.index.number, stage.relu, stage.pool) for stage in stages))
+
+    def make() -> Program:
+        forward = forward_program(stages, x, innermost[0], remember=True)
+        return _backward_program(stages, forward, len(x), innermost[1], need_input, trace)
+
+    return _kept(stages[0], key, make)
 
 
 def _kept(first: Stage, key: tuple, make: Callable[[], Program]) -> Program:
@@ -149,103 +173,147 @@ def _kept(first: Stage, key: tuple, make: Callable[[], Program]) -> Program:
     return program
 
 
-def _forward_program(stages: Sequence[Stage], shape: torch.Size, x_row: int, remember: bool) -> Program:
-    cuts, size = [], tuple(shape[1:])
+def _forward_program(
+    stages: Sequence[Stage], batch: int, size: tuple[int, ...], innermost: bool, remember: bool
+) -> Program:
+    several = batch > SPAN and sum(stage.index.nnz for stage in stages) <= SCATTERED
+    span, row = (SPAN, SPAN) if several else (max(row_lanes(batch), LANES), row_floats(batch))
+    given, memory, parts = size, _Memory(), []
     for i, stage in enumerate(stages):
         if i > 0 and isinstance(stage.index, LinearIndex):
             size = (math.prod(size),)
-        cut = _linear_cut(stage.index, size) if isinstance(stage.index, LinearIndex) else _conv_cut(stage.index, size)
-        y_size = _pooled(cut.result) if stage.pool else cut.result
-        cuts.append((cut, size, y_size))
-        size = y_size
-    memory, layouts, calls = _Memory(), [], []
-    for first, batch in _spans(stages, shape[0]):
-        x, row_of_x, row, span = (X, 4 * first), x_row, row_floats(batch), []
-        for i, (stage, (cut, x_size, y_size)) in enumerate(zip(stages, cuts, strict=True)):
-            last = i == len(stages) - 1
-            y = (Y, 4 * first) if last else (ARENA, memory.take(4 * row * math.prod(y_size)))
-            remembers = stage.pool and remember
-            winners = memory.take(row_lanes(batch) * math.prod(y_size)) if remembers else None
-            span.append(Layout(cut, x_size, y_size, y[1], winners))
-            calls.append(
-                Call(
-                    x=x,
-                    x_row=row_of_x,
-                    values=(PARAMETERS + 2 * i, 0),
-                    bias=(PARAMETERS + 2 * i + 1, 0),
-                    y=y,
-                    y_row=row_floats(shape[0]) if last else row,
-                    winners=0 if winners is None else (ARENA, winners),
-                    batch=batch,
-                    lanes=row_lanes(batch),
-                    relu=stage.relu,
-                    pool=stage.pool,
-                    scratch=(ROOM, 0),
-                )
-            )
-            x, row_of_x = y, row
-        layouts.append(span)
-    cuts = [cut for cut, _, _ in cuts]
-    return _linked(layouts, cuts, calls, memory.size, 4 * max(cut.forward_floats for cut in cuts), [])
+        plan, size, alive = (_linear_plan if isinstance(stage.index, LinearIndex) else _conv_plan)(stage.index, size)
+        image = size = (size[0], size[1] // 2, size[2] // 2) if stage.pool else size
+        parts.append((plan, image, alive))
+    forms = [_form(plan, span, row) for plan, _, _ in parts] + [_theirs(size, Y_ROW)]
+    places = [(ARENA, memory.take(4 * form.floats)) for form in forms[:-1]] + [(Y, 0)]
+    as_it_is = _used_as_it_is(parts[0][0], innermost, several)
+    if as_it_is:
+        forms[0], places[0] = _theirs(given, X_ROW), (X, 0)
+    layers, calls = [], []
+    for i, (stage, (plan, image, alive)) in enumerate(zip(stages, parts, strict=True)):
+        winners = (ARENA, memory.take(span * math.prod(image))) if stage.pool and remember else 0
+        layer = Layer(plan, forms[i], places[i], forms[i + 1], places[i + 1], image, winners, alive)
+        source = {} if i > 0 or as_it_is else _source(X, X_ROW, given, innermost)
+        layers.append(layer)
+        calls.append(Call(**_common(i, stage, layer), **source))
+    by_span = {X: _step(span, given, innermost), Y: 4 * span, ARENA: memory.size if remember else 0}
+    by_thread = {ARENA: 0 if remember else memory.size}
+    return Program(
+        layers,
+        span,
+        -(-batch // span) if several else 1,
+        **_linked(calls, [layer.plan for layer in layers], by_span, by_thread),
+        bytes=memory.size,
+        kept=remember or not several,
+    )
 
 
 def _backward_program(
-    stages: Sequence[Stage], forward: Program, whole: int, x_row: int, grad_row: int, need_input: bool
+    stages: Sequence[Stage], forward: Program, batch: int, innermost: bool, need_input: bool, trace: bool
 ) -> Program:
+    several, span, result = forward.spans > 1, forward.span, forward.layers[-1]
+    row = SPAN if several else row_floats(batch)
     sizes = [size for stage in stages for size in (stage.index.nnz, stage.index.shape[0])]
-    ends = np.cumsum([0, *sizes]).tolist()
-    memory, calls, layouts, spans = _Memory(), [], [], _spans(stages, whole)
-    partial = memory.take(4 * len(spans) * ends[-1]) if len(spans) > 1 else 0
-    for n, (first, batch) in enumerate(spans):
-        # The gradients of a span among several are added up afterwards.
-        base, start = (GRADIENTS, 0) if len(spans) == 1 else (ROOM, partial + 4 * n * ends[-1])
-        gradients = [(base, start + 4 * end) for end in ends]
-        row, g, g_row, masked, span = row_floats(batch), (GRAD, 4 * first), grad_row, False, []
-        for i in reversed(range(len(stages))):
-            starts, ends_chain = i == 0, i == len(stages) - 1
-            stage, layout = stages[i], forward.layouts[n][i]._replace(y_grad=g[1])
-            span.append(layout)
-            want, nnz = need_input or not starts, stage.index.nnz
-            if want and not starts:
-                dx = ROOM, memory.take(4 * row * math.prod(layout.x_size))
-            else:
-                dx = (DX, 4 * first) if want else 0
-            linear = isinstance(stage.index, LinearIndex)
-            masks = linear and not starts and isinstance(stages[i - 1].index, LinearIndex)  # the one before's gradient
-            own = linear and not masked
-            calls.append(
-                Call(
-                    x=(X, 4 * first) if starts else (ARENA, forward.layouts[n][i - 1].y),
-                    x_row=x_row if starts else row,
-                    values=(PARAMETERS + 2 * i, 0),
-                    y=(Y, 4 * first) if ends_chain else (ARENA, layout.y),
-                    y_row=row_floats(whole) if ends_chain else row,
-                    winners=0 if layout.winners is None else (ARENA, layout.winners),
-                    batch=batch,
-                    lanes=row_lanes(batch),
-                    relu=stage.relu,
-                    pool=stage.pool,
-                    g=g,
-                    g_row=g_row,
-                    masked=(ROOM, memory.take(4 * row * math.prod(layout.y_size))) if own else g if linear else 0,
-                    masked_row=row,
-                    dx=dx,
-                    dx_row=row_floats(whole) if starts else row,
-                    dvalues=gradients[2 * i],
-                    dbias=gradients[2 * i + 1],
-                    dbias_before=gradients[2 * i - 1] if masks else 0,
-                    relu_before=masks and stages[i - 1].relu,
-                    partial=(ROOM, memory.take(4 * row_lanes(batch) // LANES * layout.cut.bands * nnz)),
-                    by_row=not want or nnz > SCATTERED,
-                )
+    starts = [4 * start for start in np.cumsum([0, *sizes]).tolist()]
+    gathered = PARTIAL if several else GRADIENTS  # the gradients of a span among several are added up afterwards
+    memory, shared, calls, layers = _Memory(), _Memory(), [], []
+    as_it_is = _used_as_it_is(result.plan, innermost, several)
+    form, at = _theirs(result.y.size, GRAD_ROW), (GRAD, 0)
+    if not as_it_is:
+        form, at = form._replace(row=row), (ROOM, memory.take(4 * row * math.prod(result.y.size)))
+    for i in reversed(range(len(stages))):
+        stage, layer = stages[i], forward.layers[i]._replace(g=form, g_at=at)
+        plan, first, last = layer.plan, i == 0, i == len(stages) - 1
+        want = need_input or not first
+        by_input = layer.linear and want and plan.nnz <= SCATTERED
+        masks = layer.linear and not first and forward.layers[i - 1].linear
+        for_caller = want and first and layer.linear  # the gradient is written where the caller finds it
+        dx = (DX, 0) if for_caller else (ROOM, memory.take(4 * layer.x.floats)) if want else 0
+        dvalues, dbias, before = starts[2 * i], starts[2 * i + 1], starts[2 * i - 1]
+        calls.append(
+            Call(
+                **_common(i, stage, layer),
+                **(_source(GRAD, GRAD_ROW, form.size, innermost) if last and not as_it_is else {}),
+                scratch=(SCRATCH, 0),
+                g=(at[0], at[1] + 4 * form.start),
+                **form.fields("g", layer.image),
+                masked=(ROOM, memory.take(4 * row * plan.outputs)) if last and as_it_is else at,
+                masked_row=row,
+                to_mask=layer.linear and last,
+                dx=dx,
+                dx_row=(DX_ROW, 0) if for_caller else layer.x.row if want else 0,
+                result=(DX, 0) if want and first and not layer.linear else 0,
+                result_row=(DX_ROW, 0),
+                t_values=(SHARED, shared.take(4 * plan.nnz)) if by_input else 0,
+                dvalues=(gathered, dvalues),
+                dbias=(gathered, dbias),
+                dbias_before=(gathered, before) if masks else 0,
+                relu_before=masks and stages[i - 1].relu,
+                pieces=0
+                if layer.linear or several
+                else (SHARED, shared.take(4 * span // NATIVE * (plan.nnz + plan.outputs))),
             )
-            g, g_row, masked = dx, row, masks
-        layouts.append(span[::-1])
-    calls = [call._replace(scratch=(ROOM, memory.size)) for call in calls]
-    cuts = [layout.cut for layout in reversed(layouts[0])]
-    floats = max(cut.backward_floats for cut in cuts)
-    program = _linked(layouts, cuts, calls, memory.size, 4 * floats, sizes)
-    return program._replace(partial=partial)
+        )
+        layers.insert(0, layer)
+        form, at = layer.x, dx
+    scratch = max(0 if layer.linear else 4 * NATIVE * (layer.plan.nnz + layer.plan.outputs) for layer in layers)
+    calls = [call._replace(scratch_bytes=scratch) for call in calls]
+    by_span = {Y: 4 * span, ARENA: forward.bytes, DX: 4 * span, GRAD: _step(span, result.y.size, innermost)}
+    by_span |= {PARTIAL: starts[-1], ROOM: memory.size if trace else 0}
+    by_thread = {ROOM: 0 if trace else memory.size, SCRATCH: scratch if several else 0}
+    return Program(
+        layers,
+        span,
+        forward.spans,
+        **_linked(calls, [layer.plan for layer in reversed(layers)], by_span, by_thread),
+        bytes=memory.size,
+        kept=trace or not several,
+        scratch=scratch,
+        shared=shared.size,
+        gradient_sizes=tuple(sizes),
+    )
+
+
+def _common(i: int, stage: Stage, layer: Layer) -> dict[str, int | Address]:
+    """Return the fields that the calls of both passes have."""
+    y = layer.y_at[0], layer.y_at[1] + 4 * layer.y.start
+    parameters = {"values": (PARAMETERS + 2 * i, 0), "bias": (PARAMETERS + 2 * i + 1, 0)}
+    of_x = {"x": layer.x_at, "x_row": layer.x.row, "x_group": layer.x.group}
+    of_y = {"y": y, **layer.y.fields("y", layer.image), "winners": layer.winners}
+    return parameters | of_x | of_y | {"relu": stage.relu, "pool": stage.pool}
+
+
+def _used_as_it_is(plan: Plan, innermost: bool, several: bool) -> bool:
+    """Whether layers read a caller's tensor where it lies: one span, however large, is not worth a copy."""
+    return innermost and not several and plan.kind == LINEAR
+
+
+def _source(base: int, row: int, size: tuple[int, ...], innermost: bool) -> dict[str, int | Address]:
+    """Return the fields that say how a caller's tensor lies."""
+    sample, pixel = (1, (row, 0)) if innermost else (math.prod(size), 1)
+    return {"source": (base, 0), "source_sample": sample, "source_pixel": pixel}
+
+
+def _step(span: int, size: tuple[int, ...], innermost: bool) -> int:
+    """Return the bytes from span to span in a caller's tensor."""
+    return 4 * span * (1 if innermost else math.prod(size))
+
+
+def _theirs(size: tuple[int, ...], row: int) -> Form:
+    """Return the form of a caller's batch-innermost tensor."""
+    width, plane = (size[2], size[1] * size[2]) if len(size) == 3 else (1, 1)
+    return Form(size, (row, 0), width=width, plane=plane)
+
+
+def _form(plan: Plan, span: int, row: int) -> Form:
+    """Return the form in which a layer reads its input."""
+    if plan.kind == LINEAR:
+        return Form((plan.inputs,), row, floats=row * plan.inputs)
+    group = plan.inputs * plan.plane * LANES
+    start = (plan.pad_y * plan.columns + plan.pad_x) * LANES
+    size = plan.inputs, plan.height, plan.width
+    return Form(size, LANES, group, plan.columns, plan.plane, start, span // LANES * group)
 
 
 class _Memory:
@@ -261,13 +329,16 @@ class _Memory:
 
 
 def _linked(
-    layouts: list[list[Layout]], cuts: list[Cut], calls: list[Call], size: int, thread_bytes: int, sizes: list[int]
-) -> Program:
-    calls = [call._replace(scratch_bytes=thread_bytes) for call in calls]
-    pairs = [[field if isinstance(field, tuple) else (NOWHERE, int(field)) for field in call] for call in calls]
-    plans = np.array([cut.plan for cut in cuts], PLAN)
-    bases, offsets = (np.ascontiguousarray(part) for part in np.array(pairs, np.int64).transpose(2, 0, 1))
-    return Program(layouts, plans, bases, offsets, size, thread_bytes, sizes)
+    calls: list[Call], plans: list[Plan], by_span: dict[int, int], by_thread: dict[int, int]
+) -> dict[str, np.ndarray]:
+    """Return the records of a pass as arrays, by their names in :class:`Program`."""
+    pairs = [field if isinstance(field, tuple) else (NOWHERE, int(field)) for call in calls for field in call]
+    bases, offsets = (np.ascontiguousarray(column) for column in np.array(pairs, np.int64).T)
+    moves = np.zeros((2, PARAMETERS + 2 * len(calls)), np.int64)
+    for move, steps in zip(moves, (by_span, by_thread), strict=True):
+        move[list(steps)] = list(steps.values())
+    plans = np.array(plans, PLAN)
+    return {"plans": plans, "bases": bases, "offsets": offsets, "by_span": moves[0], "by_thread": moves[1]}
 
 
 def traced(
@@ -278,54 +349,59 @@ def traced(
     room: torch.Tensor,
     grad: torch.Tensor,
 ) -> list[Trace]:
-    """Return each stage's tensors in a pass that is over: views of the memory it worked in, or, of spans, copies."""
-    whole, traces = len(x), []
-    batches = [len(part) for part in x.split(SPAN)] if backward.spans > 1 else [whole]
-    for stage, (layout, *_) in enumerate(zip(*backward.layouts, strict=True)):
-        last = stage == len(backward.layouts[0]) - 1
-        spans = [span[stage] for span in backward.layouts]
-        shapes = [(batch, *layout.y_size) for batch in batches]
-        placed = list(zip(spans, shapes, strict=True))
-        result = y if last else _joined([_view(arena, span.y, shape) for span, shape in placed])
-        g = grad if last else _joined([_view(room, span.y_grad, shape) for span, shape in placed])
-        winners = None
-        if layout.winners is not None:
-            winners = _joined([_winners(arena, span.winners, shape) for span, shape in placed])
-        traces.append(Trace(x.reshape(whole, *layout.x_size), result, winners, g))
+    """Return each stage's tensors in a pass that is over, copied from the memory that it worked in."""
+    batch, traces, spans = len(x), [], backward.by_span
+    for layer in backward.layers:
+        last = layer is backward.layers[-1]
+        shape = (batch, *layer.image)
+        result, g, winners = y, grad, None
+        if not last:
+            result = _copy(arena, layer.y_at, layer.y, shape, backward, spans[ARENA])
+            g = _copy(room, layer.g_at, layer.g, shape, backward, spans[ROOM])
+        if layer.winners:
+            pixels = math.prod(layer.image[1:])
+            form = Form(layer.image, LANES, layer.image[0] * pixels * LANES, layer.image[2], pixels)
+            winners = _copy(arena, layer.winners, form, shape, backward, spans[ARENA], torch.uint8)
+        traces.append(Trace(x.reshape(batch, *layer.x.size), result, winners, g))
         x = result
     return traces
 
 
-def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _copy(
+    memory: torch.Tensor,
+    at: Address,
+    form: Form,
+    shape: tuple[int, ...],
+    program: Program,
+    step: int,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Return what lies there in each span, ``step`` bytes from one to the next, as one tensor of this shape."""
+    numbers, said = memory.view(dtype), form.fields("of", shape[1:])
+    row, size = said["of_row"], numbers.element_size()
+    image = (said["of_plane"] * row, said["of_width"] * row, row) if len(shape) == 4 else (row,)
+    lanes_last = numbers.as_strided(
+        (program.spans, program.span // LANES, *shape[1:], LANES),
+        (step // size, said["of_group"], *image, 1),
+        at[1] // size + form.start,
+    )
+    return lanes_last.movedim(-1, 2).reshape(program.spans * program.span, *shape[1:])[: shape[0]]
 
 
-def _view(base: torch.Tensor, start: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return the batch-innermost activations that lie ``start`` bytes into ``base``."""
-    flat = base[start:].view(torch.float32)
-    return flat.as_strided(shape, strides(shape, row_floats(shape[0])), flat.storage_offset())
-
-
-def _winners(base: torch.Tensor, start: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return the winners that lie ``start`` bytes into ``base``, 16 lanes of the batch after the other."""
-    pixels, groups = math.prod(shape[1:]), row_lanes(shape[0]) // LANES
-    lanes_last = base[start : start + groups * pixels * LANES].view(groups, pixels, LANES)
-    return lanes_last.transpose(1, 2).reshape(groups * LANES, *shape[1:])[: shape[0]]
-
-
-def _pooled(size: tuple[int, ...]) -> tuple[int, ...]:
-    return size[0], size[1] // 2, size[2] // 2
-
-
-# ------------------------------------------------------------------------------------------------- one layer's cut
-def _linear_cut(index: LinearIndex, size: tuple[int, ...]) -> Cut:
+# ------------------------------------------------------------------------------------------------------ one layer
+def _linear_plan(index: LinearIndex, size: tuple[int, ...]) -> tuple[Plan, tuple[int, ...], None]:
+    """Return the plan of a layer for inputs of this size, the size of the result, and what has to be kept alive."""
     if size != (index.shape[1],):
         raise InvalidArgumentError(f"the input has shape [B, {_listed(size)}]; the layer takes [B, {index.shape[1]}].")
     plan = Plan(
         LINEAR,
         index.nnz,
         *index.shape,
-        *map(_address, (index.indptr, index.t_indptr, index.t_perm, index.cols, index.t_rows)),
+        _address(index.indptr),
+        t_indptr=_address(index.t_indptr),
+        t_perm=_address(index.t_perm),
+        cols=_address(index.cols),
+        t_rows=_address(index.t_rows),
         wide_cols=index.cols.itemsize == 4,
         wide_rows=index.t_rows.itemsize == 4,
         row_chunks=_address(index.row_chunks),
@@ -333,63 +409,45 @@ def _linear_cut(index: LinearIndex, size: tuple[int, ...]) -> Cut:
         col_chunks=_address(index.col_chunks),
         col_pieces=len(index.col_chunks) - 1,
     )
-    return Cut(plan, (index.shape[0],))
+    return plan, (index.shape[0],), None
 
 
-def _conv_cut(index: ConvIndex, size: tuple[int, ...]) -> Cut:
+def _conv_plan(index: ConvIndex, size: tuple[int, ...]) -> tuple[Plan, tuple[int, ...], np.ndarray]:
+    """Return the same of a convolution; its plan has the address of the offsets."""
     outputs, inputs, kernel, dilation = index.shape[0], index.shape[1] * index.groups, index.shape[2:], index.dilation
     if len(size) != 3 or size[0] != inputs:
         raise InvalidArgumentError(f"the input has shape [B, {_listed(size)}]; the layer takes [B, {inputs}, H, W].")
     height, width = size[1:]
     out_h, out_w = index.output_size(height, width)
-    reach = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
-    cols = ((out_w + 1) // 2 * 2 - 1) * index.stride[1] + reach[1] + 1
-    band = max(1, min((out_h + 1) // 2, BLOCK // max(1, inputs * 2 * index.stride[0] * cols * LANES)))
-    rows = (2 * band - 1) * index.stride[0] + reach[0] + 1
-    t_cols = (width + 1) // 2 * 2 + reach[1]
-    t_band = max(1, min((height + 1) // 2, BLOCK // max(1, outputs * 2 * t_cols * LANES)))
-    t_rows = 2 * t_band + reach[0]
-    offsets = _offsets(index.taps, dilation, rows, cols)
-    t_offsets = _offsets(index.t_taps, dilation, t_rows, t_cols)
+    (stride_y, stride_x), (pad_y, pad_x) = index.stride, index.padding
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    # Windows of two pixels may stand out over an odd last row or column, and see what is not there: more zeros.
+    rows = max(height + 2 * pad_y, (out_h + out_h % 2 - 1) * stride_y + reach[0])
+    columns = max(width + 2 * pad_x, (out_w + out_w % 2 - 1) * stride_x + reach[1])
+    plane = rows * columns | 1  # odd: else the same pixels of all channels would share a cache set
+    channel, dy, dx = index.taps.astype(np.int64).T
+    offsets = (channel * plane + dy * dilation[0] * columns + dx * dilation[1]) * LANES
     plan = Plan(
         CONV,
         index.nnz,
         outputs,
         inputs,
-        *map(_address, (index.indptr, index.t_indptr, index.t_perm)),
+        _address(index.indptr),
         height=height,
         width=width,
         out_h=out_h,
         out_w=out_w,
-        stride_y=index.stride[0],
-        stride_x=index.stride[1],
-        pad_y=index.padding[0],
-        pad_x=index.padding[1],
-        band=band,
-        rows_in_block=rows,
-        cols_in_block=cols,
+        stride_y=stride_y,
+        stride_x=stride_x,
+        pad_y=pad_y,
+        pad_x=pad_x,
+        rows=rows,
+        columns=columns,
+        plane=plane,
+        reach=stride_y + reach[0],
         offsets=_address(offsets),
-        t_pad_y=index.padding[0] - reach[0],
-        t_pad_x=index.padding[1] - reach[1],
-        t_band=t_band,
-        t_rows_in_block=t_rows,
-        t_cols_in_block=t_cols,
-        t_offsets=_address(t_offsets),
     )
-    return Cut(
-        plan,
-        (outputs, out_h, out_w),
-        forward_floats=inputs * rows * cols * LANES,
-        backward_floats=(outputs * t_rows * t_cols + index.nnz) * LANES,
-        bands=-(-((height + 1) // 2) // t_band),
-        alive=(offsets, t_offsets),
-    )
-
-
-def _offsets(taps: np.ndarray, dilation: tuple[int, int], rows: int, cols: int) -> np.ndarray:
-    """Return where the pixel that each weight sees stands in the block, from where its window starts: int64 [nnz]."""
-    channel, dy, dx = taps.astype(np.int64).T
-    return ((channel * rows + dy * dilation[0]) * cols + dx * dilation[1]) * LANES
+    return plan, (outputs, out_h, out_w), offsets
 
 
 def _address(array: np.ndarray) -> int:

@@ -2,6 +2,10 @@
 
 Both are plain integers (addresses, sizes, yes or no) in an array of records, one record for each layer of a chain: one
 call from Python then does any number of layers.
+
+Activations are told by an address and strides in floats: ``row`` from a pixel to the next, ``width`` pixels from a row
+of the image to the next, ``plane`` pixels from a channel to the next, ``group`` from 16 samples of the batch to the
+next 16, which lie side by side. A feature of a linear layer is a channel of one pixel.
 """
 
 from __future__ import annotations
@@ -12,33 +16,49 @@ import numpy as np
 
 
 class Call(NamedTuple):
-    """A span of the batch in one layer: addresses of tensors and, for activations, the floats from row to row."""
+    """A span of the batch in one layer."""
 
     x: int
     x_row: int
+    x_group: int
     values: int
-    y: int
-    y_row: int
-    winners: int  # which pixel of its window each pooled result is, [lanes / 16, C·H·W, 16]; 0 where not remembered
-    batch: int
-    lanes: int  # the batch rounded up to whole vectors
     relu: int
     pool: int
+    y: int = 0
+    y_row: int = 0
+    y_group: int = 0
+    y_width: int = 0
+    y_plane: int = 0
+    winners: int = 0  # which pixel of its window each pooled result is, [lanes / 16, C·H·W, 16]; 0: not remembered
     bias: int = 0
     scratch: int = 0  # where threads may work, scratch_bytes for each
     scratch_bytes: int = 0
+    # a tensor that has to be brought into the form of x (forward) or of g (backward) first; 0 where there is none
+    source: int = 0
+    source_sample: int = 0  # floats from sample to sample, and from pixel to pixel
+    source_pixel: int = 0
+    # backward
     g: int = 0  # gradient of y
     g_row: int = 0
-    masked: int = 0  # the same where ReLU let it pass (linear layers); g itself if the layer behind took care of it
+    g_group: int = 0
+    g_width: int = 0
+    g_plane: int = 0
+    masked: int = 0  # the same where ReLU let it pass (linear layers)
     masked_row: int = 0
-    dx: int = 0  # 0 where nobody wants it
+    to_mask: int = 0  # whether that is still to do, and dbias; if not, the layer behind has done it
+    dx: int = 0  # in x's form but for its row; 0 where nobody wants it
     dx_row: int = 0
+    result: int = 0  # where dx has to be brought in the end; 0 if it is there already
+    result_row: int = 0
+    t_values: int = 0  # the values by input
     dvalues: int = 0
     dbias: int = 0
     dbias_before: int = 0  # of the layer before, if both are linear
     relu_before: int = 0
-    partial: int = 0  # dvalues of each piece of work (convolutions)
-    by_row: int = 0  # dvalues in the order of the outputs (linear layers)
+    pieces: int = 0  # gradients of each piece of the batch (convolutions that threads share)
+    # filled in by compiled code
+    batch: int = 0  # samples of the span
+    lanes: int = 0  # the same rounded up to whole groups
 
 
 class Plan(NamedTuple):
@@ -49,9 +69,14 @@ class Plan(NamedTuple):
     outputs: int
     inputs: int
     indptr: int
-    t_indptr: int
-    t_perm: int
+    # images without padding; of a linear layer, one pixel
+    height: int = 1
+    width: int = 1
+    out_h: int = 1
+    out_w: int = 1
     # linear
+    t_indptr: int = 0
+    t_perm: int = 0
     cols: int = 0
     t_rows: int = 0
     wide_cols: int = 0  # whether cols takes 4 bytes instead of 2
@@ -60,25 +85,16 @@ class Plan(NamedTuple):
     row_pieces: int = 0
     col_chunks: int = 0
     col_pieces: int = 0
-    # convolution: the sizes of images and of the block that a piece of work copies, forward and backward
-    height: int = 0
-    width: int = 0
-    out_h: int = 0
-    out_w: int = 0
+    # convolution: x lies with its zero padding written out, in images of rows × columns pixels
     stride_y: int = 0
     stride_x: int = 0
     pad_y: int = 0
     pad_x: int = 0
-    band: int = 0
-    rows_in_block: int = 0
-    cols_in_block: int = 0
-    offsets: int = 0
-    t_pad_y: int = 0
-    t_pad_x: int = 0
-    t_band: int = 0
-    t_rows_in_block: int = 0
-    t_cols_in_block: int = 0
-    t_offsets: int = 0
+    rows: int = 0
+    columns: int = 0
+    plane: int = 0  # pixels from channel to channel
+    reach: int = 0  # rows of x that a row of windows sees
+    offsets: int = 0  # floats from a window's first pixel to the one that each weight sees
 
 
 LINEAR, CONV = 0, 1

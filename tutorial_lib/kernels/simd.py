@@ -15,11 +15,15 @@ from typing import Any
 
 from llvmlite import ir
 from numba import njit
-from numba.core import cgutils, types
+from numba.core import cgutils, config, types
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic, models, register_model
 
 FASTMATH = {"contract", "reassoc", "nsz", "arcp"}  # all that vectorises; "nnan" would hide the NaN of a diverged run
 _FLOAT, _INT, _BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(8)
+
+# Lanes of one register: where a tile of eight vectors has to stay in registers, these are its vectors.
+NATIVE = 16 if "+avx512f" in (config.CPU_FEATURES or get_host_cpu_features()) else 8
 
 _options = {"cache": True, "fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
 compiled = njit(**_options)
@@ -115,6 +119,24 @@ def store(context: Any, pointer: Any, index: Any, vector: Any) -> Any:
 
 
 @intrinsic
+def scatter(context: Any, pointer: Any, places: Any, index: Any, vector: Any, more: Any) -> Any:
+    """``scatter(p, places, i, v, more)``: ``p[places[i + n]]`` becomes lane n of ``v``, or more by that."""
+
+    def emit(b: Any, v: list) -> Any:
+        for lane in range(vector.lanes):
+            place = b.load(b.gep(v[1], [b.add(v[2], v[2].type(lane))]))
+            at = b.gep(v[0], [b.zext(place, v[2].type)])
+            number = b.extract_element(v[3], _INT(lane))
+            with b.if_else(v[4]) as (then, otherwise):
+                with then:
+                    b.store(b.fadd(b.load(at), number), at)
+                with otherwise:
+                    b.store(number, at)
+
+    return _word(types.void, (pointer, places, types.intp, vector, types.boolean), emit)
+
+
+@intrinsic
 def fma(context: Any, a: Any, x: Any, y: Any) -> Any:
     """``fma(a, x, y)``: a·x + y in one instruction; ``a`` is a vector or a number."""
 
@@ -123,6 +145,12 @@ def fma(context: Any, a: Any, x: Any, y: Any) -> Any:
         return _llvm(b, f"fma.v{y.lanes}f32", v[2].type, [factor, v[1], v[2]])
 
     return _word(y, (a if isinstance(a, Vector) else types.float32, x, y), emit)
+
+
+@intrinsic
+def add(context: Any, x: Any, y: Any) -> Any:
+    """``add(x, y)``: x + y."""
+    return _word(x, (x, y), lambda b, v: b.fadd(*v))
 
 
 @intrinsic
@@ -143,20 +171,47 @@ def total(context: Any, vector: Any) -> Any:
 
 
 @intrinsic
-def dot(context: Any, x: Any, y: Any) -> Any:
-    """``dot(x, y)``: the sum over the lanes of x·y, a number; 16 lanes at a time, to leave registers to others."""
+def products(context: Any, x: Any, y: Any, like: Any) -> Any:
+    """``products(x, y, like)``: x·y, its lanes added up to as many as ``like`` has."""
 
     def emit(b: Any, v: list) -> Any:
         def part(vector: Any, n: int) -> Any:
-            return b.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(_INT, 16), list(range(n, n + 16))))
+            lanes = ir.Constant(ir.VectorType(_INT, like.lanes), list(range(n, n + like.lanes)))
+            return b.shuffle_vector(vector, vector, lanes)
 
         sums = b.fmul(part(v[0], 0), part(v[1], 0))
-        for n in range(16, x.lanes, 16):
-            sums = _llvm(b, "fma.v16f32", sums.type, [part(v[0], n), part(v[1], n), sums])
+        for n in range(like.lanes, x.lanes, like.lanes):
+            sums = _llvm(b, f"fma.v{like.lanes}f32", sums.type, [part(v[0], n), part(v[1], n), sums])
         # Without the fence, LLVM makes one long chain of the halves of a vector, and waits for each link of it.
-        return _total(b, _llvm(b, "arithmetic.fence.v16f32", sums.type, [sums]), 16)
+        return _llvm(b, f"arithmetic.fence.v{like.lanes}f32", sums.type, [sums])
 
-    return _word(types.float32, (x, y), emit)
+    return _word(like, (x, y, like), emit)
+
+
+@intrinsic
+def totals(context: Any, p: Any, q: Any, r: Any, s: Any, t: Any, u: Any, v: Any, w: Any) -> Any:
+    """``totals(p, …, w)``: the eight sums over the lanes as a vector; each costs half of what a ``total`` does."""
+    lanes, blocks = p.lanes, range(0, p.lanes, 4)
+
+    def emit(b: Any, vectors: list) -> Any:
+        def added(x: Any, y: Any, one: list[int], other: list[int]) -> Any:
+            """One choice from the lanes of x (0, 1, …) and y (lanes, lanes + 1, …) plus another."""
+            return b.fadd(*(b.shuffle_vector(x, y, ir.Constant(ir.VectorType(_INT, len(h)), h)) for h in (one, other)))
+
+        def mixed(x: Any, y: Any, block: tuple[int, ...]) -> Any:
+            """In every block of four lanes, this choice plus the one two lanes behind it."""
+            lanes_of = [n + at for at in blocks for n in block]
+            return added(x, y, lanes_of, [n + 2 for n in lanes_of])
+
+        pairs = [mixed(vectors[n], vectors[n + 1], (0, lanes, 1, lanes + 1)) for n in range(0, 8, 2)]  # p q p q
+        fours = [mixed(pairs[n], pairs[n + 1], (0, 1, lanes, lanes + 1)) for n in (0, 2)]  # p q r s
+        near = [n + start for start in (0, lanes) for n in range(lanes // 2)]
+        both = added(*fours, near, [n + lanes // 2 for n in near])  # p q r s, then t u v w
+        if lanes == 16:
+            both = added(both, both, [0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15])
+        return both
+
+    return _word(Vector(8), (p, q, r, s, t, u, v, w), emit)
 
 
 @intrinsic

@@ -1,0 +1,140 @@
+"""The compiled passes through a chain: say where everything is, then let threads take layers or spans of the batch."""
+# Compiled functions have no type hints: numba infers them. calls[span, stage] and plans[stage] are records; numbers is
+# the memory of calls as plain integers; link holds addresses, bases, offsets, by_span and by_thread; cut is the number
+# of samples, and that of a span.
+# ruff: noqa: ANN001, ANN201, ANN202
+
+from __future__ import annotations
+
+from numba import get_thread_id, prange
+
+from .conv import conv_backward, conv_backward_alone, conv_forward, conv_forward_alone
+from .linear import linear_backward, linear_backward_alone, linear_forward, linear_forward_alone
+from .program import GRADIENTS, PARTIAL
+from .records import LINEAR
+from .simd import add, compiled, floats, load, parallel, store, words, zeros
+
+PIECES = 64  # of the work before and after the layers; fixed, so that results do not depend on the threads
+
+
+@compiled
+def _link(calls, numbers, link, cut, span, thread):
+    (addresses, bases, offsets, by_span, by_thread), (batch, samples) = link, cut
+    for at in range(len(bases)):
+        base = bases[at]
+        numbers[at] = addresses[base] + span * by_span[base] + thread * by_thread[base] + offsets[at]
+    for i in range(len(calls)):
+        calls[i].batch = min(samples, batch - span * samples)
+        calls[i].lanes = (calls[i].batch + 15) // 16 * 16
+
+
+@compiled
+def _forward_layers(calls, plans):
+    for i in range(len(calls)):
+        if plans[i].kind == LINEAR:
+            linear_forward(calls, plans, i)
+        else:
+            conv_forward(calls, plans, i)
+
+
+@compiled
+def _forward_span(calls, numbers, link, cut, plans, span):
+    _link(calls, numbers, link, cut, span, get_thread_id())
+    for i in range(len(calls)):
+        if plans[i].kind == LINEAR:
+            linear_forward_alone(calls[i], plans[i])
+        else:
+            conv_forward_alone(calls[i], plans[i])
+
+
+@parallel
+def _forward_spans(calls, numbers, link, cut, plans):
+    for span in prange(len(calls)):
+        _forward_span(calls[span], numbers[span], link, cut, plans, span)
+
+
+@compiled
+def run_forward(calls, numbers, link, cut, plans):
+    """Do the forward pass of a chain."""
+    if len(calls) == 1:
+        _link(calls[0], numbers[0], link, cut, 0, 0)
+        _forward_layers(calls[0], plans)
+    else:
+        _forward_spans(calls, numbers, link, cut, plans)
+
+
+@compiled
+def _backward_layers(calls, plans):
+    for i in range(len(calls)):
+        if plans[i].kind == LINEAR:
+            linear_backward(calls, plans, i)
+        else:
+            conv_backward(calls, plans, i)
+
+
+@compiled
+def _backward_span(calls, numbers, link, cut, plans, span):
+    _link(calls, numbers, link, cut, span, get_thread_id())
+    for i in range(len(calls)):
+        if plans[i].kind == LINEAR:
+            linear_backward_alone(calls[i], plans[i])
+        else:
+            conv_backward_alone(calls[i], plans[i])
+
+
+@parallel
+def _backward_spans(calls, numbers, link, cut, plans):
+    for span in prange(len(calls)):
+        _backward_span(calls[span], numbers[span], link, cut, plans, span)
+
+
+@compiled
+def _sort_values(calls, plans, piece):
+    """Bring a piece of the values of each linear layer into the order by input."""
+    for i in range(len(calls)):
+        if calls[i].t_values:
+            values, by_input, perm = floats(calls[i].values), floats(calls[i].t_values), words(plans[i].t_perm)
+            for k in range(plans[i].nnz * piece // PIECES, plans[i].nnz * (piece + 1) // PIECES):
+                by_input[k] = values[perm[k]]
+
+
+@parallel
+def _sort_all_values(calls, plans):
+    for piece in prange(PIECES):
+        _sort_values(calls, plans, piece)
+
+
+@compiled
+def _add_up(spans, size, partial, result, piece):
+    parts, sums = floats(partial), floats(result)
+    k, end = size * piece // PIECES, size * (piece + 1) // PIECES
+    while k + 16 <= end:
+        numbers = load(parts, k, zeros(16))
+        for span in range(1, spans):
+            numbers = add(numbers, load(parts, span * size + k, numbers))
+        store(sums, k, numbers)
+        k += 16
+    while k < end:
+        number = parts[k]
+        for span in range(1, spans):
+            number += parts[span * size + k]
+        sums[k] = number
+        k += 1
+
+
+@parallel
+def _add_up_all(spans, size, partial, result):
+    for piece in prange(PIECES):
+        _add_up(spans, size, partial, result, piece)
+
+
+@compiled
+def run_backward(calls, numbers, link, cut, plans, size):
+    """Do the backward pass of a chain with ``size`` gradients of values and biases."""
+    _link(calls[0], numbers[0], link, cut, 0, 0)
+    _sort_all_values(calls[0], plans)
+    if len(calls) == 1:
+        _backward_layers(calls[0], plans)
+    else:
+        _backward_spans(calls, numbers, link, cut, plans)
+        _add_up_all(len(calls), size, link[0][PARTIAL], link[0][GRADIENTS])

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numba import get_thread_id, prange
 
-from .convert import hand_out, take_in
+from .convert import hand_out, take_in_images
 from .simd import (
     NATIVE,
     add,
@@ -75,39 +75,39 @@ def _result_size(call, plan):
 
 
 @compiled
-def _winner_at(call, plan, o, i, j, b):
-    """Where the winner of the window at (i, j) of channel ``o`` stands."""
+def _winners_at(plan, i, j, b):
+    """Where the winner of the window at (i, j) of the first channel stands, and the bytes to the next channel's."""
     height, width = plan.out_h // 2, plan.out_w // 2
-    return ((b // 16 * plan.outputs + o) * height * width + i // 2 * width + j // 2) * 16 + b % 16
+    return (b // 16 * plan.outputs * height * width + i // 2 * width + j // 2) * 16 + b % 16, height * width * 16
 
 
 @compiled
-def _y_at(call, o, i, j, b):
-    return (o * call.y_plane + i * call.y_width + j) * call.y_row + b // 16 * call.y_group + b % 16
+def _y_at(call, i, j, b):
+    """Where pixel (i, j) of the first channel of the result stands, and the floats to the next channel's."""
+    return (i * call.y_width + j) * call.y_row + b // 16 * call.y_group + b % 16, call.y_plane * call.y_row
 
 
 @compiled
-def _store_window(call, plan, o, i, j, b, p00, p01, p10, p11):
-    """Write four results of channel ``o``, at (i, j) and right of and below it, or the largest of them; with ReLU."""
-    y, relu, zero = floats(call.y), call.relu != 0, zeros(NATIVE)
-    if call.pool:
-        best = maximum(maximum(p00, p01), maximum(p10, p11))
-        if call.winners:
-            store_winner(octets(call.winners), _winner_at(call, plan, o, i, j, b), p00, p01, p10, p11, best, relu)
-        if relu:
-            best = maximum(zero, best)
-        store(y, _y_at(call, o, i // 2, j // 2, b), best)
-    else:
-        if relu:
-            p00, p01 = maximum(zero, p00), maximum(zero, p01)
-            p10, p11 = maximum(zero, p10), maximum(zero, p11)
-        store(y, _y_at(call, o, i, j, b), p00)
-        if j + 1 < plan.out_w:
-            store(y, _y_at(call, o, i, j + 1, b), p01)
-        if i + 1 < plan.out_h:
-            store(y, _y_at(call, o, i + 1, j, b), p10)
-            if j + 1 < plan.out_w:
-                store(y, _y_at(call, o, i + 1, j + 1, b), p11)
+def _g_at(call, i, j, b):
+    """The same of the result's gradient."""
+    return (i * call.g_width + j) * call.g_row + b // 16 * call.g_group + b % 16, call.g_plane * call.g_row
+
+
+@compiled
+def _store_best(y, at, winners, winner, remember, relu, p00, p01, p10, p11):
+    """Write the largest of a window's four results, with ReLU."""
+    best = maximum(maximum(p00, p01), maximum(p10, p11))
+    if remember:
+        store_winner(winners, winner, p00, p01, p10, p11, best, relu)
+    store(y, at, maximum(zeros(NATIVE), best) if relu else best)
+
+
+@compiled
+def _store_pixel(call, plan, o, i, j, b, pixel):
+    """Write one result, with ReLU, unless it is beyond the edge."""
+    if i < plan.out_h and j < plan.out_w:
+        at, step = _y_at(call, i, j, b)
+        store(floats(call.y), at + o * step, maximum(zeros(NATIVE), pixel) if call.relu else pixel)
 
 
 @compiled
@@ -116,7 +116,10 @@ def _add_window(call, plan, i, j, b):
     zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
     values, bias, indptr, offsets = floats(call.values), floats(call.bias), longs(plan.indptr), longs(plan.offsets)
     x, start = floats(call.x), i * down + j * right + b // 16 * call.x_group + b % 16
-    for o in range(plan.outputs):
+    y, winners, remember = floats(call.y), octets(call.winners), call.winners != 0
+    (at_y, step_y), (winner, step_winner) = _y_at(call, i // 2, j // 2, b), _winners_at(plan, i, j, b)
+    pool, relu, outputs = call.pool != 0, call.relu != 0, plan.outputs
+    for o in range(outputs):
         p00 = p01 = p10 = p11 = splat(bias[o], zero)
         for k in range(indptr[o], indptr[o + 1]):
             weight, at = values[k], start + offsets[k]
@@ -124,7 +127,14 @@ def _add_window(call, plan, i, j, b):
             p01 = fma(weight, load(x, at + right, zero), p01)
             p10 = fma(weight, load(x, at + down, zero), p10)
             p11 = fma(weight, load(x, at + down + right, zero), p11)
-        _store_window(call, plan, o, i, j, b, p00, p01, p10, p11)
+        if pool:
+            _store_best(y, at_y, winners, winner, remember, relu, p00, p01, p10, p11)
+        else:
+            _store_pixel(call, plan, o, i, j, b, p00)
+            _store_pixel(call, plan, o, i, j + 1, b, p01)
+            _store_pixel(call, plan, o, i + 1, j, b, p10)
+            _store_pixel(call, plan, o, i + 1, j + 1, b, p11)
+        at_y, winner = at_y + step_y, winner + step_winner
 
 
 @compiled
@@ -133,7 +143,10 @@ def _add_two_windows(call, plan, i, j, b):
     zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
     values, bias, indptr, offsets = floats(call.values), floats(call.bias), longs(plan.indptr), longs(plan.offsets)
     x, start = floats(call.x), i * down + j * right + b // 16 * call.x_group + b % 16
-    for o in range(plan.outputs):
+    y, winners, remember = floats(call.y), octets(call.winners), call.winners != 0
+    (at_y, step_y), (winner, step_winner) = _y_at(call, i // 2, j // 2, b), _winners_at(plan, i, j, b)
+    pool, relu, outputs, next_y = call.pool != 0, call.relu != 0, plan.outputs, call.y_row
+    for o in range(outputs):
         p00 = p01 = p02 = p03 = p10 = p11 = p12 = p13 = splat(bias[o], zero)
         for k in range(indptr[o], indptr[o + 1]):
             weight, at = values[k], start + offsets[k]
@@ -146,8 +159,19 @@ def _add_two_windows(call, plan, i, j, b):
             p11 = fma(weight, load(x, below + right, zero), p11)
             p12 = fma(weight, load(x, below + 2 * right, zero), p12)
             p13 = fma(weight, load(x, below + 3 * right, zero), p13)
-        _store_window(call, plan, o, i, j, b, p00, p01, p10, p11)
-        _store_window(call, plan, o, i, j + 2, b, p02, p03, p12, p13)
+        if pool:
+            _store_best(y, at_y, winners, winner, remember, relu, p00, p01, p10, p11)
+            _store_best(y, at_y + next_y, winners, winner + 16, remember, relu, p02, p03, p12, p13)
+        else:
+            _store_pixel(call, plan, o, i, j, b, p00)
+            _store_pixel(call, plan, o, i, j + 1, b, p01)
+            _store_pixel(call, plan, o, i, j + 2, b, p02)
+            _store_pixel(call, plan, o, i, j + 3, b, p03)
+            _store_pixel(call, plan, o, i + 1, j, b, p10)
+            _store_pixel(call, plan, o, i + 1, j + 1, b, p11)
+            _store_pixel(call, plan, o, i + 1, j + 2, b, p12)
+            _store_pixel(call, plan, o, i + 1, j + 3, b, p13)
+        at_y, winner = at_y + step_y, winner + step_winner
 
 
 @compiled
@@ -164,7 +188,9 @@ def _add_windows(call, plan, window, b):
 @compiled
 def _take_in_channels(call, plan, first, last):
     start = call.x + 4 * (plan.pad_y * plan.columns + plan.pad_x) * call.x_row
-    take_in(call, start, call.x_row, call.x_group, plan.columns, plan.plane, plan.height, plan.width, first, last)
+    take_in_images(
+        call, start, call.x_row, call.x_group, plan.columns, plan.plane, plan.height, plan.width, first, last
+    )
 
 
 @parallel
@@ -207,36 +233,35 @@ def conv_forward_alone(call, plan):
 
 
 @compiled
-def _g_at(call, o, i, j, b):
-    return (o * call.g_plane + i * call.g_width + j) * call.g_row + b // 16 * call.g_group + b % 16
+def _gradient_of_best(g, at, winners, winner):
+    """The gradients of a window's four results before pooling and ReLU, and their sum."""
+    gradient = load(g, at, zeros(NATIVE))
+    return (
+        where_winner(winners, winner, 0, gradient),
+        where_winner(winners, winner, 1, gradient),
+        where_winner(winners, winner, 2, gradient),
+        where_winner(winners, winner, 3, gradient),
+        where_any_winner(winners, winner, gradient),
+    )
 
 
 @compiled
-def _pixel_gradient(call, plan, o, i, j, b):
-    """The gradient of one result that was not pooled, before ReLU; zero beyond the edge."""
+def _gradient_of_pixel(call, plan, o, i, j, b):
+    """The gradient of one result before ReLU; zero beyond the edge."""
     if i < plan.out_h and j < plan.out_w:
-        gradient = load(floats(call.g), _g_at(call, o, i, j, b), zeros(NATIVE))
+        (at_g, step_g), (at_y, step_y) = _g_at(call, i, j, b), _y_at(call, i, j, b)
+        gradient = load(floats(call.g), at_g + o * step_g, zeros(NATIVE))
         if call.relu:
-            gradient = where_positive(load(floats(call.y), _y_at(call, o, i, j, b), gradient), gradient)
+            gradient = where_positive(load(floats(call.y), at_y + o * step_y, gradient), gradient)
         return gradient
     return zeros(NATIVE)
 
 
 @compiled
-def _window_gradient(call, plan, o, i, j, b):
-    """The gradients of four results of channel ``o`` before pooling and ReLU."""
-    if call.pool:
-        gradient = load(floats(call.g), _g_at(call, o, i // 2, j // 2, b), zeros(NATIVE))
-        winners, at = octets(call.winners), _winner_at(call, plan, o, i, j, b)
-        return (
-            where_winner(winners, at, 0, gradient),
-            where_winner(winners, at, 1, gradient),
-            where_winner(winners, at, 2, gradient),
-            where_winner(winners, at, 3, gradient),
-            where_any_winner(winners, at, gradient),
-        )
-    g00, g01 = _pixel_gradient(call, plan, o, i, j, b), _pixel_gradient(call, plan, o, i, j + 1, b)
-    g10, g11 = _pixel_gradient(call, plan, o, i + 1, j, b), _pixel_gradient(call, plan, o, i + 1, j + 1, b)
+def _gradient_of_pixels(call, plan, o, i, j, b):
+    """The same as :func:`_gradient_of_best` where nothing is pooled."""
+    g00, g01 = _gradient_of_pixel(call, plan, o, i, j, b), _gradient_of_pixel(call, plan, o, i, j + 1, b)
+    g10, g11 = _gradient_of_pixel(call, plan, o, i + 1, j, b), _gradient_of_pixel(call, plan, o, i + 1, j + 1, b)
     return g00, g01, g10, g11, add(add(g00, g01), add(g10, g11))
 
 
@@ -256,9 +281,15 @@ def _spread_window(call, plan, i, j, b, sums):
     zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
     values, indptr, offsets, want = floats(call.values), longs(plan.indptr), longs(plan.offsets), call.dx != 0
     x, dx, start = floats(call.x), floats(call.dx), i * down + j * right + b // 16 * call.x_group + b % 16
-    for o in range(plan.outputs):
-        g00, g01, g10, g11, over_window = _window_gradient(call, plan, o, i, j, b)
-        _add_to_bias(sums, plan.nnz + o, over_window)
+    (at_g, step_g), (winner, step_winner) = _g_at(call, i // 2, j // 2, b), _winners_at(plan, i, j, b)
+    g, winners, pool, outputs, nnz = floats(call.g), octets(call.winners), call.pool != 0, plan.outputs, plan.nnz
+    for o in range(outputs):
+        if pool:
+            g00, g01, g10, g11, over_window = _gradient_of_best(g, at_g, winners, winner)
+        else:
+            g00, g01, g10, g11, over_window = _gradient_of_pixels(call, plan, o, i, j, b)
+        at_g, winner = at_g + step_g, winner + step_winner
+        _add_to_bias(sums, nnz + o, over_window)
         for k in range(indptr[o], indptr[o + 1]):
             at, products = start + offsets[k], load(sums, k * NATIVE, zero)
             below = at + down
@@ -278,10 +309,18 @@ def _spread_two_windows(call, plan, i, j, b, sums):
     zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
     values, indptr, offsets, want = floats(call.values), longs(plan.indptr), longs(plan.offsets), call.dx != 0
     x, dx, start = floats(call.x), floats(call.dx), i * down + j * right + b // 16 * call.x_group + b % 16
-    for o in range(plan.outputs):
-        g00, g01, g10, g11, over_first = _window_gradient(call, plan, o, i, j, b)
-        g02, g03, g12, g13, over_second = _window_gradient(call, plan, o, i, j + 2, b)
-        _add_to_bias(sums, plan.nnz + o, add(over_first, over_second))
+    (at_g, step_g), (winner, step_winner) = _g_at(call, i // 2, j // 2, b), _winners_at(plan, i, j, b)
+    g, winners, pool, outputs, nnz = floats(call.g), octets(call.winners), call.pool != 0, plan.outputs, plan.nnz
+    next_g = call.g_row
+    for o in range(outputs):
+        if pool:
+            g00, g01, g10, g11, over_first = _gradient_of_best(g, at_g, winners, winner)
+            g02, g03, g12, g13, over_second = _gradient_of_best(g, at_g + next_g, winners, winner + 16)
+        else:
+            g00, g01, g10, g11, over_first = _gradient_of_pixels(call, plan, o, i, j, b)
+            g02, g03, g12, g13, over_second = _gradient_of_pixels(call, plan, o, i, j + 2, b)
+        at_g, winner = at_g + step_g, winner + step_winner
+        _add_to_bias(sums, nnz + o, add(over_first, over_second))
         for k in range(indptr[o], indptr[o + 1]):
             at, products = start + offsets[k], load(sums, k * NATIVE, zero)
             below = at + down
@@ -375,7 +414,7 @@ def _hand_out_by_all(calls, plans, i):
 @compiled
 def _take_in_gradient(call, plan):
     height, width = _result_size(call, plan)
-    take_in(call, call.g, call.g_row, call.g_group, call.g_width, call.g_plane, height, width, 0, plan.outputs)
+    take_in_images(call, call.g, call.g_row, call.g_group, call.g_width, call.g_plane, height, width, 0, plan.outputs)
 
 
 @compiled

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from numba import prange
 
-from .simd import compiled, first_lanes, floats, load, parallel, store, zeros
+from .simd import compiled, first_lanes, floats, load, parallel, store, transpose, zeros
 
 BLOCK = 64  # features that a piece of work turns at a time: what a batch has of them fits the fastest cache
 
@@ -19,7 +19,7 @@ def _turn(first, last, batch, features, x, y, row):
 
 
 @parallel
-def transpose(x_at, batch, features, y_at, row):
+def to_innermost(x_at, batch, features, y_at, row):
     """Write ``x[batch, features]`` to ``y[features, row]``."""
     for block in prange((features + BLOCK - 1) // BLOCK):
         first = block * BLOCK
@@ -27,29 +27,33 @@ def transpose(x_at, batch, features, y_at, row):
 
 
 @compiled
-def take_in(call, to, row, group, width, plane, height, across, first, last):
-    """Bring channels ``first`` to ``last`` of ``call.source``, images of height × across, into a form of ours."""
-    source, sample, pixel, target, zero = (
-        floats(call.source),
-        call.source_sample,
-        call.source_pixel,
-        floats(to),
-        zeros(16),
-    )
+def take_in(call, at, to, row, group, pixels):
+    """Bring pixels that lie side by side in ``call.source``, from number ``at`` on, to ``to``, in a form of ours."""
+    source, sample, pixel, target = floats(call.source), call.source_sample, call.source_pixel, floats(to)
+    for b in range(0, call.lanes, 16):
+        here, keep = b // 16 * group, call.batch - b
+        if sample == 1:
+            for j in range(pixels):
+                values = load(source, (at + j) * pixel + b, zeros(16))
+                store(target, here + j * row, first_lanes(keep, values))
+        elif keep >= 16 and pixels >= 16:
+            for j in range(0, pixels, 16):
+                first = min(j, pixels - 16)  # the last block may overlap the one before
+                transpose(source, b * sample + at + first, sample, target, here + first * row, row)
+        else:
+            for j in range(pixels):
+                store(target, here + j * row, zeros(16))
+                for n in range(min(keep, 16)):
+                    target[here + j * row + n] = source[(b + n) * sample + at + j]
+
+
+@compiled
+def take_in_images(call, to, row, group, width, plane, height, across, first, last):
+    """Bring channels ``first`` to ``last``, images of height × across pixels."""
     for c in range(first, last):
         for i in range(height):
-            at, end = (c * height + i) * across * pixel, (c * plane + i * width) * row
-            for b in range(0, call.lanes, 16):
-                here, keep = end + b // 16 * group, call.batch - b
-                for j in range(across):
-                    if sample == 1:
-                        values = first_lanes(keep, load(source, at + j * pixel + b, zero))
-                        store(target, here + j * row, values)
-                    else:
-                        if keep < 16:
-                            store(target, here + j * row, zero)
-                        for n in range(min(keep, 16)):
-                            target[here + j * row + n] = source[(b + n) * sample + at + j * pixel]
+            place = to + 4 * (c * plane + i * width) * row
+            take_in(call, (c * height + i) * across, place, row, group, across)
 
 
 @compiled

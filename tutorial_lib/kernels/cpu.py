@@ -25,7 +25,7 @@ import torch
 from ..errors import InvalidArgumentError
 from ..validate import shown
 from . import memory
-from .convert import transpose
+from .convert import to_innermost
 from .index import ConvIndex, LinearIndex
 from .memory import borrow, empty_batch_innermost, is_batch_innermost
 from .passes import run_backward, run_forward
@@ -63,7 +63,7 @@ def innermost(x: torch.Tensor) -> torch.Tensor:
     memory.conversions += 1
     y = empty_batch_innermost(x.shape)
     _threads()
-    transpose(x.data_ptr(), len(x), math.prod(x.shape[1:]), y.data_ptr(), y.stride(-1))
+    to_innermost(x.data_ptr(), len(x), math.prod(x.shape[1:]), y.data_ptr(), y.stride(-1))
     return y
 
 

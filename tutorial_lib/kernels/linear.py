@@ -81,7 +81,7 @@ def _tile_by_all(calls, plans, i, b, width):
 
 @compiled
 def _take_in_features(call, first, last):
-    take_in(call, call.x, call.x_row, call.x_group, 1, 1, 1, 1, first, last)
+    take_in(call, first, call.x + 4 * first * call.x_row, call.x_row, call.x_group, last - first)
 
 
 @parallel
@@ -270,7 +270,7 @@ def _columns_by_all(calls, plans, i):
 
 @compiled
 def _take_in_gradient(call, plan):
-    take_in(call, call.g, call.g_row, call.g_group, 1, 1, 1, 1, 0, plan.outputs)
+    take_in(call, 0, call.g, call.g_row, call.g_group, plan.outputs)
 
 
 @compiled

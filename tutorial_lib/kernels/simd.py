@@ -119,6 +119,25 @@ def store(context: Any, pointer: Any, index: Any, vector: Any) -> Any:
 
 
 @intrinsic
+def transpose(context: Any, source: Any, at: Any, step: Any, target: Any, to: Any, row: Any) -> Any:
+    """Write the 16×16 numbers ``source[at + step·n + m]`` to ``target[to + row·m + n]``."""
+
+    def emit(b: Any, v: list) -> Any:
+        def place(start: Any, stride: Any, n: int) -> Any:
+            return b.add(start, b.mul(stride, stride.type(n)))
+
+        block = [b.load(_at(b, v[0], place(v[1], v[2], n), _FLOAT, 16), align=4) for n in range(16)]
+        halves = [[lane for n in range(first, first + 8) for lane in (n, 16 + n)] for first in (0, 8)]
+        halves = [ir.Constant(ir.VectorType(_INT, 16), lanes) for lanes in halves]
+        for _ in range(4):  # to interleave the first half of the rows with the second, four times, transposes
+            block = [b.shuffle_vector(block[n], block[n + 8], half) for n in range(8) for half in halves]
+        for n, vector in enumerate(block):
+            b.store(vector, _at(b, v[3], place(v[4], v[5], n), _FLOAT, 16), align=4)
+
+    return _word(types.void, (source, types.intp, types.intp, target, types.intp, types.intp), emit)
+
+
+@intrinsic
 def scatter(context: Any, pointer: Any, places: Any, index: Any, vector: Any, more: Any) -> Any:
     """``scatter(p, places, i, v, more)``: ``p[places[i + n]]`` becomes lane n of ``v``, or more by that."""
 

@@ -146,7 +146,7 @@ def test_refusals():
         topology_player(TopologyRecorder())
     with pytest.raises(InvalidArgumentError, match=r"layers \[\]"):
         topology_player(recorder, [])
-    with pytest.raises(InvalidArgumentError, match="no recorded layer 'fc9'; there are 'a'"):
+    with pytest.raises(InvalidArgumentError, match="no recorded layer 'fc9'; choose among 'a'"):
         topology_player(recorder, ["fc9"])
 
 

@@ -261,7 +261,7 @@ def test_refusals_of_record_leave_it_as_it_was():
     ],
 )
 def test_an_unknown_layer_is_named_with_the_choices(ask):
-    with pytest.raises(InvalidArgumentError, match="no recorded layer 'fc9'; there are 'a', 'b'"):
+    with pytest.raises(InvalidArgumentError, match="no recorded layer 'fc9'; choose among 'a', 'b'"):
         ask(recorded([{"a": {1}, "b": {0}}], {"a": (2, 2), "b": (1, 1)}), "fc9")
 
 

@@ -154,7 +154,7 @@ def _check_same_outputs(outputs: dict[str, Any], tolerance: float) -> None:
         if not difference <= tolerance:
             raise InvalidArgumentError(
                 f"{name!r} and {first!r} differ by {difference:.3g}, more than tolerance={tolerance:.3g}; "
-                "they do not do the same work"
+                "they do not do the same work, give candidates that do"
             )
 
 

@@ -240,7 +240,7 @@ class TopologyRecorder:
     def _check_layer(self, layer: str) -> None:
         if not isinstance(layer, str) or layer not in self.shapes:
             choices = ", ".join(map(repr, self.shapes)) or "none: nothing has been recorded yet"
-            raise InvalidArgumentError(f"no recorded layer {layer!r}; there are {choices}")
+            raise InvalidArgumentError(f"no recorded layer {layer!r}; choose among {choices}")
 
     def _chosen(self, layer: str | None) -> list[str]:
         """Return the names of the layers that a method takes, or raise InvalidArgumentError."""

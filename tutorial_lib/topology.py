@@ -56,8 +56,8 @@ def weight_layers(
     }
     if not layers:
         raise InvalidArgumentError(
-            f"{type(model).__name__} has no nn.Linear or nn.Conv2d layer that matches include={list(include)}, "
-            f"exclude={list(exclude)}; there is nothing to make sparse"
+            f"model={type(model).__name__} has no nn.Linear or nn.Conv2d layer that matches include={list(include)}, "
+            f"exclude={list(exclude)}; give one that has, there is nothing to make sparse"
         )
     return layers
 

@@ -298,7 +298,7 @@ def check_convolution(
     check_sizes(in_channels=in_channels, out_channels=out_channels)
     for name, channels in (("input", in_channels), ("output", out_channels)):
         if groups < 1 or channels % groups:
-            raise InvalidArgumentError(f"groups={groups!r}; it has to divide the {channels} {name} channels")
+            raise InvalidArgumentError(f"groups={groups!r}; use a divisor of the {channels} {name} channels")
     pairs = []
     for name, value, least in (
         ("kernel_size", kernel_size, 1),

@@ -158,12 +158,8 @@ class ConvIndex(_Index):
 
     def __post_init__(self) -> None:
         out, channels, *kernel = self.shape
-        of_input, of_output = (channels * self.groups, *kernel), (out, *kernel)
         _check_array("indptr", self.indptr, _is_pointers(self.indptr, out, self.nnz))
-        _check_array("taps", self.taps, _is_taps(self.taps, self.nnz, of_input))
-        _check_array("t_indptr", self.t_indptr, _is_pointers(self.t_indptr, of_input[0], self.nnz))
-        _check_array("t_taps", self.t_taps, _is_taps(self.t_taps, self.nnz, of_output))
-        _check_array("t_perm", self.t_perm, _is_below(self.t_perm, self.nnz, self.nnz, np.uint32))
+        _check_array("taps", self.taps, _is_taps(self.taps, self.nnz, (channels * self.groups, *kernel)))
 
     @classmethod
     @checked
@@ -187,7 +183,7 @@ class ConvIndex(_Index):
             if len(pair) != 2 or min(pair) < least:
                 raise InvalidArgumentError(f"{name} is {pair}; give two integers of at least {least}.")
         if groups < 1 or shape[0] % groups:
-            raise InvalidArgumentError(f"groups is {groups}; it has to divide the {shape[0]} output channels.")
+            raise InvalidArgumentError(f"groups is {groups}; use a divisor of the {shape[0]} output channels.")
         out, channels, height, width = shape
         position = _checked(flat, shape)
         position, dx = np.divmod(position, max(width, 1))

@@ -148,7 +148,8 @@ def _check_same_outputs(outputs: dict[str, Any], tolerance: float) -> None:
     for name, array in arrays.items():
         if array.shape != arrays[first].shape:
             raise InvalidArgumentError(
-                f"{name!r} returns {array.shape}, {first!r} {arrays[first].shape}; not the same work"
+                f"{name!r} returns {array.shape}, {first!r} {arrays[first].shape}; "
+                "give candidates that do the same work"
             )
         difference = float(np.abs(array - arrays[first]).max(initial=0.0))
         if not difference <= tolerance:

@@ -269,7 +269,9 @@ def paired_difference(runs: pd.DataFrame, ours: str, theirs: str, sparsity: floa
     both = [at[name] if name in at.index.get_level_values(0) else pd.Series(dtype=float) for name in (ours, theirs)]
     difference = (both[0] - both[1]).dropna()
     if difference.empty:
-        raise InvalidArgumentError(f"no seed was run with both {ours!r} and {theirs!r} at {sparsity=}")
+        raise InvalidArgumentError(
+            f"no seed was run with both {ours!r} and {theirs!r} at {sparsity=}; choose what was run"
+        )
     return float(difference.mean()), *interval(difference.tolist())
 
 

@@ -94,7 +94,7 @@ class CSRConv2d(nn.Module):
         super().__init__()
         if layer.groups != 1 or isinstance(layer.padding, str) or layer.padding_mode != "zeros":
             raise InvalidArgumentError(
-                f"{layer} has groups, named padding or a padding mode; CSR inference covers groups=1 with zero padding"
+                f"{layer} has groups, named padding or a padding mode; use groups=1 and zero padding in numbers"
             )
         _check_bias(bias, product)
         shape = layer.out_channels, math.prod(layer.weight.shape[1:])

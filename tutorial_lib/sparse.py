@@ -70,7 +70,7 @@ class SparseLayer(SparsifiableLayer, nn.Module):
         size, out = math.prod(self.dense_shape), self.dense_shape[0]
         check_sparsity(sparsity)
         check_tensors(**kind)
-        nnz = round((1 - sparsity) * size) if connections is None else len(connections)
+        nnz = round((1 - sparsity) * size) if connections is None else connections.numel()
         require(nnz < MOST, "sparsity", sparsity, f"of {size:,} weights {nnz:,} are left; use a higher one")
         # While an index is built: positions, their two orders, and pointers to each row and column.
         rows_and_columns = out + size // max(1, out)

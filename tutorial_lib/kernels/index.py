@@ -123,7 +123,6 @@ class LinearIndex(_Index):
         rows = np.repeat(np.arange(self.shape[0]), np.diff(self.indptr).astype(np.int64))
         return torch.from_numpy(rows * self.shape[1] + self.cols.astype(np.int64))
 
-    @checked
     def coordinates(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Return rows and columns as int64 tensors ``[nnz]`` on a device, for ``reference.py``; kept once made."""
         if device not in self._places:
@@ -221,7 +220,6 @@ class ConvIndex(_Index):
         _, channels, height, width = self.shape
         return torch.from_numpy(((o * channels + c % max(channels, 1)) * height + dy) * width + dx)
 
-    @checked
     def places(self, device: torch.device) -> torch.Tensor:
         """Return :meth:`flat` on a device, for ``reference.py``; kept once made."""
         if device not in self._places:

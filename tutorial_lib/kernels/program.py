@@ -392,7 +392,7 @@ def _copy(
 def _linear_plan(index: LinearIndex, size: tuple[int, ...]) -> tuple[Plan, tuple[int, ...], None]:
     """Return the plan of a layer for inputs of this size, the size of the result, and what has to be kept alive."""
     if size != (index.shape[1],):
-        raise InvalidArgumentError(f"the input has shape [B, {_listed(size)}]; the layer takes [B, {index.shape[1]}].")
+        raise InvalidArgumentError(f"the input has shape [B, {_listed(size)}]; give [B, {index.shape[1]}].")
     plan = Plan(
         LINEAR,
         index.nnz,
@@ -416,7 +416,7 @@ def _conv_plan(index: ConvIndex, size: tuple[int, ...]) -> tuple[Plan, tuple[int
     """Return the same of a convolution; its plan has the address of the offsets."""
     outputs, inputs, kernel, dilation = index.shape[0], index.shape[1] * index.groups, index.shape[2:], index.dilation
     if len(size) != 3 or size[0] != inputs:
-        raise InvalidArgumentError(f"the input has shape [B, {_listed(size)}]; the layer takes [B, {inputs}, H, W].")
+        raise InvalidArgumentError(f"the input has shape [B, {_listed(size)}]; give [B, {inputs}, H, W].")
     height, width = size[1:]
     out_h, out_w = index.output_size(height, width)
     (stride_y, stride_x), (pad_y, pad_x) = index.stride, index.padding

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 from ..errors import InvalidArgumentError
-from ..validate import checked, shown
+from ..validate import require, shown
 from .index import ConvIndex, LinearIndex
-from .stage import Gradients, Stage, Trace, check_pass, fitted
+from .stage import Gradients, Stage, Trace, check_kinds, check_pass, fitted
 
 
-@checked
 def forward(
     x: torch.Tensor, stages: Sequence[Stage], parameters: Sequence[torch.Tensor | None], remember: bool = False
 ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
     """See :func:`tutorial_lib.kernels.cpu.forward`."""
     _check_stages(stages, parameters)
+    check_kinds((LinearIndex, ConvIndex), stages[0].index, x=x)
     memory = [x]
     for i, (index, relu, pool) in enumerate(stages):
         values, bias = parameters[2 * i : 2 * i + 2]
@@ -36,7 +37,6 @@ def forward(
     return x, tuple(memory)
 
 
-@checked
 def backward(
     grad: torch.Tensor,
     memory: Sequence[torch.Tensor | None],
@@ -68,11 +68,12 @@ def backward(
     return Gradients(grad, gradients, traces)
 
 
-@checked
 def linear_forward(
     x: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None, index: LinearIndex, relu: bool = False
 ) -> torch.Tensor:
     """Return ``x @ W.T + bias``, then ReLU if asked: ``[B, in]`` → ``[B, out]``."""
+    check_kinds(LinearIndex, index, x=x, values=values)
+    _check_flags(relu=relu)
     check_pass(x, index, values, bias)
     rows, cols = index.coordinates(x.device)
     y = x.new_zeros(len(x), index.shape[0]).index_add(1, rows, x[:, cols] * values)
@@ -81,7 +82,6 @@ def linear_forward(
     return y.relu() if relu else y
 
 
-@checked
 def linear_backward(
     grad: torch.Tensor,
     x: torch.Tensor,
@@ -92,6 +92,7 @@ def linear_backward(
     need_input: bool = True,
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
     """Return the gradients of :func:`linear_forward`: of the input (or None), of the values and of the bias."""
+    check_kinds(LinearIndex, index, grad=grad, x=x, values=values)
     check_pass(x, index, values, None, grad)
     rows, cols = index.coordinates(x.device)
     if relu:
@@ -101,7 +102,6 @@ def linear_backward(
     return dx, (at_weights * x[:, cols]).sum(0), grad.sum(0)
 
 
-@checked
 def conv_forward(
     x: torch.Tensor,
     values: torch.Tensor,
@@ -112,6 +112,8 @@ def conv_forward(
     remember: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return ``conv2d(x, W, bias)``, then ReLU and 2×2 max-pooling if asked, and the winners of the pooling."""
+    check_kinds(ConvIndex, index, x=x, values=values)
+    _check_flags(relu=relu, pool=pool)
     check_pass(x, index, values, bias)
     index.output_size(*x.shape[2:])  # refuses an input that is too small
     y = F.conv2d(x, _dense(values, index), bias, index.stride, index.padding, index.dilation, index.groups)
@@ -124,7 +126,6 @@ def conv_forward(
     return y, winners.to(torch.uint8) if remember else None
 
 
-@checked
 def conv_backward(
     grad: torch.Tensor,
     x: torch.Tensor,
@@ -136,6 +137,7 @@ def conv_backward(
     need_input: bool = True,
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
     """Return the gradients of :func:`conv_forward`: of the input (or None), of the values and of the bias."""
+    check_kinds(ConvIndex, index, grad=grad, x=x, values=values)
     check_pass(x, index, values, None)
     before = index.output_size(*x.shape[2:])
     size = before if winners is None else (before[0] // 2, before[1] // 2)
@@ -151,7 +153,6 @@ def conv_backward(
     return dx, dweight.flatten()[index.places(x.device)], grad.sum((0, 2, 3))
 
 
-@checked
 def before_activation(
     grad: torch.Tensor,
     y: torch.Tensor | None,
@@ -168,8 +169,9 @@ def before_activation(
         index: the layer's index.
         input_size: height and width of the input; needed with ``winners``.
     """
+    check_kinds((LinearIndex, ConvIndex), index, grad=grad)
     for name, tensor in (("y", y), ("winners", winners)):
-        if tensor is not None and tensor.shape != grad.shape:
+        if tensor is not None and getattr(tensor, "shape", None) != grad.shape:
             raise InvalidArgumentError(f"{name}={shown(tensor)} for a gradient {tuple(grad.shape)}; give that shape")
     if winners is None:
         return grad if y is None else grad.masked_fill(y <= 0, 0)
@@ -179,6 +181,11 @@ def before_activation(
     for n in range(4):
         full[:, :, n // 2 : grad.shape[2] * 2 : 2, n % 2 : grad.shape[3] * 2 : 2] = windows[..., n]
     return full
+
+
+def _check_flags(**flags: bool) -> None:
+    for name, flag in flags.items():
+        require(isinstance(flag, (bool, np.bool_)), name, flag, "give True or False")
 
 
 def _check_stages(stages: Sequence[Stage], parameters: Sequence[torch.Tensor | None]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from ..errors import InvalidArgumentError
+from ..validate import shown
 from .index import ConvIndex, LinearIndex
 
 
@@ -57,6 +58,19 @@ class Gradients(NamedTuple):
     traces: list[Trace]
 
 
+def check_kinds(kind: type | tuple[type, ...], index: Any, **tensors: Any) -> None:
+    """Refuse an index of another kind, and what is no tensor: cheap enough for every pass.
+
+    Raises:
+        InvalidArgumentError: one of them is something else.
+    """
+    if not isinstance(index, kind):
+        raise InvalidArgumentError(f"index={shown(index)} does not fit this layer; give what its build() returns.")
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise InvalidArgumentError(f"{name}={shown(tensor)}; give a torch.Tensor.")
+
+
 def check_pass(
     x: torch.Tensor,
     index: LinearIndex | ConvIndex,
@@ -80,13 +94,13 @@ def check_pass(
     inputs = index.shape[1] * (1 if linear else index.groups)
     if x.dim() != (2 if linear else 4) or x.shape[1] != inputs:
         takes = f"[B, {inputs}]" if linear else f"[B, {inputs}, H, W]"
-        raise InvalidArgumentError(f"the input has shape {tuple(x.shape)}; the layer takes {takes}, give that.")
+        raise InvalidArgumentError(f"the input has shape {tuple(x.shape)}; give {takes}.")
     if linear and grad is not None and grad.shape != (len(x), outputs):
         raise InvalidArgumentError(f"the gradient has shape {tuple(grad.shape)}; give {(len(x), outputs)}.")
     if values.shape != (index.nnz,):
         raise InvalidArgumentError(f"values have shape {tuple(values.shape)}; give {index.nnz}.")
-    if bias is not None and bias.shape != (outputs,):
-        raise InvalidArgumentError(f"bias has shape {tuple(bias.shape)}; give {outputs} numbers.")
+    if bias is not None and getattr(bias, "shape", None) != (outputs,):
+        raise InvalidArgumentError(f"bias={shown(bias)}; give {outputs} numbers.")
     for tensor in (values, bias, grad):
         if tensor is not None and (tensor.dtype, tensor.device) != (x.dtype, x.device):
             raise InvalidArgumentError(

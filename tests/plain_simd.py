@@ -24,7 +24,7 @@ from tutorial_lib import kernels
 from tutorial_lib.kernels import memory, records, simd
 
 NATIVE = simd.NATIVE
-_known: dict[int, tuple[int, Any]] = {}  # first byte: last byte and one, and what is there, kept alive
+known: dict[int, tuple[int, Any]] = {}  # by its first byte: where memory ends, and whose it is, kept alive
 
 
 class OutOfBounds(AssertionError):
@@ -36,9 +36,9 @@ class Pointer:
 
     def __init__(self, address: int, dtype: type) -> None:
         self.address, self.dtype, self.bytes = int(address), dtype, np.dtype(dtype).itemsize
-        starts = sorted(_known)
+        starts = sorted(known)
         self.start = starts[max(0, bisect_right(starts, self.address) - 1)]
-        self.end = _known[self.start][0]
+        self.end = known[self.start][0]
 
     def part(self, index: int, count: int) -> np.ndarray:
         """Return ``count`` numbers from ``index`` on, to read and to write."""
@@ -146,10 +146,10 @@ def where_any_winner(codes, index, gradient):
 # ------------------------------------------------------------------------------------------ whose memory it is
 
 
-def _know(start: int, size: int, what: Any) -> int:
+def note(start: int, size: int, what: Any) -> int:
     """Note that so many bytes are ``what``'s; of what begins in one place, the largest counts."""
-    if size and start + size > _known.get(start, (0, None))[0]:
-        _known[start] = start + size, what
+    if size and start + size > known.get(start, (0, None))[0]:
+        known[start] = start + size, what
     return start
 
 
@@ -158,7 +158,7 @@ def _data_ptr(tensor: torch.Tensor) -> int:
     numbers, row, shape = tensor.numel(), tensor.stride(-1), tensor.shape
     if numbers and row % memory.LANES == 0 and tensor.stride() == memory.strides(shape, row):
         numbers = (math.prod(shape[1:]) - 1) * row + memory.row_lanes(len(tensor))
-    return _know(torch._C.TensorBase.data_ptr(tensor), numbers * tensor.element_size(), tensor)
+    return note(torch._C.TensorBase.data_ptr(tensor), numbers * tensor.element_size(), tensor)
 
 
 class Pieces(int):
@@ -189,7 +189,7 @@ def _borrow(size: int) -> torch.Tensor:
     whole = torch.full((size,), 255, dtype=torch.uint8)  # as floats, NaN
     start = torch._C.TensorBase.data_ptr(whole)
     for first, bytes_ in getattr(size, "of", ((0, size),)):
-        _know(start + first, bytes_, whole)
+        note(start + first, bytes_, whole)
     whole.data_ptr = lambda: start
     return whole
 
@@ -210,7 +210,7 @@ def checked_kernels(lanes: int) -> Iterator[ModuleType]:
         checked = importlib.import_module(f"{package}.cpu")
         program = sys.modules[f"{package}.program"]
         address = program._address
-        patch.setattr(program, "_address", lambda array: _know(address(array), array.nbytes, array))
+        patch.setattr(program, "_address", lambda array: note(address(array), array.nbytes, array))
         patch.setattr(program, "_Memory", Memory)
         patch.setattr(checked, "borrow", _borrow)
         patch.setattr(torch.Tensor, "data_ptr", _data_ptr)
@@ -220,4 +220,4 @@ def checked_kernels(lanes: int) -> Iterator[ModuleType]:
             yield checked
         finally:
             torch.use_deterministic_algorithms(False)
-            _known.clear()
+            known.clear()

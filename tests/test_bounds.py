@@ -6,13 +6,14 @@ import sys
 from itertools import pairwise
 
 import numpy as np
+import plain_simd
 import pytest
 import torch
+from plain_simd import OutOfBounds, checked_kernels
 
-from tests.plain_simd import OutOfBounds, checked_kernels
 from tutorial_lib.kernels import index, reference
 from tutorial_lib.kernels.index import ConvIndex, LinearIndex
-from tutorial_lib.kernels.memory import to_batch_innermost
+from tutorial_lib.kernels.memory import is_batch_innermost, to_batch_innermost
 from tutorial_lib.kernels.stage import Stage
 
 DENSITY = 0.6
@@ -22,6 +23,12 @@ DENSITY = 0.6
 def kernels(request):
     with checked_kernels(request.param) as module:
         yield module
+
+
+@pytest.fixture(autouse=True)
+def nothing_known():
+    plain_simd.known.clear()
+    torch.manual_seed(0)
 
 
 def drawn(*shape):
@@ -45,12 +52,12 @@ def works(kernels, stages, size, batch, innermost, need_input=True):
     x = torch.randn(batch, *size)
     expected, passed = reference.forward(x, stages, parameters, remember=True)
     g = torch.randn(expected.shape)
-    wanted = reference.backward(g, passed, stages, parameters, need_input, trace=True)
+    wanted = reference.backward(g, passed, stages, parameters, need_input)
     here, there = (to_batch_innermost(t) if innermost else t.clone() for t in (x, g))
     given = [t.clone() for t in parameters]
     torch.testing.assert_close(kernels.forward(here, stages, given)[0], expected, rtol=1e-4, atol=1e-4)
     y, passed = kernels.forward(here, stages, given, remember=True)
-    found = kernels.backward(there, passed, stages, given, need_input, trace=True)
+    found = kernels.backward(there, passed, stages, given, need_input, trace=not innermost)
     for a, b in zip((y, found.x, *found.parameters), (expected, wanted.x, *wanted.parameters), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
     for a, b in zip((here, there, *given), (x, g, *parameters), strict=True):
@@ -85,7 +92,6 @@ inputs = pytest.mark.parametrize(("batch", "innermost"), [(1, False), (16, True)
 @pytest.mark.parametrize("widths", LINEAR.values(), ids=LINEAR)
 def test_linear_layers_stay_within_their_memory(kernels, widths, batch, innermost, large, survived, monkeypatch):
     """Small and large layers take different loops, and the positions in large ones are wider numbers."""
-    torch.manual_seed(0)
     if large:
         monkeypatch.setattr(sys.modules[kernels.forward_program.__module__], "SCATTERED", 0)
         monkeypatch.setattr(index, "_narrowed", lambda numbers, size: numbers.astype(np.uint32))
@@ -97,7 +103,6 @@ def test_linear_layers_stay_within_their_memory(kernels, widths, batch, innermos
 @inputs
 @pytest.mark.parametrize("case", CONV.values(), ids=CONV)
 def test_convolutions_stay_within_their_memory(kernels, case, batch, innermost, survived):
-    torch.manual_seed(0)
     size, layers = case
     works(kernels, [conv(*geometry, **how) for geometry, how in layers], size, batch, innermost)
     survived("compiled code")
@@ -105,16 +110,22 @@ def test_convolutions_stay_within_their_memory(kernels, case, batch, innermost, 
 
 @inputs
 def test_chains_stay_within_their_memory(kernels, batch, innermost, survived):
-    torch.manual_seed(0)
     stages = [conv(1, 2, (3, 3), padding=(1, 1), relu=True, pool=True), linear(12, 5, relu=True), linear(5, 3)]
     works(kernels, stages, (1, 4, 6), batch, innermost, need_input=False)
+    survived("compiled code")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (17, 3), (40, 65), (2, 3, 4, 5)])
+def test_conversion_stays_within_its_memory(kernels, size, survived):
+    x = torch.randn(size)
+    found = kernels.innermost(x)
+    assert is_batch_innermost(found) and torch.equal(found, x)
     survived("compiled code")
 
 
 @inputs
 @pytest.mark.parametrize("kind", ["linear", "conv"])
 def test_an_index_that_is_wrong_by_one_is_noticed(kernels, kind, batch, innermost):
-    torch.manual_seed(0)
     stage, size = (linear(4, 4), (4,)) if kind == "linear" else (conv(2, 2, (2, 2)), (2, 3, 3))
     if kind == "linear":
         stage.index.cols[-1] = 4

@@ -40,7 +40,7 @@ def resident():
         return int(statm.read().split()[1])
 
 def by_input(index):
-    \"\"\"The flat places of a linear layer's weights as its transposed index has them, in the order of the values.\"\"\"
+    \"\"\"The flat places of a linear layer's weights, by its transposed index, in the order of the values.\"\"\"
     places = np.empty(index.nnz, np.int64)
     c = np.repeat(np.arange(index.shape[1]), np.diff(index.t_indptr))
     places[index.t_perm] = index.t_rows.astype(np.int64) * index.shape[1] + c

@@ -14,17 +14,12 @@ from . import reference
 from .index import ConvIndex, LinearIndex
 from .stage import Stage
 
-__all__ = ["ConvIndex", "LinearIndex", "Stage", "kernels_and_input", "warmup"]
+__all__ = ["ConvIndex", "LinearIndex", "Stage", "kernels_for", "warmup"]
 
 
-def kernels_and_input(x: torch.Tensor) -> tuple[ModuleType, torch.Tensor]:
-    """Return the module that computes on tensors like ``x``, and ``x`` in the format that it reads.
-
-    For float32 on a CPU that is ``cpu`` and the batch-innermost format (the conversion, if there is one to do, is done
-    here, once for forward and backward); for everything else ``reference`` and ``x`` itself.
-    """
-    fast = _compiled() if x.is_cpu and x.dtype == torch.float32 else None
-    return (reference, x) if fast is None else (fast, fast.innermost(x))
+def kernels_for(x: torch.Tensor) -> ModuleType:
+    """Return the module that computes on tensors like ``x``: ``cpu`` for float32 on a CPU, else ``reference``."""
+    return (_compiled() if x.is_cpu and x.dtype == torch.float32 else None) or reference
 
 
 @functools.cache

@@ -29,6 +29,10 @@ def _compiled() -> ModuleType | None:
         if _threads_lost:
             torch.set_num_threads(1)  # torch's own threads are gone as well: waiting for them would take forever
             raise RuntimeError("this process was forked from one that used them; start it with 'spawn'")
+        import numba
+
+        if numba.config.DISABLE_JIT:
+            raise RuntimeError("NUMBA_DISABLE_JIT is set, which keeps them from being compiled; unset it")
         from . import cpu
 
         cpu.warmup()

@@ -13,7 +13,7 @@ def take_in(call, at, to, row, group, pixels):
     source, sample, pixel, target = floats(call.source), call.source_sample, call.source_pixel, floats(to)
     for b in range(0, call.lanes, 16):
         here, keep = b // 16 * group, call.batch - b
-        if sample == 1:
+        if sample == 0:
             for j in range(pixels):
                 values = load(source, (at + j) * pixel + b, zeros(16))
                 store(target, here + j * row, first_lanes(keep, values))

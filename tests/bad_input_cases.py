@@ -337,8 +337,7 @@ DOORS = [
     Door(memory.row_floats, lambda: {"batch": 3}, {"batch": [None, "x", 2.5, -1, Stranger()]}),
     Door(memory.is_batch_innermost, lambda: {"x": BATCH}, {"x": [*TENSOR, torch.zeros(4), torch.zeros(2, 2, 2)]}),
     Door(memory.to_batch_innermost, lambda: {"x": BATCH}, {"x": [*TENSOR, torch.zeros(4), torch.zeros(2, 2, 2)]}),
-    Door(kernels.kernels_and_input, lambda: {"x": BATCH}, {"x": [*TENSOR, torch.zeros(4), BATCH.long()]}),
-    Door(cpu.innermost, lambda: {"x": BATCH}, {"x": [*TENSOR, torch.zeros(4), torch.zeros(2, 2, 2)]}),
+    Door(kernels.kernels_for, lambda: {"x": BATCH}, {"x": [*TENSOR, BATCH.long(), BATCH.to(torch.complex64)]}),
     *(
         Door(
             forward,

@@ -42,9 +42,12 @@ def check():
 """
 
 
-def run(program, **environment):
+def run(program, script=None, **environment):
+    """Run the chain and what follows it; from a file if one is given, which spawned children import."""
+    if script is not None:
+        script.write_text(CHAIN + program, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-c", CHAIN + program],
+        [sys.executable, *(["-c", CHAIN + program] if script is None else [str(script)])],
         cwd=ROOT,
         env=os.environ | environment,
         capture_output=True,
@@ -70,9 +73,10 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     check()
     check()
-print(sum("plain torch, slower" in str(w.message) for w in caught))
+print(*[w.message for w in caught if "plain torch, slower" in str(w.message)])
 """
-    assert run(program, NUMBA_DISABLE_JIT="1") == "1\n"
+    said = run(program, NUMBA_DISABLE_JIT="1")
+    assert said.count("plain torch, slower") == said.count("\n") == 1 and "(NUMBA_DISABLE_JIT is set, " in said
     survived("compiled code")
 
 
@@ -128,6 +132,29 @@ print("right")
     survived("compiled code", 2)
 
 
+def test_spawned_children_use_the_kernels(survived, tmp_path):
+    program = """
+warnings.filterwarnings("error", "the fast sparse kernels")
+
+def collate(images):
+    with torch.no_grad():
+        return model(torch.stack(images))
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context("spawn").Process(target=check)
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0, process.exitcode
+    how = {"num_workers": 1, "timeout": 120, "multiprocessing_context": "spawn"}
+    loader = torch.utils.data.DataLoader(x, 35, collate_fn=collate, **how)
+    torch.testing.assert_close(torch.cat(list(loader)), dense(x).detach(), rtol=1e-4, atol=1e-5)
+    check()
+    print("right")
+"""
+    assert run(program, tmp_path / "children.py", PYTHONPATH=str(ROOT)).endswith("right\n")
+    survived("compiled code", 2)
+
+
 def test_two_threads_may_meet_the_kernels_first_together(survived):
     program = """
 failed = []
@@ -177,6 +204,21 @@ def test_two_threads_train_two_models_at_once(survived, digits):
         torch.equal(a, b) for one, other in zip(alone, together, strict=True) for a, b in zip(one, other, strict=True)
     )
     survived("compiled code", 2)
+
+
+def test_two_threads_ask_one_model_at_once(survived):
+    model = network(0)
+    inputs = [torch.randn(batch, 784) for batch in range(1, 101)]
+
+    @torch.no_grad()
+    def answer(x):
+        return model(x)
+
+    alone = [answer(x) for x in inputs]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(answer, inputs))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+    survived("compiled code")
 
 
 def works(model, nnz):

@@ -38,7 +38,7 @@ import numba.core.dispatcher
 def broken(*arguments): raise RuntimeError("no compiler for this processor")
 numba.core.dispatcher.Dispatcher.compile = broken
 """
-SLOWER = "the fast sparse kernels cannot be compiled"
+SLOWER = "the fast sparse kernels cannot be used"
 
 
 def python(*arguments, prefix=(), cwd=ROOT, drop=(), **variables):

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from .errors import InvalidArgumentError, TrainingError
 from .interface import Carry, SparsifiableLayer
-from .kernels import ConvIndex, LinearIndex, Stage, kernels_and_input
+from .kernels import ConvIndex, LinearIndex, Stage, kernels_for
 from .kernels.index import MOST
 from .kernels.reference import before_activation
 from .masked import replace_layer
@@ -194,7 +194,7 @@ class _Chain(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layers: tuple[SparseLayer, ...], *parameters: torch.Tensor | None) -> Any:
-        kernels, x = kernels_and_input(x)
+        kernels = kernels_for(x)
         stages = _stages(layers)
         y, memory = kernels.forward(x, stages, parameters, remember=True)
         ctx.save_for_backward(*parameters, *memory)
@@ -232,8 +232,7 @@ def run_chain(x: torch.Tensor, layers: tuple[nn.Module, ...]) -> torch.Tensor:
     parameters = [parameter for layer in layers for parameter in (layer.values, layer.bias)]
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *parameters)):
         return _Chain.apply(x, layers, *parameters)
-    kernels, x = kernels_and_input(x)
-    return kernels.forward(x, _stages(layers), parameters)[0]
+    return kernels_for(x).forward(x, _stages(layers), parameters)[0]
 
 
 def _stages(layers: tuple[SparseLayer, ...]) -> list[Stage]:

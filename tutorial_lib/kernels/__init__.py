@@ -16,19 +16,18 @@ from . import reference
 from .index import ConvIndex, LinearIndex
 from .stage import Stage
 
-__all__ = ["ConvIndex", "LinearIndex", "Stage", "kernels_and_input", "warmup"]
+__all__ = ["ConvIndex", "LinearIndex", "Stage", "kernels_for", "warmup"]
 
 
-def kernels_and_input(x: torch.Tensor) -> tuple[ModuleType, torch.Tensor]:
-    """Return the module that computes on tensors like ``x``, and ``x`` in the format that it reads.
+def kernels_for(x: torch.Tensor) -> ModuleType:
+    """Return the module that computes on tensors like ``x``: ``cpu`` for float32 on a CPU, else ``reference``.
 
-    For float32 on a CPU that is ``cpu`` and the batch-innermost format (the conversion, if there is one to do, is done
-    here, once for forward and backward); for everything else ``reference`` and ``x`` itself.
+    Raises:
+        InvalidArgumentError: ``x`` is no tensor of floating numbers.
     """
     if not isinstance(x, torch.Tensor) or not x.is_floating_point():
         raise InvalidArgumentError(f"x={shown(x)}; give activations of floating numbers")
-    fast = _compiled() if x.is_cpu and x.dtype == torch.float32 else None
-    return (reference, x) if fast is None else (fast, fast.innermost(x))
+    return (_compiled() if x.is_cpu and x.dtype == torch.float32 else None) or reference
 
 
 @functools.cache
@@ -38,6 +37,10 @@ def _compiled() -> ModuleType | None:
         if _threads_lost:
             torch.set_num_threads(1)  # torch's own threads are gone as well: waiting for them would take forever
             raise RuntimeError("this process was forked from one that used them; start it with 'spawn'")
+        import numba
+
+        if numba.config.DISABLE_JIT:
+            raise RuntimeError("NUMBA_DISABLE_JIT is set, which keeps them from being compiled; unset it")
         from . import cpu
 
         cpu.warmup()

@@ -1,29 +1,10 @@
 """Into and out of the form in which a chain's layers read and write (``records.py``), in the words of ``simd.py``."""
 # Compiled functions have no type hints: numba infers them.
-# ruff: noqa: ANN001, ANN201, ANN202
+# ruff: noqa: ANN001, ANN201
 
 from __future__ import annotations
 
-from numba import prange
-
-from .simd import compiled, first_lanes, floats, load, parallel, store, transpose, zeros
-
-BLOCK = 64  # features that a piece of work turns at a time: what a batch has of them fits the fastest cache
-
-
-@compiled
-def _turn(first, last, batch, features, x, y, row):
-    for feature in range(first, last):
-        for b in range(batch):
-            y[feature * row + b] = x[b * features + feature]
-
-
-@parallel
-def to_innermost(x_at, batch, features, y_at, row):
-    """Write ``x[batch, features]`` to ``y[features, row]``."""
-    for block in prange((features + BLOCK - 1) // BLOCK):
-        first = block * BLOCK
-        _turn(first, min(first + BLOCK, features), batch, features, floats(x_at), floats(y_at), row)
+from .simd import compiled, first_lanes, floats, load, store, transpose, zeros
 
 
 @compiled
@@ -32,7 +13,7 @@ def take_in(call, at, to, row, group, pixels):
     source, sample, pixel, target = floats(call.source), call.source_sample, call.source_pixel, floats(to)
     for b in range(0, call.lanes, 16):
         here, keep = b // 16 * group, call.batch - b
-        if sample == 1:
+        if sample == 0:
             for j in range(pixels):
                 values = load(source, (at + j) * pixel + b, zeros(16))
                 store(target, here + j * row, first_lanes(keep, values))

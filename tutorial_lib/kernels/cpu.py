@@ -13,7 +13,6 @@ loops, ``passes.py`` runs them; here they meet torch. ``reference.py`` says in p
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,6 @@ import torch
 from ..errors import InvalidArgumentError
 from ..validate import shown
 from . import memory
-from .convert import to_innermost
 from .index import ConvIndex, LinearIndex
 from .memory import borrow, empty_batch_innermost, is_batch_innermost
 from .passes import run_backward, run_forward
@@ -52,19 +50,6 @@ from .program import (
 )
 from .records import CALL
 from .stage import Gradients, Stage
-
-
-def innermost(x: torch.Tensor) -> torch.Tensor:
-    """Return ``x`` in the batch-innermost format: itself where it already is, else one copy."""
-    plain = isinstance(x, torch.Tensor) and x.dtype == torch.float32 and x.is_cpu
-    plain = plain and x.is_contiguous() and x.dim() in (2, 4)
-    if not plain or is_batch_innermost(x):
-        return memory.to_batch_innermost(x)
-    memory.conversions += 1
-    y = empty_batch_innermost(x.shape)
-    _threads()
-    to_innermost(x.data_ptr(), len(x), math.prod(x.shape[1:]), y.data_ptr(), y.stride(-1))
-    return y
 
 
 def forward(
@@ -128,13 +113,14 @@ def backward(
     threads, numbers = _threads(), sum(program.gradient_sizes)
     dx = empty_batch_innermost(x.shape) if need_input else None
     gradients = (torch.empty if len(x) else torch.zeros)(numbers, dtype=torch.float32, device="cpu")
-    room, scratch = borrow(program.pieces(threads) * program.bytes), borrow(threads * program.scratch)
-    shared, partial = borrow(program.shared), borrow(4 * numbers * program.spans if program.spans > 1 else 0)
+    parts = program.pieces(threads) * program.bytes, threads * program.scratch, program.shared
+    room = borrow(sum(parts) + (4 * numbers * program.spans if program.spans > 1 else 0))
     addresses = _addresses(parameters)
     addresses[X], addresses[X_ROW], addresses[ARENA] = x.data_ptr(), x.stride(-1), arena.data_ptr()
     addresses[GRAD], addresses[GRAD_ROW], addresses[ROOM] = grad.data_ptr(), grad.stride(-1), room.data_ptr()
-    addresses[SCRATCH], addresses[SHARED] = scratch.data_ptr(), shared.data_ptr()
-    addresses[PARTIAL], addresses[GRADIENTS] = partial.data_ptr(), gradients.data_ptr()
+    addresses[SCRATCH] = addresses[ROOM] + parts[0]
+    addresses[SHARED] = addresses[SCRATCH] + parts[1]
+    addresses[PARTIAL], addresses[GRADIENTS] = addresses[SHARED] + parts[2], gradients.data_ptr()
     for tensor, at, row in ((y, Y, Y_ROW), (dx, DX, DX_ROW)):
         if tensor is not None:
             addresses[at], addresses[row] = tensor.data_ptr(), tensor.stride(-1)
@@ -221,7 +207,6 @@ def warmup() -> float:
     image = torch.zeros(1, 1, 2, 2, dtype=torch.float32, device="cpu")
     y, passed = forward(image, stages, parameters, remember=True)
     backward(y, passed, stages, parameters)
-    innermost(torch.zeros(2, 2, dtype=torch.float32, device="cpu"))
     seconds = time.perf_counter() - start
     print(f"Sparse kernels ready in {seconds:.1f} s.")
     return seconds

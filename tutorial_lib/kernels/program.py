@@ -291,7 +291,7 @@ def _used_as_it_is(plan: Plan, innermost: bool, several: bool) -> bool:
 
 def _source(base: int, row: int, size: tuple[int, ...], innermost: bool) -> dict[str, int | Address]:
     """Return the fields that say how a caller's tensor lies."""
-    sample, pixel = (1, (row, 0)) if innermost else (math.prod(size), 1)
+    sample, pixel = (0, (row, 0)) if innermost else (math.prod(size), 1)
     return {"source": (base, 0), "source_sample": sample, "source_pixel": pixel}
 
 

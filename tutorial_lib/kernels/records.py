@@ -35,7 +35,7 @@ class Call(NamedTuple):
     scratch_bytes: int = 0
     # a tensor that has to be brought into the form of x (forward) or of g (backward) first; 0 where there is none
     source: int = 0
-    source_sample: int = 0  # floats from sample to sample, and from pixel to pixel
+    source_sample: int = 0  # floats from sample to sample (0: batch innermost), and from pixel to pixel
     source_pixel: int = 0
     # backward
     g: int = 0  # gradient of y

@@ -48,6 +48,45 @@ REMEDY = (
     r"mask|keep|grow|compare|pad)\b"
 )
 
+# What messages call an argument, where not by its name.
+CALLED = {
+    "candidates": "returns",  # the one that does
+    "cols": "indptr",  # which no longer fits
+    "connections": "flat indices",
+    "count": "cannot draw",
+    "every": "steps_per_epoch",
+    "grad": "gradient",
+    "gradient_rows": "gradient",
+    "guess": "no finite number",
+    "in_channels": "weights",
+    "in_features": "weights",
+    "layer": "Conv2d",
+    "layers": "layer",
+    "matrix": "mask",
+    "model": "Linear",
+    "name": "data set",
+    "ours": "run with|columns",
+    "out_channels": "weights",
+    "out_features": "weights",
+    "bias": "a tensor",
+    "before": "masks",
+    "after": "masks",
+    "parameters": "values",
+    "part": "something that cannot be loaded",
+    "population": "cannot draw",
+    "recorder": "moments",
+    "samples": "summarize",
+    "seeds": "seed",
+    "size": "active",
+    "sizes": "nnz",
+    "sparsities": "sparsity",
+    "taps": "indptr",
+    "theirs": "run with",
+    "until": "steps_per_epoch",
+    "values": "weight",
+    "x": "activations|input",
+}
+
 
 def arguments(door, tmp_path, **changed):
     """Return the door's good arguments, with files in a folder of this test, and what is changed."""
@@ -71,6 +110,7 @@ def test_bad_input_is_refused_at_the_door(door, name, value, tmp_path, survived)
     message = str(caught.value)
     assert "\n" not in message and len(message) < 900, "one sentence"
     assert re.search(REMEDY, message), f"no remedy: {message}"
+    assert re.search(rf"\b({name}|{CALLED.get(name, name)})\b", message), f"{name} is not named: {message}"
     survived("bad input")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -173,6 +174,13 @@ def plot_training(histories: Mapping[str, History]) -> Figure:
     return _finish(figure)
 
 
+def _plain_ticks(axis: Axis) -> None:
+    """Label a logarithmic axis 1, 2, 5, 10 …, without powers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 @checked
 def plot_benchmark(result: Benchmark, title: str = "") -> Figure:
     """Draw medians as bars on a logarithmic axis, with a line from the lower to the upper quartile.
@@ -192,9 +200,7 @@ def plot_benchmark(result: Benchmark, title: str = "") -> Figure:
     axis.set(
         yticks=places, yticklabels=table.index, xscale="log", xlabel=f"milliseconds (log), {result.device}", title=title
     )
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    _plain_ticks(axis.xaxis)
     axis.margins(x=0.15)
     axis.invert_yaxis()
     sns.despine(figure)
@@ -308,6 +314,7 @@ def plot_crossover(rows: Sequence[Mapping[str, float]], ours: str) -> Figure:
             in_panel = axis.get_xaxis_transform()  # x in percent, y in heights of the panel
             axis.text(100 * at - 2, 0.02, f"{100 * at:.0f}%", color="0.3", ha="right", va="bottom", transform=in_panel)
         axis.set(yscale="log", title=f"{width:.0f}×{width:.0f}, batch {batch:.0f}")
+        _plain_ticks(axis.yaxis)
     figure.supxlabel("sparsity (%)")
     figure.supylabel("forward and backward (ms, log)")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(styles))
@@ -438,9 +445,7 @@ def plot_tradeoff(table: pd.DataFrame) -> Figure:
     axes[1].set(xscale="log", xlabel="weights, gradients, Adam's moments, indices and masks (MB, log)")
     for axis in axes:
         _stretch_towards_100(axis, table["accuracy"])
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        _plain_ticks(axis.xaxis)
         axis.grid(axis="x", alpha=0.3)
     axes[1].legend(fontsize=8, loc="lower right")
     sns.despine(figure)

@@ -66,7 +66,7 @@ def compiled(function: Any) -> Any:
     return function
 
 
-inlined = parallel = compiled
+parallel = compiled
 floats, octets, shorts, words, longs = map(_pointer, (np.float32, np.uint8, np.uint16, np.uint32, np.int64))
 
 

@@ -66,7 +66,7 @@ def compiled(function: Any) -> Any:
     return function
 
 
-inlined = parallel = compiled
+parallel = compiled
 floats, octets, shorts, words, longs = map(_pointer, (np.float32, np.uint8, np.uint16, np.uint32, np.int64))
 
 
@@ -162,14 +162,24 @@ def _data_ptr(tensor: torch.Tensor) -> int:
 
 
 class Pieces(int):
-    """A size in bytes that knows of which pieces it consists."""
+    """A size in bytes that knows of which pieces, ``(start, size)``, it consists."""
 
     of: tuple[tuple[int, int], ...] = ()
 
+    def __add__(self, other: int) -> Pieces:
+        both = Pieces(int(self) + int(other))
+        both.of = (*self.of, *((int(self) + start, size) for start, size in _pieces(other)))
+        return both
+
+    def __radd__(self, other: int) -> Pieces:
+        return Pieces(0) + other + self
+
     def __rmul__(self, times: int) -> Pieces:
-        several = Pieces(times * int(self))
-        several.of = tuple((n * int(self) + start, size) for n in range(times) for start, size in self.of)
-        return several
+        return sum([self] * times, Pieces(0))
+
+
+def _pieces(size: int) -> tuple[tuple[int, int], ...]:
+    return size.of if isinstance(size, Pieces) else ((0, size),)
 
 
 class Memory:
@@ -188,7 +198,7 @@ class Memory:
 def _borrow(size: int) -> torch.Tensor:
     whole = torch.full((size,), 255, dtype=torch.uint8)  # as floats, NaN
     start = torch._C.TensorBase.data_ptr(whole)
-    for first, bytes_ in getattr(size, "of", ((0, size),)):
+    for first, bytes_ in _pieces(size):
         note(start + first, bytes_, whole)
     whole.data_ptr = lambda: start
     return whole

@@ -94,7 +94,7 @@ def test_linear_layers_stay_within_their_memory(kernels, widths, batch, innermos
     """Small and large layers take different loops, and the positions in large ones are wider numbers."""
     if large:
         monkeypatch.setattr(sys.modules[kernels.forward_program.__module__], "SCATTERED", 0)
-        monkeypatch.setattr(index, "_narrowed", lambda numbers, size: numbers.astype(np.uint32))
+        monkeypatch.setattr(index, "_unsigned", lambda size: np.uint32)
     stages = [linear(n_in, n_out, relu=True) for n_in, n_out in pairwise(widths)]
     works(kernels, stages, widths[:1], batch, innermost)
     survived("compiled code")

@@ -162,9 +162,9 @@ def test_other_bad_arguments():
         SparseConv2d(4, 3, 3, groups=3)
     with pytest.raises(InvalidArgumentError, match="stride"):
         SparseConv2d(4, 3, 3, stride=0)
-    with pytest.raises(InvalidArgumentError, match="takes \\[B, 4\\]"):
+    with pytest.raises(InvalidArgumentError, match="give \\[B, 4\\]"):
         SparseLinear(4, 3)(torch.randn(2, 5))
-    with pytest.raises(InvalidArgumentError, match="takes \\[B, 4, H, W\\]"):
+    with pytest.raises(InvalidArgumentError, match="give \\[B, 4, H, W\\]"):
         SparseConv2d(4, 3, 3)(torch.randn(2, 5, 8, 8))
 
 

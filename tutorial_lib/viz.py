@@ -129,9 +129,9 @@ def plot_mask_evolution(
     if columns is not None and not range(_as_image(masks[0]).shape[1])[columns]:
         raise InvalidArgumentError(f"{columns=} leaves none of {_as_image(masks[0]).shape[1]} columns; use a wider one")
     panels = len(masks) - 1
+    changes = [mask_states(before, after) for before, after in itertools.pairwise(masks)]
     figure, axes = plt.subplots(panels, 1, figsize=(9, 0.9 + 1.5 * panels), squeeze=False, layout="constrained")
-    for axis, before, after, start, end in zip(axes[:, 0], masks[:-1], masks[1:], labels[:-1], labels[1:], strict=True):
-        states = mask_states(before, after)
+    for axis, states, start, end in zip(axes[:, 0], changes, labels[:-1], labels[1:], strict=True):
         colours = ListedColormap(PALETTES[palette])
         shown = _as_image(states)[:, columns or slice(None)]
         axis.imshow(shown, cmap=colours, vmin=0, vmax=3, aspect="auto", interpolation="nearest")

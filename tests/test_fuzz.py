@@ -174,9 +174,10 @@ def networks(draw):
     parts, channels, size = [], draw(st.integers(1, 3)), draw(st.integers(6, 11))
     first = channels, size
     for _ in range(draw(st.integers(0, 2))):
-        outputs, kernel = draw(st.integers(1, 5)), draw(st.integers(1, 3))
-        parts.append(nn.Conv2d(channels, outputs, kernel, padding=draw(st.integers(0, 1)), bias=draw(st.booleans())))
-        channels, size = outputs, size + 2 * parts[-1].padding[0] - kernel + 1
+        outputs, padding = draw(st.integers(1, 5)), draw(st.integers(0, 1))
+        kernel = draw(st.integers(1, min(3, size + 2 * padding)))
+        parts.append(nn.Conv2d(channels, outputs, kernel, padding=padding, bias=draw(st.booleans())))
+        channels, size = outputs, size + 2 * padding - kernel + 1
         if draw(st.booleans()):
             parts.append(nn.ReLU())
         if size > 3 and draw(st.booleans()):

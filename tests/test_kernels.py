@@ -247,6 +247,19 @@ def test_odd_inputs_agree():
         close(cpu.forward(x, *chain)[0], reference.forward(x, *chain)[0])
 
 
+def test_samples_of_one_number_are_read_alike_in_both_passes():
+    """Such a batch is contiguous and batch innermost at once, whatever its strides say."""
+    index = LinearIndex.build(pick((9, 1), 1.0), (9, 1))
+    chain, g = ([Stage(index)], [torch.randn(9), None]), torch.randn(2, 9)
+    for x in (torch.randn(2, 1), torch.randn(2, 2)[:, ::2], to_batch_innermost(torch.randn(2, 1))):
+        gradients = []
+        for kernels in (cpu, reference):
+            _, passed = kernels.forward(x, *chain, remember=True)
+            gradients.append(kernels.backward(g, passed, *chain))
+        close(gradients[0].parameters[0], gradients[1].parameters[0])
+        close(gradients[0].x, gradients[1].x)
+
+
 def test_format():
     for shape in ((100, 5), (64, 5), (128, 5), (1, 5), (0, 5), (32, 5), (33, 3, 4, 5)):
         x = empty_batch_innermost(shape)

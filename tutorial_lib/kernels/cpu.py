@@ -141,10 +141,10 @@ def _readable(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
         raise InvalidArgumentError(f"activations have shape {tuple(x.shape)}; use [B, F] or [B, C, H, W].")
     if x.is_contiguous():
         memory.conversions += 1  # on the way in
-        return x, False
-    if is_batch_innermost(x):
-        return x, True
-    return memory.to_batch_innermost(x), True
+    elif not is_batch_innermost(x):
+        x = memory.to_batch_innermost(x)
+    # A batch of single numbers is both: the backward pass, which only sees the tensor, has to call it the same.
+    return x, not x.is_contiguous()
 
 
 def _checked(stages: Sequence[Stage], parameters: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:

@@ -27,7 +27,6 @@ NATIVE = 16 if "+avx512f" in (config.CPU_FEATURES or get_host_cpu_features()) el
 
 _options = {"cache": True, "fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
 compiled = njit(**_options)
-inlined = njit(inline="always", **_options)  # where an argument is a constant that the code should be made for
 # Parallel functions write nothing themselves: numba takes a write through a pointer made there for dead code.
 parallel = njit(parallel=True, **_options)
 

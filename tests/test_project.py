@@ -101,6 +101,17 @@ def test_readme_tables_are_those_of_the_recorded_results():
     assert readme_tables.render(README) == README, "run: python tools/readme_tables.py"
 
 
+def test_the_figures_beside_the_tables_can_be_drawn_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(readme_tables, "FIGURES", tmp_path)
+    readme_tables.draw_figures()
+    assert {path.name for path in tmp_path.glob("*.png")} >= {
+        "results.png",
+        "bench.png",
+        "referee.png",
+        "inference.png",
+    }
+
+
 def test_a_missing_table_place_is_noticed():
     with pytest.raises(ValueError, match="0 places for the table 'results'"):
         readme_tables.render(README.replace("<!-- results -->", ""))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -248,7 +249,7 @@ def plot_densities(nnz: Mapping[str, Mapping[str, int]], sizes: Mapping[str, int
 
 
 @checked
-def plot_accuracies(measured: Mapping[str, Mapping[str, float]], published: Mapping[str, float]) -> Figure:
+def plot_accuracies(measured: Mapping[str, Mapping[str, Any]], published: Mapping[str, float]) -> Figure:
     """Draw mean test accuracies with their range, and the published ones beside them.
 
     Args:

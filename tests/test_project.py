@@ -104,12 +104,12 @@ def test_readme_tables_are_those_of_the_recorded_results():
 def test_the_figures_beside_the_tables_can_be_drawn_again(tmp_path, monkeypatch):
     monkeypatch.setattr(readme_tables, "FIGURES", tmp_path)
     readme_tables.draw_figures()
-    assert {path.name for path in tmp_path.glob("*.png")} >= {
-        "results.png",
-        "bench.png",
-        "referee.png",
-        "inference.png",
-    }
+    drawn = {path.stem for path in tmp_path.glob("*.png")}
+    assert drawn >= {"results", "bench", "bench_crossover", "inference", "referee"}
+    for name in ("referee_tradeoff.json", "referee_waterfall.json"):
+        now, stored = (json.loads((folder / name).read_text(encoding="utf-8")) for folder in (tmp_path, FIGURES))
+        assert now["provenance"] == stored["provenance"]
+        assert [pytest.approx(row) for row in now["values"]] == stored["values"], "run: python tools/readme_tables.py"
 
 
 def test_a_missing_table_place_is_noticed():

@@ -9,6 +9,7 @@ notebook nothing but the seconds at its top.
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Callable
 
@@ -229,6 +230,13 @@ def render(text: str, tables: dict[str, Callable[[], str]] = TABLES) -> str:
     return text
 
 
+def save_drawn(name: str, table: pd.DataFrame) -> None:
+    """Write what a figure shows of ``figures/referee.json`` beside it, with that file's provenance."""
+    origin = json.loads((ROOT / "figures" / "referee.json").read_text(encoding="utf-8"))["provenance"]
+    drawn = {"values": json.loads(table.to_json(orient="records")), "provenance": origin}
+    (FIGURES / f"{name}.json").write_text(json.dumps(drawn, indent=1) + "\n", encoding="utf-8")
+
+
 def draw_figures() -> None:
     """Draw the figures from the recorded numbers."""
     recorded = load_result("results")
@@ -254,6 +262,8 @@ def draw_figures() -> None:
         viz.plot_tradeoff(everything).savefig(FIGURES / "referee_tradeoff.png", dpi=110)
         said = published.RESULTS["set_uniform"]["test_accuracy"]
         viz.plot_waterfall(tables["waterfall"], said).savefig(FIGURES / "referee_waterfall.png", dpi=110)
+        save_drawn("referee_tradeoff", everything)
+        save_drawn("referee_waterfall", tables["waterfall"])
     recorded = load_result("inference")
     if recorded:
         seconds = {name: [1e-3 * ms for ms in runs] for name, runs in recorded["runs_ms"].items()}

@@ -92,12 +92,6 @@ def transpose(source, at, step, target, to, row):
         store(target, to + row * m, vector)
 
 
-def scatter(pointer, places, index, vector, more):
-    for n, number in enumerate(vector):
-        place = places[index + n]
-        pointer[place] = pointer[place] + number if more else number
-
-
 def fma(a, x, y):
     return a * x + y
 

@@ -2,7 +2,7 @@
 
 An index is built from sorted flat positions in the dense weight, once per change of topology, and never changes.
 Everything is checked here, because compiled kernels check nothing. Positions are kept in the narrowest type that holds
-them (2 bytes below 65,536 rows or columns); nothing has the size of the dense weight.
+them (2 bytes up to 65,536 rows and columns); nothing has the size of the dense weight.
 """
 
 from __future__ import annotations
@@ -48,10 +48,11 @@ class LinearIndex(_Index):
     Attributes:
         shape: ``(out, in)``.
         indptr: ``values[indptr[o]:indptr[o + 1]]`` are the weights of output ``o``; int64 ``[out + 1]``.
-        cols: their inputs; uint16 or uint32 ``[nnz]``.
+        cols: their inputs; uint16, or uint32 in a layer of more than 65,536 inputs or outputs; ``[nnz]``.
+        ranks: which of its input's weights each is: by input, it is number ``t_indptr[cols[k]] + ranks[k]``.
         t_indptr: the same by input, ``t_indptr[i]`` to ``t_indptr[i + 1]``; int64 ``[in + 1]``.
-        t_rows: the outputs that input ``i`` reaches; uint16 or uint32 ``[nnz]``.
-        t_perm: where the weights of these stand in ``values``; uint32 ``[nnz]``.
+        t_rows: the outputs that input ``i`` reaches; ``[nnz]``, of the type of ``cols``.
+        t_ranks: which of its output's weights each of these is: ``values[indptr[t_rows[k]] + t_ranks[k]]``.
         row_chunks: borders between outputs of about equal work; int64 ``[≤ CHUNKS + 1]``.
         col_chunks: borders between inputs of about equal work; int64 ``[≤ CHUNKS + 1]``.
     """
@@ -59,9 +60,10 @@ class LinearIndex(_Index):
     shape: tuple[int, int]
     indptr: np.ndarray
     cols: np.ndarray
+    ranks: np.ndarray
     t_indptr: np.ndarray
     t_rows: np.ndarray
-    t_perm: np.ndarray
+    t_ranks: np.ndarray
     row_chunks: np.ndarray
     col_chunks: np.ndarray
     number: int = field(default_factory=_numbers.__next__, repr=False)
@@ -71,10 +73,12 @@ class LinearIndex(_Index):
     def __post_init__(self) -> None:
         rows, columns = self.shape
         _check_array("indptr", self.indptr, _is_pointers(self.indptr, rows, self.nnz))
-        _check_array("cols", self.cols, _is_below(self.cols, columns, self.nnz, _unsigned(columns)))
+        dtype = _unsigned(max(self.shape))
+        _check_array("cols", self.cols, _is_below(self.cols, columns, self.nnz, dtype))
         _check_array("t_indptr", self.t_indptr, _is_pointers(self.t_indptr, columns, self.nnz))
-        _check_array("t_rows", self.t_rows, _is_below(self.t_rows, rows, self.nnz, _unsigned(rows)))
-        _check_array("t_perm", self.t_perm, _is_below(self.t_perm, self.nnz, self.nnz, np.uint32))
+        _check_array("t_rows", self.t_rows, _is_below(self.t_rows, rows, self.nnz, dtype))
+        _check_array("ranks", self.ranks, _is_ranks(self.ranks, self.cols, self.t_indptr))
+        _check_array("t_ranks", self.t_ranks, _is_ranks(self.t_ranks, self.t_rows, self.indptr))
         for name, chunks, end in (("row_chunks", self.row_chunks, rows), ("col_chunks", self.col_chunks, columns)):
             _check_array(name, chunks, _is_pointers(chunks, len(chunks) - 1, end))
 
@@ -93,13 +97,16 @@ class LinearIndex(_Index):
         cols = (positions % max(shape[1], 1)).astype(_signed(shape[1]))
         order = np.arange(len(cols), dtype=_signed(len(cols)))
         by_input = sparse.csr_array((order, cols, indptr), shape=shape).tocsc()
+        dtype, by_output = _unsigned(max(shape)), np.empty_like(order)
+        by_output[by_input.data] = order
         return cls(
             (int(shape[0]), int(shape[1])),
             indptr.astype(np.int64),
-            _narrowed(cols, shape[1]),
+            cols.astype(dtype),
+            _ranks(by_output, cols, by_input.indptr, dtype),
             by_input.indptr.astype(np.int64),
-            _narrowed(by_input.indices, shape[0]),
-            _narrowed(by_input.data, 2**32),
+            by_input.indices.astype(dtype),
+            _ranks(by_input.data, by_input.indices, indptr, dtype),
             _chunks(indptr),
             _chunks(by_input.indptr),
         )
@@ -115,8 +122,8 @@ class LinearIndex(_Index):
     @property
     def nbytes(self) -> int:
         """Bytes that the index occupies."""
-        arrays = (self.indptr, self.cols, self.t_indptr, self.t_rows, self.t_perm, self.row_chunks, self.col_chunks)
-        return sum(array.nbytes for array in arrays)
+        arrays = (self.indptr, self.cols, self.ranks, self.t_indptr, self.t_rows, self.t_ranks)
+        return sum(array.nbytes for array in (*arrays, self.row_chunks, self.col_chunks))
 
     def flat(self) -> torch.Tensor:
         """Return the flat positions again: int64 ``[nnz]``, sorted (computed, not stored)."""
@@ -276,10 +283,23 @@ def _unsigned(size: int) -> type:
     return np.uint16 if size <= 2**16 else np.uint32
 
 
-def _narrowed(numbers: np.ndarray, size: int) -> np.ndarray:
-    """Return numbers from 0 to ``size`` - 1 as uint16 or uint32, without a copy where they have that width."""
-    dtype = np.dtype(_unsigned(size))
-    return numbers.view(dtype) if numbers.itemsize == dtype.itemsize else numbers.astype(dtype)
+def _ranks(places: np.ndarray, lines: np.ndarray, indptr: np.ndarray, dtype: type) -> np.ndarray:
+    """Return how far behind the start of its line each place is."""
+    ranks = np.empty(len(places), dtype)
+    for part in _parts(len(places)):
+        ranks[part] = places[part] - indptr[lines[part]]
+    return ranks
+
+
+def _is_ranks(ranks: np.ndarray, lines: np.ndarray, indptr: np.ndarray) -> bool:
+    sizes = np.diff(indptr)
+    fits = ranks.dtype == lines.dtype and ranks.shape == lines.shape
+    return fits and all((ranks[part] < sizes[lines[part]]).all() for part in _parts(len(ranks)))
+
+
+def _parts(size: int) -> list[slice]:
+    """Cut large arrays, so that what is computed on the way stays small."""
+    return [slice(start, start + 2**20) for start in range(0, size, 2**20)]
 
 
 def _signed(size: int) -> type:

@@ -23,7 +23,6 @@ from .simd import (
     maximum,
     parallel,
     products,
-    scatter,
     shorts,
     splat,
     store,
@@ -66,7 +65,7 @@ def _tile_of(call, plan, width, first, last, b, cols):
 
 @compiled
 def _tile(call, plan, first, last, b, width):
-    if plan.wide_cols:
+    if plan.wide:
         _tile_of(call, plan, width, first, last, b, words(plan.cols))
     else:
         _tile_of(call, plan, width, first, last, b, shorts(plan.cols))
@@ -157,7 +156,7 @@ def _dots_of(call, first, last, indptr, cols):
 
 @compiled
 def _dots(call, plan, first, last):
-    if plan.wide_cols:
+    if plan.wide:
         _dots_of(call, first, last, longs(plan.indptr), words(plan.cols))
     else:
         _dots_of(call, first, last, longs(plan.indptr), shorts(plan.cols))
@@ -183,8 +182,12 @@ def _product(g, at, value, tile, row, like):
 
 
 @compiled
-def _add_columns(call, first, last, b, zero, indptr, rows, perm):
-    """By input: its gradient is the sum of weight × output gradient; the weights' gradients share the loads."""
+def _add_columns(call, first, last, b, zero, indptr, rows):
+    """By input: its gradient is the sum of weight × output gradient; the weights' gradients share the loads.
+
+    There is one tile, and values and their gradients lie by input: they are sorted before and after. A store whose
+    place is only just known would hold up the loads behind it.
+    """
     x, x_row, g, g_row, like = floats(call.x), call.x_row, floats(call.masked), call.masked_row, zeros(NATIVE)
     values, dvalues = floats(call.t_values), floats(call.dvalues)
     for i in range(first, last):
@@ -200,51 +203,52 @@ def _add_columns(call, first, last, b, zero, indptr, rows, perm):
             odd, u = _product(g, rows[k + 5] * g_row + b, values[k + 5], odd, row, like)
             even, v = _product(g, rows[k + 6] * g_row + b, values[k + 6], even, row, like)
             odd, w = _product(g, rows[k + 7] * g_row + b, values[k + 7], odd, row, like)
-            scatter(dvalues, perm, k, totals(p, q, r, s, t, u, v, w), b > 0)
+            store(dvalues, k, totals(p, q, r, s, t, u, v, w))
             k += 8
         while k < end:
             even, p = _product(g, rows[k] * g_row + b, values[k], even, row, like)
-            dvalues[perm[k]] = total(p) if b == 0 else dvalues[perm[k]] + total(p)
+            dvalues[k] = total(p)
             k += 1
         _store_input_gradient(call, i, b, add(even, odd), row)
 
 
 @compiled
-def _add_columns_only(call, first, last, b, zero, indptr, rows, perm):
+def _add_columns_only(call, first, last, b, zero, indptr, rows, of_rows, ranks):
     """By input: its gradient alone, from the values as they stand."""
     x, x_row, g, g_row = floats(call.x), call.x_row, floats(call.masked), call.masked_row
     values = floats(call.values)
     for i in range(first, last):
         tile = zero
         for k in range(indptr[i], indptr[i + 1]):
-            tile = fma(values[perm[k]], load(g, rows[k] * g_row + b, zero), tile)
+            weight = values[of_rows[rows[k]] + ranks[k]]
+            tile = fma(weight, load(g, rows[k] * g_row + b, zero), tile)
         _store_input_gradient(call, i, b, tile, load(x, i * x_row + b, zero))
 
 
 @compiled
-def _columns_of_width(call, plan, first, last, b, zero, rows):
+def _columns_of_width(call, plan, first, last, b, zero, rows, ranks):
     if call.t_values:
-        _add_columns(call, first, last, b, zero, longs(plan.t_indptr), rows, words(plan.t_perm))
+        _add_columns(call, first, last, b, zero, longs(plan.t_indptr), rows)
     else:
-        _add_columns_only(call, first, last, b, zero, longs(plan.t_indptr), rows, words(plan.t_perm))
+        _add_columns_only(call, first, last, b, zero, longs(plan.t_indptr), rows, longs(plan.indptr), ranks)
 
 
 @compiled
-def _columns_of(call, plan, first, last, rows):
+def _columns_of(call, plan, first, last, rows, ranks):
     b = 0
     while call.lanes - b >= 32:
-        _columns_of_width(call, plan, first, last, b, zeros(32), rows)
+        _columns_of_width(call, plan, first, last, b, zeros(32), rows, ranks)
         b += 32
     if call.lanes - b >= 16:
-        _columns_of_width(call, plan, first, last, b, zeros(16), rows)
+        _columns_of_width(call, plan, first, last, b, zeros(16), rows, ranks)
 
 
 @compiled
 def _columns(call, plan, first, last):
-    if plan.wide_rows:
-        _columns_of(call, plan, first, last, words(plan.t_rows))
+    if plan.wide:
+        _columns_of(call, plan, first, last, words(plan.t_rows), words(plan.t_ranks))
     else:
-        _columns_of(call, plan, first, last, shorts(plan.t_rows))
+        _columns_of(call, plan, first, last, shorts(plan.t_rows), shorts(plan.t_ranks))
 
 
 @parallel

@@ -137,24 +137,6 @@ def transpose(context: Any, source: Any, at: Any, step: Any, target: Any, to: An
 
 
 @intrinsic
-def scatter(context: Any, pointer: Any, places: Any, index: Any, vector: Any, more: Any) -> Any:
-    """``scatter(p, places, i, v, more)``: ``p[places[i + n]]`` becomes lane n of ``v``, or more by that."""
-
-    def emit(b: Any, v: list) -> Any:
-        for lane in range(vector.lanes):
-            place = b.load(b.gep(v[1], [b.add(v[2], v[2].type(lane))]))
-            at = b.gep(v[0], [b.zext(place, v[2].type)])
-            number = b.extract_element(v[3], _INT(lane))
-            with b.if_else(v[4]) as (then, otherwise):
-                with then:
-                    b.store(b.fadd(b.load(at), number), at)
-                with otherwise:
-                    b.store(number, at)
-
-    return _word(types.void, (pointer, places, types.intp, vector, types.boolean), emit)
-
-
-@intrinsic
 def fma(context: Any, a: Any, x: Any, y: Any) -> Any:
     """``fma(a, x, y)``: a·x + y in one instruction; ``a`` is a vector or a number."""
 

@@ -197,7 +197,7 @@ class _Chain(torch.autograd.Function):
         kernels = kernels_for(x)
         stages = _stages(layers)
         y, memory = kernels.forward(x, stages, parameters, remember=True)
-        ctx.save_for_backward(*parameters, *memory)
+        ctx.save_for_backward(*parameters[::2], *memory)
         ctx.kernels, ctx.layers, ctx.stages = kernels, layers, stages
         return y
 
@@ -205,14 +205,15 @@ class _Chain(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         layers, saved = ctx.layers, ctx.saved_tensors
-        parameters, memory = saved[: 2 * len(layers)], saved[2 * len(layers) :]
+        parameters, memory = [None] * 2 * len(layers), saved[len(layers) :]
+        parameters[::2] = saved[: len(layers)]  # the biases are not looked at
         trace = any(layer.record_gradient for layer in layers)
         of = ctx.kernels.backward(grad, memory, ctx.stages, parameters, ctx.needs_input_grad[0], trace)
         for layer, stage, (x, y, winners, grad) in zip(layers, ctx.stages, of.traces, strict=trace):
             if layer.record_gradient:
                 y = y if stage.relu and not stage.pool else None
                 layer.record(x, before_activation(grad, y, winners, stage.index, tuple(x.shape[2:]) or None))
-        wanted = (None if p is None else g for p, g in zip(parameters, of.parameters, strict=True))
+        wanted = (g if need else None for need, g in zip(ctx.needs_input_grad[2:], of.parameters, strict=True))
         return of.x, None, *wanted
 
 

@@ -71,7 +71,7 @@ def forward(
         InvalidArgumentError: a tensor is not float32 on the CPU, or shapes do not fit.
     """
     x, is_innermost = _readable(x)
-    parameters = _checked(stages, parameters)
+    parameters = _checked(stages, parameters, with_bias=True)
     program = forward_program(stages, x, is_innermost, remember)
     y = empty_batch_innermost((len(x), *program.y_size))
     arena = borrow(program.pieces(_threads()) * program.bytes)
@@ -96,7 +96,7 @@ def backward(
         grad: gradient of the result.
         passed: what the forward pass returned beside it.
         stages: the layers, in order.
-        parameters: as in the forward pass.
+        parameters: as in the forward pass; the biases are not looked at.
         need_input: whether the gradient of the chain's input is wanted.
         trace: whether each stage's activations and their gradients are.
 
@@ -105,7 +105,7 @@ def backward(
     """
     x, arena, y = passed
     grad, grad_innermost = _readable(grad)
-    parameters = _checked(stages, parameters)
+    parameters = _checked(stages, parameters, with_bias=False)
     program = backward_program(stages, x, (not x.is_contiguous(), grad_innermost), need_input, trace)
     if grad.shape != (len(x), *program.y_size):
         expected = (len(x), *program.y_size)
@@ -147,7 +147,9 @@ def _readable(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
     return x, not x.is_contiguous()
 
 
-def _checked(stages: Sequence[Stage], parameters: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+def _checked(
+    stages: Sequence[Stage], parameters: Sequence[torch.Tensor | None], with_bias: bool
+) -> list[torch.Tensor | None]:
     """Check what compiled code is about to read; return the parameters, with zeros for a bias that is not there."""
     if not stages or len(parameters) != 2 * len(stages):
         raise InvalidArgumentError(
@@ -155,17 +157,19 @@ def _checked(stages: Sequence[Stage], parameters: Sequence[torch.Tensor | None])
         )
     checked = []
     for stage, values, bias in zip(stages, parameters[::2], parameters[1::2], strict=True):
-        nnz, outputs = stage.index.nnz, stage.index.shape[0]
-        _check_kind("values", values)
-        if values.dim() != 1 or values.numel() != nnz or not values.is_contiguous():
-            raise InvalidArgumentError(f"values have shape {tuple(values.shape)}; give {nnz} contiguous ones.")
-        if bias is None:
-            bias = torch.zeros(outputs, dtype=torch.float32, device="cpu")
-        _check_kind("bias", bias)
-        if bias.dim() != 1 or bias.numel() != outputs or not bias.is_contiguous():
-            raise InvalidArgumentError(f"bias has shape {tuple(bias.shape)}; give {outputs} contiguous numbers.")
+        _check_numbers("values", values, stage.index.nnz)
+        if with_bias:
+            outputs = stage.index.shape[0]
+            bias = torch.zeros(outputs, dtype=torch.float32, device="cpu") if bias is None else bias
+            _check_numbers("bias", bias, outputs)
         checked += [values, bias]
     return checked
+
+
+def _check_numbers(name: str, numbers: torch.Tensor, count: int) -> None:
+    _check_kind(name, numbers)
+    if numbers.shape != (count,) or not numbers.is_contiguous():
+        raise InvalidArgumentError(f"{name} has shape {tuple(numbers.shape)}; give {count} contiguous numbers.")
 
 
 def _check_kind(name: str, tensor: torch.Tensor) -> None:
@@ -178,9 +182,9 @@ def _check_kind(name: str, tensor: torch.Tensor) -> None:
         )
 
 
-def _addresses(parameters: list[torch.Tensor]) -> list[int]:
+def _addresses(parameters: list[torch.Tensor | None]) -> list[int]:
     """Return the bases of a pass: all but those of the parameters are still to be filled in."""
-    return [0] * PARAMETERS + [parameter.data_ptr() for parameter in parameters]
+    return [0] * PARAMETERS + [0 if parameter is None else parameter.data_ptr() for parameter in parameters]
 
 
 def _records(program: Program, addresses: list[int], batch: int) -> tuple:

@@ -19,6 +19,7 @@ from ..errors import InvalidArgumentError
 from ..validate import check_connections, checked, shown
 
 MOST = 2**32  # weights of a layer: kernels count them in 4 bytes
+SORTED = 2**20  # weights of a layer that are sorted by input for its backward pass, and their gradients afterwards
 CHUNKS = 64  # pieces of work of equal nonzeros; their number is fixed, so that results do not depend on the threads
 
 
@@ -49,7 +50,8 @@ class LinearIndex(_Index):
         shape: ``(out, in)``.
         indptr: ``values[indptr[o]:indptr[o + 1]]`` are the weights of output ``o``; int64 ``[out + 1]``.
         cols: their inputs; uint16, or uint32 in a layer of more than 65,536 inputs or outputs; ``[nnz]``.
-        ranks: which of its input's weights each is: by input, it is number ``t_indptr[cols[k]] + ranks[k]``.
+        ranks: which of its input's weights each is: by input, it is number ``t_indptr[cols[k]] + ranks[k]``. Empty in
+            layers of more than ``SORTED`` weights, whose backward pass does not need it.
         t_indptr: the same by input, ``t_indptr[i]`` to ``t_indptr[i + 1]``; int64 ``[in + 1]``.
         t_rows: the outputs that input ``i`` reaches; ``[nnz]``, of the type of ``cols``.
         t_ranks: which of its output's weights each of these is: ``values[indptr[t_rows[k]] + t_ranks[k]]``.
@@ -77,7 +79,8 @@ class LinearIndex(_Index):
         _check_array("cols", self.cols, _is_below(self.cols, columns, self.nnz, dtype))
         _check_array("t_indptr", self.t_indptr, _is_pointers(self.t_indptr, columns, self.nnz))
         _check_array("t_rows", self.t_rows, _is_below(self.t_rows, rows, self.nnz, dtype))
-        _check_array("ranks", self.ranks, _is_ranks(self.ranks, self.cols, self.t_indptr))
+        ranked = self.cols[: self.nnz if self.nnz <= SORTED else 0]
+        _check_array("ranks", self.ranks, _is_ranks(self.ranks, ranked, self.t_indptr))
         _check_array("t_ranks", self.t_ranks, _is_ranks(self.t_ranks, self.t_rows, self.indptr))
         for name, chunks, end in (("row_chunks", self.row_chunks, rows), ("col_chunks", self.col_chunks, columns)):
             _check_array(name, chunks, _is_pointers(chunks, len(chunks) - 1, end))
@@ -94,19 +97,21 @@ class LinearIndex(_Index):
             raise InvalidArgumentError(f"the weight of a linear layer has shape {tuple(shape)}; give (out, in).")
         positions = _checked(flat, shape)
         indptr = np.searchsorted(positions, np.arange(shape[0] + 1) * shape[1])
-        cols = (positions % max(shape[1], 1)).astype(_signed(shape[1]))
+        cols = np.empty(len(positions), _signed(shape[1]))
+        np.remainder(positions, max(shape[1], 1), out=cols, casting="unsafe")  # without an array of wider numbers
         order = np.arange(len(cols), dtype=_signed(len(cols)))
         by_input = sparse.csr_array((order, cols, indptr), shape=shape).tocsc()
-        dtype, by_output = _unsigned(max(shape)), np.empty_like(order)
-        by_output[by_input.data] = order
+        places, dtype = by_input.data, _unsigned(max(shape))
+        t_places = np.empty_like(order) if len(order) <= SORTED else order[:0].copy()
+        t_places[places[: len(t_places)]] = order[: len(t_places)]
         return cls(
             (int(shape[0]), int(shape[1])),
             indptr.astype(np.int64),
-            cols.astype(dtype),
-            _ranks(by_output, cols, by_input.indptr, dtype),
+            _narrowed(cols, dtype),
+            _narrowed(_ranks(t_places, cols, by_input.indptr), dtype),
             by_input.indptr.astype(np.int64),
-            by_input.indices.astype(dtype),
-            _ranks(by_input.data, by_input.indices, indptr, dtype),
+            _narrowed(by_input.indices, dtype),
+            _narrowed(_ranks(places, by_input.indices, indptr), dtype),
             _chunks(indptr),
             _chunks(by_input.indptr),
         )
@@ -283,18 +288,22 @@ def _unsigned(size: int) -> type:
     return np.uint16 if size <= 2**16 else np.uint32
 
 
-def _ranks(places: np.ndarray, lines: np.ndarray, indptr: np.ndarray, dtype: type) -> np.ndarray:
-    """Return how far behind the start of its line each place is."""
-    ranks = np.empty(len(places), dtype)
+def _ranks(places: np.ndarray, lines: np.ndarray, indptr: np.ndarray) -> np.ndarray:
+    """Return how far behind the start of its line each place is, in the memory of the places."""
     for part in _parts(len(places)):
-        ranks[part] = places[part] - indptr[lines[part]]
-    return ranks
+        places[part] -= indptr[lines[part]]
+    return places
 
 
 def _is_ranks(ranks: np.ndarray, lines: np.ndarray, indptr: np.ndarray) -> bool:
     sizes = np.diff(indptr)
     fits = ranks.dtype == lines.dtype and ranks.shape == lines.shape
     return fits and all((ranks[part] < sizes[lines[part]]).all() for part in _parts(len(ranks)))
+
+
+def _narrowed(numbers: np.ndarray, dtype: type) -> np.ndarray:
+    """Return numbers as ``dtype``, without a copy where they have its width."""
+    return numbers.view(dtype) if numbers.itemsize == np.dtype(dtype).itemsize else numbers.astype(dtype)
 
 
 def _parts(size: int) -> list[slice]:

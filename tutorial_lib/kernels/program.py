@@ -19,13 +19,12 @@ import numpy as np
 import torch
 
 from ..errors import InvalidArgumentError
-from .index import ConvIndex, LinearIndex
+from .index import SORTED, ConvIndex, LinearIndex
 from .memory import LANES, row_floats, row_lanes
 from .records import CONV, LINEAR, PLAN, Call, Plan
 from .simd import NATIVE
 from .stage import Stage, Trace
 
-SORTED = 2**20  # up to so many weights a chain is cut into spans, and a layer's are sorted by input to go backward
 SPAN = 32  # samples that one thread takes through a whole chain
 KEPT = 16  # programs per index: topologies of the layers behind it and shapes of inputs come and go
 

@@ -21,6 +21,7 @@ from .simd import (
     first_lanes,
     floats,
     fma,
+    largest,
     load,
     longs,
     maximum,
@@ -96,7 +97,7 @@ def _g_at(call, i, j, b):
 @compiled
 def _store_best(y, at, winners, winner, remember, relu, p00, p01, p10, p11):
     """Write the largest of a window's four results, with ReLU."""
-    best = maximum(maximum(p00, p01), maximum(p10, p11))
+    best = largest(p00, p01, p10, p11)
     if remember:
         store_winner(winners, winner, p00, p01, p10, p11, best, relu)
     store(y, at, maximum(zeros(NATIVE), best) if relu else best)

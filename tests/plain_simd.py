@@ -104,6 +104,10 @@ def maximum(x, y):
     return np.maximum(x, y)
 
 
+def largest(*four):
+    return np.maximum.reduce(four)
+
+
 def total(vector):
     return vector.sum()
 

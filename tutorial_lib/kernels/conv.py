@@ -2,7 +2,9 @@
 
 The input lies with its zero padding written out (``records.py``), so that a weight (o, c, dy, dx) is one fixed offset
 from where a window starts. The register tile is two windows of 2×2 output pixels, side by side: what two steps of
-pooling need. Both passes go by output; the backward pass adds to the input's gradient where the forward pass read.
+pooling need. The forward pass goes by output. The backward pass goes by input, with eight of its pixels as the tile:
+one load of the output's gradient then serves the gradient of a weight and that of the input. For the weights alone,
+where a network begins, it goes by output too.
 """
 # Compiled functions have no type hints: numba infers them. Names stand for the same thing everywhere: x, y, g, dx are
 # activations and gradients, x_row … the floats from one of their pixels to the next, b the first lane of the batch.
@@ -21,6 +23,7 @@ from .simd import (
     first_lanes,
     floats,
     fma,
+    largest,
     load,
     longs,
     maximum,
@@ -96,7 +99,7 @@ def _g_at(call, i, j, b):
 @compiled
 def _store_best(y, at, winners, winner, remember, relu, p00, p01, p10, p11):
     """Write the largest of a window's four results, with ReLU."""
-    best = maximum(maximum(p00, p01), maximum(p10, p11))
+    best = largest(p00, p01, p10, p11)
     if remember:
         store_winner(winners, winner, p00, p01, p10, p11, best, relu)
     store(y, at, maximum(zeros(NATIVE), best) if relu else best)
@@ -266,8 +269,12 @@ def _gradient_of_pixels(call, plan, o, i, j, b):
 
 
 @compiled
-def _add_to(image, at, weight, gradient):
-    store(image, at, fma(weight, gradient, load(image, at, gradient)))
+def _gradient_of_window(call, plan, o, i, j, b):
+    """Whichever of the two it is."""
+    if call.pool:
+        (at_g, step_g), (winner, step_winner) = _g_at(call, i // 2, j // 2, b), _winners_at(plan, i, j, b)
+        return _gradient_of_best(floats(call.g), at_g + o * step_g, octets(call.winners), winner + o * step_winner)
+    return _gradient_of_pixels(call, plan, o, i, j, b)
 
 
 @compiled
@@ -277,10 +284,10 @@ def _add_to_bias(sums, at, gradient):
 
 @compiled
 def _spread_window(call, plan, i, j, b, sums):
-    """From one window: what it adds to the gradients of weights and bias, lane by lane, and of the input."""
+    """From one window: what it adds to the gradients of weights and bias, lane by lane."""
     zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
-    values, indptr, offsets, want = floats(call.values), longs(plan.indptr), longs(plan.offsets), call.dx != 0
-    x, dx, start = floats(call.x), floats(call.dx), i * down + j * right + b // 16 * call.x_group + b % 16
+    x, indptr, offsets = floats(call.x), longs(plan.indptr), longs(plan.offsets)
+    start = i * down + j * right + b // 16 * call.x_group + b % 16
     (at_g, step_g), (winner, step_winner) = _g_at(call, i // 2, j // 2, b), _winners_at(plan, i, j, b)
     g, winners, pool, outputs, nnz = floats(call.g), octets(call.winners), call.pool != 0, plan.outputs, plan.nnz
     for o in range(outputs):
@@ -296,19 +303,13 @@ def _spread_window(call, plan, i, j, b, sums):
             products = fma(load(x, at, zero), g00, fma(load(x, at + right, zero), g01, products))
             products = fma(load(x, below, zero), g10, fma(load(x, below + right, zero), g11, products))
             store(sums, k * NATIVE, products)
-            if want:
-                weight = values[k]
-                _add_to(dx, at, weight, g00)
-                _add_to(dx, at + right, weight, g01)
-                _add_to(dx, below, weight, g10)
-                _add_to(dx, below + right, weight, g11)
 
 
 @compiled
 def _spread_two_windows(call, plan, i, j, b, sums):
     zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
-    values, indptr, offsets, want = floats(call.values), longs(plan.indptr), longs(plan.offsets), call.dx != 0
-    x, dx, start = floats(call.x), floats(call.dx), i * down + j * right + b // 16 * call.x_group + b % 16
+    x, indptr, offsets = floats(call.x), longs(plan.indptr), longs(plan.offsets)
+    start = i * down + j * right + b // 16 * call.x_group + b % 16
     (at_g, step_g), (winner, step_winner) = _g_at(call, i // 2, j // 2, b), _winners_at(plan, i, j, b)
     g, winners, pool, outputs, nnz = floats(call.g), octets(call.winners), call.pool != 0, plan.outputs, plan.nnz
     next_g = call.g_row
@@ -329,42 +330,84 @@ def _spread_two_windows(call, plan, i, j, b, sums):
             products = fma(load(x, below, zero), g10, fma(load(x, below + right, zero), g11, products))
             products = fma(load(x, below + 2 * right, zero), g12, fma(load(x, below + 3 * right, zero), g13, products))
             store(sums, k * NATIVE, products)
-            if want:
-                weight = values[k]
-                _add_to(dx, at, weight, g00)
-                _add_to(dx, at + right, weight, g01)
-                _add_to(dx, at + 2 * right, weight, g02)
-                _add_to(dx, at + 3 * right, weight, g03)
-                _add_to(dx, below, weight, g10)
-                _add_to(dx, below + right, weight, g11)
-                _add_to(dx, below + 2 * right, weight, g12)
-                _add_to(dx, below + 3 * right, weight, g13)
-
-
-@compiled
-def _clear_rows(call, plan, b, first, last):
-    """Write zeros to rows of the input's gradient, just before something is added there."""
-    dx = floats(call.dx + 4 * (b // 16 * call.x_group))
-    for c in range(plan.inputs):
-        _fill_zeros(dx, plan, b, c, first, last, 0, plan.columns)
 
 
 @compiled
 def _spread_windows(call, plan, b, sums):
-    across, windows, cleared = _across(plan, call.pool), _windows(plan, call.pool), 0
-    for window in range(windows):
-        if call.dx:
-            reached = min(plan.rows, 2 * window * plan.stride_y + plan.reach)
-            _clear_rows(call, plan, b, cleared, reached)
-            cleared = reached
+    """By output: the gradients of weights and bias."""
+    across = _across(plan, call.pool)
+    for window in range(_windows(plan, call.pool)):
         j = 0
         while j + 4 <= across:
             _spread_two_windows(call, plan, 2 * window, j, b, sums)
             j += 4
         if j < across:
             _spread_window(call, plan, 2 * window, j, b, sums)
-    if call.dx:
-        _clear_rows(call, plan, b, cleared, plan.rows)
+
+
+@compiled
+def _lay_out_gradient(call, plan, b, sums, images):
+    """Write the gradient before pooling and ReLU as images like those of x, zeros around; and the bias's gradient."""
+    right, down = plan.stride_x, plan.stride_y * plan.columns
+    windows, across = _windows(plan, call.pool), _across(plan, call.pool)
+    filled = across if right == 1 and down == plan.columns else 0  # a stride leaves gaps
+    for n in range(plan.lead):
+        store(images, b % 16 - (n + 1) * 16, zeros(NATIVE))
+    for o in range(plan.outputs):
+        _fill_zeros(images, plan, b, o, 0, plan.rows, filled, plan.columns)
+        _fill_zeros(images, plan, b, o, 2 * windows, plan.rows, 0, filled)
+        store(images, ((o + 1) * plan.plane - 1) * 16 + b % 16, zeros(NATIVE))
+        over_image = zeros(NATIVE)
+        for i in range(0, 2 * windows, 2):
+            for j in range(0, across, 2):
+                g00, g01, g10, g11, over_window = _gradient_of_window(call, plan, o, i, j, b)
+                at = o * plan.plane + i * down + j * right
+                store(images, at * 16 + b % 16, g00)
+                store(images, (at + right) * 16 + b % 16, g01)
+                store(images, (at + down) * 16 + b % 16, g10)
+                store(images, (at + down + right) * 16 + b % 16, g11)
+                over_image = add(over_image, over_window)
+        store(sums, (plan.nnz + o) * NATIVE, over_image)
+
+
+@compiled
+def _gather_pixels(call, plan, c, p, b, sums, images):
+    """Eight pixels of an input channel, in whatever rows: their gradient, and what they add to those of weights."""
+    zero, values, indptr, by_input = zeros(NATIVE), floats(call.values), longs(plan.t_indptr), longs(plan.by_input)
+    start, here = p * 16 + b % 16, c * plan.plane * 16 + p * 16 + b // 16 * call.x_group + b % 16
+    x, dx = floats(call.x), floats(call.dx)
+    x0, x1, x2, x3 = load(x, here, zero), load(x, here + 16, zero), load(x, here + 32, zero), load(x, here + 48, zero)
+    at = here + 64
+    x4, x5, x6, x7 = load(x, at, zero), load(x, at + 16, zero), load(x, at + 32, zero), load(x, at + 48, zero)
+    d0 = d1 = d2 = d3 = d4 = d5 = d6 = d7 = zero
+    for n in range(indptr[c], indptr[c + 1]):
+        k, at = by_input[2 * n], start + by_input[2 * n + 1]
+        weight, products = values[k], load(sums, k * NATIVE, zero)
+        g0, g1 = load(images, at, zero), load(images, at + 16, zero)
+        g2, g3 = load(images, at + 32, zero), load(images, at + 48, zero)
+        g4, g5 = load(images, at + 64, zero), load(images, at + 80, zero)
+        g6, g7 = load(images, at + 96, zero), load(images, at + 112, zero)
+        d0, d1, d2, d3 = fma(weight, g0, d0), fma(weight, g1, d1), fma(weight, g2, d2), fma(weight, g3, d3)
+        d4, d5, d6, d7 = fma(weight, g4, d4), fma(weight, g5, d5), fma(weight, g6, d6), fma(weight, g7, d7)
+        products = fma(x0, g0, fma(x1, g1, fma(x2, g2, fma(x3, g3, products))))
+        store(sums, k * NATIVE, fma(x4, g4, fma(x5, g5, fma(x6, g6, fma(x7, g7, products)))))
+    store(dx, here, d0)
+    store(dx, here + 16, d1)
+    store(dx, here + 32, d2)
+    store(dx, here + 48, d3)
+    store(dx, here + 64, d4)
+    store(dx, here + 80, d5)
+    store(dx, here + 96, d6)
+    store(dx, here + 112, d7)
+
+
+@compiled
+def _gather_images(call, plan, b, sums, images):
+    """By input: the gradients of weights and input, from the first pixel within the padding to the last."""
+    first = plan.pad_y * plan.columns + plan.pad_x
+    for p in range(first, first + (plan.height - 1) * plan.columns + plan.width, 8):
+        for c in range(plan.inputs):
+            _gather_pixels(call, plan, c, p, b, sums, images)
 
 
 @compiled
@@ -381,7 +424,12 @@ def _backward_part(call, plan, b, scratch, dvalues, dbias, more):
     sums, count = floats(scratch), plan.nnz + plan.outputs
     for k in range(count):
         store(sums, k * NATIVE, zeros(NATIVE))
-    _spread_windows(call, plan, b, sums)
+    if call.dx:
+        images = floats(scratch + 4 * (count * NATIVE + plan.lead * 16))
+        _lay_out_gradient(call, plan, b, sums, images)
+        _gather_images(call, plan, b, sums, images)
+    else:
+        _spread_windows(call, plan, b, sums)
     _total_sums(call, b, sums, 0, plan.nnz, floats(dvalues), more)
     _total_sums(call, b, sums, plan.nnz, count, floats(dbias), more)
 

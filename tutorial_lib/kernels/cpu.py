@@ -2,8 +2,8 @@
 
 Every kernel is the same loop: *for each output row, for each of its nonzeros, add weight × input row*. Three things
 make it fast. The part of an output row being added up is a register tile, written once, with bias, ReLU and pooling
-already done. Input rows are contiguous, because the batch is innermost. And in the backward pass the gradients of
-input and weights share their loads: linear layers go by input there, convolutions by output as before.
+already done. Input rows are contiguous, because the batch is innermost. And the backward pass goes by input, where the
+gradients of input and weights share their loads.
 
 Work is cut into pieces that do not depend on the number of threads, and each number is added up within one piece or
 over the pieces in order: results are the same bits for any number of threads. ``linear.py`` and ``conv.py`` hold the

@@ -73,7 +73,7 @@ class Layer(NamedTuple):
         y_at: where that is.
         image: shape of the result as the layer itself sees it, without batch.
         winners: where the winners of its pooling are; 0 where there are none.
-        alive: an array that the plan has the address of, where the index does not hold it.
+        alive: arrays that the plan has the addresses of, where the index does not hold them.
         g: form of the gradient of the result (backward).
         g_at: where that is.
     """
@@ -85,7 +85,7 @@ class Layer(NamedTuple):
     y_at: Address
     image: tuple[int, ...]
     winners: Address | int
-    alive: np.ndarray | None
+    alive: tuple[np.ndarray, ...]
     g: Form | None = None
     g_at: Address = (NOWHERE, 0)
 
@@ -217,7 +217,7 @@ def _backward_program(
     row = SPAN if several else row_floats(batch)
     sizes = [size for stage in stages for size in (stage.index.nnz, stage.index.shape[0])]
     starts = [4 * start for start in np.cumsum([0, *sizes]).tolist()]
-    memory, shared, calls, layers = _Memory(), _Memory(), [], []
+    memory, shared, calls, layers, scratch = _Memory(), _Memory(), [], [], 0
     as_it_is = _used_as_it_is(result.plan, innermost, several)
     form, at = _theirs(result.y.size, GRAD_ROW), (GRAD, 0)
     if not as_it_is:
@@ -259,9 +259,11 @@ def _backward_program(
                 else (SHARED, shared.take(4 * span // NATIVE * (plan.nnz + plan.outputs))),
             )
         )
+        if not layer.linear:  # sums over lanes, and images of the gradient
+            images = LANES * (plan.lead + plan.outputs * plan.plane) if want else 0
+            scratch = max(scratch, 4 * (NATIVE * (plan.nnz + plan.outputs) + images))
         layers.insert(0, layer)
         form, at = layer.x, dx
-    scratch = max(0 if layer.linear else 4 * NATIVE * (layer.plan.nnz + layer.plan.outputs) for layer in layers)
     calls = [call._replace(scratch_bytes=scratch) for call in calls]
     by_span = {Y: 4 * span, ARENA: forward.bytes, DX: 4 * span, GRAD: _step(span, result.y.size, innermost)}
     by_span |= {PARTIAL: starts[-1], ROOM: memory.size if trace else 0}
@@ -394,7 +396,7 @@ def _copy(
 
 
 # ------------------------------------------------------------------------------------------------------ one layer
-def _linear_plan(index: LinearIndex, size: tuple[int, ...]) -> tuple[Plan, tuple[int, ...], None]:
+def _linear_plan(index: LinearIndex, size: tuple[int, ...]) -> tuple[Plan, tuple[int, ...], tuple[()]]:
     """Return the plan of a layer for inputs of this size, the size of the result, and what has to be kept alive."""
     if size != (index.shape[1],):
         raise InvalidArgumentError(f"the input has shape [B, {_listed(size)}]; give [B, {index.shape[1]}].")
@@ -414,11 +416,11 @@ def _linear_plan(index: LinearIndex, size: tuple[int, ...]) -> tuple[Plan, tuple
         col_chunks=_address(index.col_chunks),
         col_pieces=len(index.col_chunks) - 1,
     )
-    return plan, (index.shape[0],), None
+    return plan, (index.shape[0],), ()
 
 
-def _conv_plan(index: ConvIndex, size: tuple[int, ...]) -> tuple[Plan, tuple[int, ...], np.ndarray]:
-    """Return the same of a convolution; its plan has the address of the offsets."""
+def _conv_plan(index: ConvIndex, size: tuple[int, ...]) -> tuple[Plan, tuple[int, ...], tuple[np.ndarray, ...]]:
+    """Return the same of a convolution."""
     outputs, inputs, kernel, dilation = index.shape[0], index.shape[1] * index.groups, index.shape[2:], index.dilation
     if len(size) != 3 or size[0] != inputs:
         raise InvalidArgumentError(f"the input has shape [B, {_listed(size)}]; give [B, {inputs}, H, W].")
@@ -429,9 +431,16 @@ def _conv_plan(index: ConvIndex, size: tuple[int, ...]) -> tuple[Plan, tuple[int
     # Windows of two pixels may stand out over an odd last row or column, and see what is not there: more zeros.
     rows = max(height + 2 * pad_y, (out_h + out_h % 2 - 1) * stride_y + reach[0])
     columns = max(width + 2 * pad_x, (out_w + out_w % 2 - 1) * stride_x + reach[1])
+    seen = -(-((height - 1) * columns + width) // 8) * 8  # the backward pass sees eight pixels at a time
+    rows = max(rows, -(-(pad_y * columns + pad_x + seen) // columns))
     plane = rows * columns | 1  # odd: else the same pixels of all channels would share a cache set
     channel, dy, dx = index.taps.astype(np.int64).T
-    offsets = (channel * plane + dy * dilation[0] * columns + dx * dilation[1]) * LANES
+    taps = dy * dilation[0] * columns + dx * dilation[1]
+    offsets = (channel * plane + taps) * LANES
+    order = np.argsort(channel, kind="stable")
+    output = np.repeat(np.arange(outputs), np.diff(index.indptr))
+    by_input = np.stack([order, ((output * plane - taps) * LANES)[order]], 1)
+    t_indptr = np.searchsorted(channel[order], np.arange(inputs + 1))
     plan = Plan(
         CONV,
         index.nnz,
@@ -449,10 +458,12 @@ def _conv_plan(index: ConvIndex, size: tuple[int, ...]) -> tuple[Plan, tuple[int
         rows=rows,
         columns=columns,
         plane=plane,
-        reach=stride_y + reach[0],
         offsets=_address(offsets),
+        t_indptr=_address(t_indptr),
+        by_input=_address(by_input),
+        lead=(reach[0] - 1) * columns + reach[1] - 1,
     )
-    return plan, (outputs, out_h, out_w), offsets
+    return plan, (outputs, out_h, out_w), (offsets, t_indptr, by_input)
 
 
 def _address(array: np.ndarray) -> int:

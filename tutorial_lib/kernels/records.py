@@ -76,8 +76,8 @@ class Plan(NamedTuple):
     width: int = 1
     out_h: int = 1
     out_w: int = 1
+    t_indptr: int = 0  # the weights by input
     # linear
-    t_indptr: int = 0
     t_rows: int = 0
     t_ranks: int = 0
     cols: int = 0
@@ -95,8 +95,9 @@ class Plan(NamedTuple):
     rows: int = 0
     columns: int = 0
     plane: int = 0  # pixels from channel to channel
-    reach: int = 0  # rows of x that a row of windows sees
     offsets: int = 0  # floats from a window's first pixel to the one that each weight sees
+    by_input: int = 0  # of each weight by input: its number, and floats from a pixel to its gradient in g's images
+    lead: int = 0  # pixels of zeros before these images
 
 
 LINEAR, CONV = 0, 1

@@ -236,6 +236,22 @@ def where_positive(context: Any, y: Any, gradient: Any) -> Any:
     return _word(gradient, (y, gradient), emit)
 
 
+def _pooled(b: Any, v: list, lanes: int) -> tuple:
+    """Of four: whether the second, the fourth, the later pair is the larger; and the largest, NaN if one is."""
+    second, fourth = b.fcmp_ordered("<", v[0], v[1]), b.fcmp_ordered("<", v[2], v[3])
+    upper, lower = b.select(second, v[1], v[0]), b.select(fourth, v[3], v[2])
+    below = b.fcmp_ordered("<", upper, lower)
+    nan = b.or_(b.fcmp_unordered("uno", v[0], v[1]), b.fcmp_unordered("uno", v[2], v[3]))
+    nans = ir.Constant(v[0].type, [float("nan")] * lanes)
+    return second, fourth, below, b.select(nan, nans, b.select(below, lower, upper))
+
+
+@intrinsic
+def largest(context: Any, a: Any, c: Any, d: Any, e: Any) -> Any:
+    """``largest(a, c, d, e)`` lane by lane; a NaN in any stays a NaN. Cheaper than three times ``maximum``."""
+    return _word(a, (a, c, d, e), lambda b, v: _pooled(b, v, a.lanes)[3])
+
+
 @intrinsic
 def store_winner(context: Any, codes: Any, index: Any, a: Any, c: Any, d: Any, e: Any, best: Any, relu: Any) -> Any:
     """``store_winner(codes, i, a, c, d, e, best, relu)``: write, as bytes, which of the four is ``best`` in each lane.
@@ -245,14 +261,12 @@ def store_winner(context: Any, codes: Any, index: Any, a: Any, c: Any, d: Any, e
 
     def emit(b: Any, v: list) -> Any:
         def number(n: int) -> Any:
-            return ir.Constant(ir.VectorType(_INT, a.lanes), [n] * a.lanes)
+            return ir.Constant(ir.VectorType(_BYTE, a.lanes), [n] * a.lanes)
 
-        code = number(3)
-        for n in (2, 1, 0):
-            code = b.select(b.fcmp_ordered("==", v[2 + n], v[6]), number(n), code)
+        second, fourth, below, _ = _pooled(b, v[2:6], a.lanes)
+        code = b.select(below, b.select(fourth, number(3), number(2)), b.select(second, number(1), number(0)))
         dead = b.and_(b.fcmp_ordered("<=", v[6], ir.Constant(v[6].type, None)), _splat(b, v[7], a.lanes))
-        code = b.trunc(b.select(dead, number(4), code), ir.VectorType(_BYTE, a.lanes))
-        b.store(code, _at(b, v[0], v[1], _BYTE, a.lanes), align=1)
+        b.store(b.select(dead, number(4), code), _at(b, v[0], v[1], _BYTE, a.lanes), align=1)
 
     return _word(types.void, (codes, types.intp, a, c, d, e, best, types.boolean), emit)
 

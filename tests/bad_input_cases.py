@@ -61,7 +61,7 @@ class Door(NamedTuple):
 
 # ------------------------------------------------------------------------------------------ wrong values by kind
 
-NOT_NUMBERS = [None, "0.5", b"1", [0.5], {"a": 1}, 1j, Stranger(), Stranger, True, torch.tensor(0.5)]
+NOT_NUMBERS = [None, "0.5", b"1", [0.5], {"a": 1}, 1j, Stranger(), Stranger, True, torch.tensor(0.5), 10**400]
 INTEGER = [*NOT_NUMBERS, 2.5, math.nan]
 COUNT = [*INTEGER, -1]
 POSITIVE = [*COUNT, 0]
@@ -72,6 +72,7 @@ CHOICE = [*TEXT, "", "nonsense", "UNIFORM "]
 NAMES = ["conv*", None, 3, [3], ["a", None], Stranger()]
 FLAG = [None, 1, "yes", 0.0, Stranger()]
 TENSOR = [None, "x", 3, 2.5, [1, 2], np.zeros(3), Stranger(), torch.Tensor]
+DENSE_TENSOR = [*TENSOR, torch.eye(3).to_sparse(), torch.eye(3).to_sparse_csr()]
 MODEL = [None, "model", 3, torch.zeros(2), nn.Linear, [nn.Linear(2, 2)], Stranger()]
 SEED = [*INTEGER, -1, 2**64]
 DEVICE = ["nonsense", "cpu:x", 3.5, Stranger(), "cuda"] if not torch.cuda.is_available() else ["nonsense", 3.5]
@@ -79,8 +80,8 @@ FUNCTION = [None, 3, "x", [1], Stranger()]
 TABLE = [None, "x", 3, [1], {"a": 1}, pd.DataFrame(), pd.DataFrame({"other": [1.0]}), Stranger()]
 ARRAY = [None, "x", 3, [1.0], torch.zeros(3), Stranger()]
 MAPPING = [None, "x", 3, [1], Stranger(), {3: 4}]
-PATH = [None, 3, b"x", ["x"], Stranger()]
-FLAT = [*TENSOR, torch.tensor([1.0]), torch.tensor([[1]]), torch.tensor([1], dtype=torch.int32), torch.tensor(1)]
+PATH = [None, 3, b"x", ["x"], Stranger(), "a\0b", "a\ud800"]
+FLAT = [*DENSE_TENSOR, torch.tensor([1.0]), torch.tensor([[1]]), torch.tensor([1], dtype=torch.int32), torch.tensor(1)]
 FLAT += [torch.tensor([-1]), torch.tensor([10**9]), torch.zeros(1, dtype=torch.int64, device="meta")]
 TOPOLOGY = [*FLAT, torch.tensor([2, 1]), torch.tensor([1, 1])]
 META = nn.Linear(4, 3, device="meta")
@@ -112,7 +113,20 @@ def driver(**more: Any) -> dict[str, Any]:
 
 def layer() -> lib.SparseLinear:
     torch.manual_seed(0)
-    return lib.SparseLinear(4, 3, connections=torch.tensor([0, 5, 7, 11]))
+    return lib.SparseLinear(4, 3, connections=ACTIVE)
+
+
+def masked_layer() -> lib.MaskedLinear:
+    torch.manual_seed(0)
+    made = lib.MaskedLinear(4, 3)
+    made.set_mask(topology.to_mask(ACTIVE, (3, 4)))
+    return made
+
+
+def recorded(made: Any) -> Any:
+    made.record_gradient = True
+    made(BATCH).sum().backward()
+    return made
 
 
 def history() -> lib.History:
@@ -131,7 +145,8 @@ def recorder() -> lib.TopologyRecorder:
     return made
 
 
-LINEAR = index.LinearIndex.build(torch.tensor([0, 5, 7, 11]), (3, 4))
+ACTIVE = torch.tensor([0, 5, 7, 11])
+LINEAR = index.LinearIndex.build(ACTIVE, (3, 4))
 CONV = index.ConvIndex.build(torch.tensor([0, 3, 7]), (2, 1, 2, 2))
 STAGES = [kernels.Stage(LINEAR)]
 FOUR = torch.arange(4.0)
@@ -152,8 +167,13 @@ RECIPE = {
     "scope": TEXT,
 }
 CONTENDER = {"lr": [*NUMBER, 0, -1.0], "schedule": CHOICE, "optimizer": CHOICE}
-IMAGES_BAD = [*TENSOR, torch.zeros(0, 1, 28, 28), torch.zeros(12, 784), torch.zeros(12, 1, 28, 28, dtype=torch.int64)]
-LABELS_BAD = [*TENSOR, torch.zeros(11, dtype=torch.int64), torch.zeros(12), torch.zeros(12, 1, dtype=torch.int64)]
+IMAGES_BAD = [
+    *DENSE_TENSOR,
+    torch.zeros(0, 1, 28, 28),
+    torch.zeros(12, 784),
+    torch.zeros(12, 1, 28, 28, dtype=torch.int64),
+]
+LABELS_BAD = [*DENSE_TENSOR, torch.zeros(11, dtype=torch.int64), torch.zeros(12), torch.zeros(12, 1, dtype=torch.int64)]
 PAIR = ["3", None, 2.5, (1, 2, 3), (1,), [1.5, 2], Stranger(), -1, (1, -2)]
 
 
@@ -208,12 +228,12 @@ DOORS = [
     Door(
         topology.to_connections,
         lambda: {"mask": torch.ones(2, 2, dtype=torch.bool)},
-        {"mask": [*TENSOR, torch.zeros(2, 2), torch.ones(2, dtype=torch.bool, device="meta")]},
+        {"mask": [*DENSE_TENSOR, torch.zeros(2, 2), torch.ones(2, dtype=torch.bool, device="meta")]},
     ),
     Door(
         topology.contained,
         lambda: {"numbers": torch.tensor([1]), "among": torch.tensor([1, 2])},
-        {"numbers": TENSOR, "among": TENSOR},
+        {"numbers": DENSE_TENSOR, "among": DENSE_TENSOR},
     ),
     Door(
         topology.check_rewiring,
@@ -226,8 +246,8 @@ DOORS = [
         {
             "layer": MODEL,
             "kept": [*TOPOLOGY, torch.tensor([2])],
-            "grown": [*FLAT[:8], torch.tensor([5])],
-            "values": [*TENSOR, torch.zeros(2), torch.zeros(1, device="meta")],
+            "grown": [*DENSE_TENSOR, torch.tensor([5])],
+            "values": [*DENSE_TENSOR, torch.zeros(2), torch.zeros(1, device="meta")],
         },
     ),
     Door(topology.check_has_numbers, lambda: {"model": net()}, {"model": [*MODEL, META]}),
@@ -379,7 +399,7 @@ DOORS = [
     Door(
         dst.magnitude_prune,
         lambda: {"values": FOUR, "count": 2},
-        {"values": [*TENSOR, BATCH, torch.zeros(4, device="meta"), FOUR * math.nan], "count": [*COUNT, 5]},
+        {"values": [*DENSE_TENSOR, BATCH, torch.zeros(4, device="meta"), FOUR * math.nan], "count": [*COUNT, 5]},
     ),
     Door(
         dst.random_grow,
@@ -445,8 +465,8 @@ DOORS = [
         csr.CSRProduct,
         lambda: {"matrix": BATCH, "mask": BATCH > 2, "backend": "torch"},
         {
-            "matrix": [*TENSOR, FOUR, BATCH.long(), BATCH.to("meta"), torch.zeros(4, 2)],
-            "mask": [*TENSOR, BATCH, BATCH[:1] > 2],
+            "matrix": [*DENSE_TENSOR, FOUR, BATCH.long(), BATCH.to("meta"), torch.zeros(4, 2)],
+            "mask": [*DENSE_TENSOR, BATCH, BATCH[:1] > 2],
             "backend": CHOICE,
         },
     ),
@@ -702,5 +722,65 @@ DOORS = [
         Door(getattr(checks, name), lambda: {"answer": lambda: ...}, {"answer": FUNCTION})
         for name in vars(checks)
         if name.startswith("check_")
+    ),
+    # methods that take input
+    Door(
+        layer().forward,
+        lambda: {"x": BATCH},
+        {"x": [*DENSE_TENSOR, torch.zeros(2, 5), torch.tensor(1.0), BATCH.long(), BATCH.double(), BATCH.to("meta")]},
+    ),
+    Door(
+        lib.SparseConv2d(1, 2, 2).forward,
+        lambda: {"x": IMAGE},
+        {"x": [*DENSE_TENSOR, torch.zeros(4), torch.zeros(1, 2, 4, 4), IMAGE[..., :1], IMAGE.long()]},
+    ),
+    Door(
+        csr.CSRProduct(BATCH, BATCH > 2, "scipy").forward,
+        lambda: {"x": torch.ones(4, 2)},
+        {"x": [*DENSE_TENSOR, torch.ones(3, 2), torch.ones(4), torch.ones(4, 2).double(), torch.ones(4, 2).to("meta")]},
+    ),
+    *(
+        Door(
+            made.set_active_values,
+            lambda: {"values": FOUR},
+            {"values": [*DENSE_TENSOR, torch.zeros(3), torch.zeros(2, 2), FOUR.long(), FOUR.to("meta")]},
+        )
+        for made in (layer(), masked_layer())
+    ),
+    *(
+        Door(
+            made.rewire,
+            lambda: {"kept": ACTIVE, "grown": ACTIVE[:0], "values": FOUR[:0]},
+            {
+                "kept": [*TOPOLOGY, torch.tensor([0, 2, 7, 11])],
+                "grown": [*DENSE_TENSOR, torch.tensor([5])],
+                "values": [*DENSE_TENSOR, torch.zeros(2), FOUR[:0].to("meta")],
+            },
+        )
+        for made in (layer(), masked_layer())
+    ),
+    *(
+        Door(made.gradient_at, lambda: {"connections": torch.tensor([3, 0])}, {"connections": FLAT})
+        for made in (recorded(layer()), recorded(masked_layer()))
+    ),
+    *(
+        Door(made.fade_gradient, lambda: {"factor": 0.9}, {"factor": NUMBER})
+        for made in (recorded(layer()), recorded(masked_layer()))
+    ),
+    Door(
+        masked_layer().set_mask,
+        lambda: {"mask": BATCH[:1].expand(3, 4) > 2},
+        {"mask": [*DENSE_TENSOR, torch.zeros(3, 4), torch.zeros(4, 3, dtype=torch.bool)]},
+    ),
+    Door(layer().set_extra_state, lambda: {"state": ACTIVE}, {"state": [*TOPOLOGY, ACTIVE[:3]]}),
+    Door(digits().to, lambda: {"device": "cpu"}, {"device": DEVICE}),
+    Door(player.Player("x").save, lambda: {"path": "PATH"}, {"path": [*PATH, "missing/x", "."]}),
+    Door(bench.Benchmark({"a": [1.0]}, 1, "cpu").median, lambda: {"name": "a"}, {"name": CHOICE}),
+    Door(dst.Epochs(1e300).in_steps, lambda: {"steps_per_epoch": 9}, {"steps_per_epoch": [*INTEGER, 0, -1]}),
+    Door(predict.Prediction("Q?").said, lambda: {"answer": 3}, {"answer": [[1], {}, Stranger(), True]}),
+    Door(
+        dst.DynamicSparsity(**driver()).load_state_dict,
+        lambda: {"state": dst.DynamicSparsity(**driver()).state_dict()},
+        {"state": [None, 3, "x", {}, {"steps": 1}, {"steps": -1, "rewirings": 0, "generator": FOUR}]},
     ),
 ]

@@ -34,6 +34,7 @@ from .validate import (
     check_values,
     checked,
     require,
+    shown,
 )
 
 ROWS_PER_BLOCK = 1024
@@ -56,9 +57,7 @@ class MaskedLayer(SparsifiableLayer):
             InvalidArgumentError: the mask has another shape or is not boolean.
         """
         if mask.dtype != torch.bool or mask.shape != self.weight.shape:
-            raise InvalidArgumentError(
-                f"mask is {mask.dtype} {tuple(mask.shape)}; it must be torch.bool {tuple(self.weight.shape)}"
-            )
+            raise InvalidArgumentError(f"mask={shown(mask)}; give one that is torch.bool {tuple(self.weight.shape)}")
         with torch.no_grad():
             self.mask = mask.to(self.weight.device)
             self.weight.masked_fill_(~self.mask, 0)
@@ -275,7 +274,7 @@ def mask_model(
     check_has_numbers(model)
     if sparse_layers(model):
         raise InvalidArgumentError(
-            "the model holds sparse layers already; mask the dense model, or densify(model) first"
+            f"model={type(model).__name__} holds sparse layers already; mask the dense model, or densify(model) first"
         )
     counts = layer_nnz(model, sparsity, scheme, include, exclude)
     masked = copy.deepcopy(model)

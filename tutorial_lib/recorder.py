@@ -42,6 +42,9 @@ class TopologyRecorder:
         """Return the number of recorded moments."""
         return len(self.steps)
 
+    def __repr__(self) -> str:
+        return f"TopologyRecorder(moments={len(self)}, layers={list(self.shapes)})"
+
     @property
     def nbytes(self) -> int:
         """Bytes of the packed moments; the unpacked copy of the last one is not counted."""

@@ -12,7 +12,7 @@ from torch import nn
 
 from .errors import InvalidArgumentError
 from .interface import SparsifiableLayer
-from .validate import check_connections, check_memory, check_places, checked, require
+from .validate import check_connections, check_memory, check_places, checked, require, shown
 
 SCHEMES = ("uniform", "er", "erk")
 
@@ -204,13 +204,20 @@ def to_connections(mask: torch.Tensor) -> torch.Tensor:
         InvalidArgumentError: the mask is not boolean, or on the meta device.
     """
     if mask.dtype != torch.bool or mask.is_meta:
-        raise InvalidArgumentError(f"mask is {mask.dtype} on {mask.device}; give torch.bool on a device with numbers")
+        raise InvalidArgumentError(f"mask={shown(mask)} on {mask.device}; give torch.bool on a device with numbers")
     return mask.reshape(-1).nonzero().squeeze(1)
 
 
 @checked
 def contained(numbers: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
-    """Tell for each number whether it is in the sorted list ``among``; ``torch.isin`` would sort that list again."""
+    """Tell for each number whether it is in the sorted list ``among``; ``torch.isin`` would sort that list again.
+
+    Raises:
+        InvalidArgumentError: one of the two is no list of numbers that have an order.
+    """
+    for name, tensor in (("numbers", numbers), ("among", among)):
+        ordered = tensor.dim() == 1 and not tensor.is_complex() and tensor.dtype != torch.bool and not tensor.is_meta
+        require(ordered, name, tensor, "give whole or floating numbers of one dimension")
     if not len(among):
         return torch.zeros_like(numbers, dtype=torch.bool)
     return among[torch.searchsorted(among, numbers).clamp(max=len(among) - 1)] == numbers
@@ -249,5 +256,6 @@ def check_has_numbers(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise InvalidArgumentError(
-                f"model: {name!r} is on the meta device, which holds no numbers; use a model on the CPU or a GPU"
+                f"model={type(model).__name__} has {name!r} on the meta device, which holds no numbers; "
+                "use a model on the CPU or a GPU"
             )

@@ -85,6 +85,7 @@ FLAT = [*DENSE_TENSOR, torch.tensor([1.0]), torch.tensor([[1]]), torch.tensor([1
 FLAT += [torch.tensor([-1]), torch.tensor([10**9]), torch.zeros(1, dtype=torch.int64, device="meta")]
 TOPOLOGY = [*FLAT, torch.tensor([2, 1]), torch.tensor([1, 1])]
 META = nn.Linear(4, 3, device="meta")
+LAZY = nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
 DENSE = nn.ReLU()  # no layer to make sparse
 
 
@@ -139,6 +140,20 @@ def runs() -> pd.DataFrame:
     return pd.DataFrame(rows).assign(low=96.0, high=98.0)
 
 
+def tied() -> nn.Module:
+    """Two layers with one weight, as an autoencoder may have them."""
+    made = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    made[1].weight = made[0].weight
+    return made
+
+
+def uncopyable() -> nn.Module:
+    """A model with a tensor that was computed from another, as the old weight_norm leaves it."""
+    made = nn.Sequential(nn.Linear(4, 4), lib.MaskedLinear(4, 4))
+    made.computed = made[0].weight * 2
+    return made
+
+
 def recorder() -> lib.TopologyRecorder:
     made = lib.TopologyRecorder()
     made.record(interface.sparse_layers(sparse_net()), 0)
@@ -146,6 +161,7 @@ def recorder() -> lib.TopologyRecorder:
 
 
 ACTIVE = torch.tensor([0, 5, 7, 11])
+WRONG_RUNS = [runs().assign(accuracy="x"), runs().assign(accuracy=math.nan), runs().assign(contender=1.0)]
 LINEAR = index.LinearIndex.build(ACTIVE, (3, 4))
 CONV = index.ConvIndex.build(torch.tensor([0, 3, 7]), (2, 1, 2, 2))
 STAGES = [kernels.Stage(LINEAR)]
@@ -233,7 +249,10 @@ DOORS = [
     Door(
         topology.contained,
         lambda: {"numbers": torch.tensor([1]), "among": torch.tensor([1, 2])},
-        {"numbers": DENSE_TENSOR, "among": DENSE_TENSOR},
+        {
+            "numbers": [*DENSE_TENSOR, BATCH, FOUR > 2, FOUR.to(torch.complex64)],
+            "among": [*DENSE_TENSOR, BATCH, FOUR > 2],
+        },
     ),
     Door(
         topology.check_rewiring,
@@ -251,6 +270,7 @@ DOORS = [
         },
     ),
     Door(topology.check_has_numbers, lambda: {"model": net()}, {"model": [*MODEL, META]}),
+    Door(topology.copied, lambda: {"model": net()}, {"model": [*MODEL, uncopyable()]}),
     Door(interface.sparse_layers, lambda: {"model": net()}, {"model": MODEL}),
     # simulated and truly sparse layers
     Door(
@@ -284,7 +304,7 @@ DOORS = [
         masked.mask_model,
         lambda: {"model": net()},
         {
-            "model": [*MODEL, DENSE, META, sparse_net()],
+            "model": [*MODEL, DENSE, META, LAZY, sparse_net(), tied()],
             "sparsity": SHARE,
             "scheme": CHOICE,
             "seed": SEED,
@@ -292,7 +312,7 @@ DOORS = [
             "exclude": NAMES,
         },
     ),
-    Door(masked.densify, lambda: {"model": sparse_net()}, {"model": [*MODEL, META]}),
+    Door(masked.densify, lambda: {"model": sparse_net()}, {"model": [*MODEL, META, uncopyable()]}),
     Door(masked.sparsity_report, lambda: {"model": sparse_net()}, {"model": [*MODEL, DENSE]}),
     Door(
         sparse.SparseLinear,
@@ -327,8 +347,12 @@ DOORS = [
             "device": DEVICE,
         },
     ),
-    Door(sparse.sparsify, lambda: {"model": net()}, {"model": [*MODEL, DENSE, META]}),
-    Door(lib.fuse, lambda: {"model": sparse.sparsify(net())}, {"model": MODEL}),
+    Door(
+        sparse.sparsify,
+        lambda: {"model": net()},
+        {"model": [*MODEL, DENSE, META, LAZY, tied(), uncopyable()]},
+    ),
+    Door(lib.fuse, lambda: {"model": sparse.sparsify(net())}, {"model": [*MODEL, uncopyable()]}),
     # kernels
     Door(
         index.LinearIndex,
@@ -410,7 +434,16 @@ DOORS = [
         dst.gradient_grow,
         lambda: {"gradient_rows": [BATCH], "active": torch.tensor([1, 2]), "count": 2},
         {
-            "gradient_rows": [None, 3, "x", [None], [BATCH.long()], [BATCH * math.nan], [BATCH.to("meta")]],
+            "gradient_rows": [
+                None,
+                3,
+                "x",
+                [None],
+                [BATCH.to_sparse()],
+                [BATCH.long()],
+                [BATCH * math.nan],
+                [BATCH.to("meta")],
+            ],
             "active": TOPOLOGY,
             "count": [*COUNT, 7],
         },
@@ -465,7 +498,7 @@ DOORS = [
         csr.CSRProduct,
         lambda: {"matrix": BATCH, "mask": BATCH > 2, "backend": "torch"},
         {
-            "matrix": [*DENSE_TENSOR, FOUR, BATCH.long(), BATCH.to("meta"), torch.zeros(4, 2)],
+            "matrix": [*DENSE_TENSOR, FOUR, BATCH.long(), BATCH.to("meta"), BATCH.half(), torch.zeros(4, 2)],
             "mask": [*DENSE_TENSOR, BATCH, BATCH[:1] > 2],
             "backend": CHOICE,
         },
@@ -484,7 +517,7 @@ DOORS = [
             "layer": [None, DENSE, nn.Conv2d(1, 3, 2), nn.Conv2d(1, 2, 2, padding="same")],
         },
     ),
-    Door(csr.to_csr, lambda: {"model": sparse_net()}, {"model": [*MODEL, DENSE], "backend": CHOICE}),
+    Door(csr.to_csr, lambda: {"model": sparse_net()}, {"model": [*MODEL, DENSE, uncopyable()], "backend": CHOICE}),
     Door(cost.storage_bytes, lambda: {"model": net()}, {"model": MODEL}),
     Door(
         cost.multiply_adds,
@@ -497,7 +530,7 @@ DOORS = [
         {"model": MODEL, "input_shape": [None, (28,)], "images": COUNT, "growth_images": COUNT},
     ),
     # models and data
-    Door(models.TutorialCNN, lambda: {"width": 0.1}, {"width": [*NUMBER, 0, -1, 1e6, 1e12]}),
+    Door(models.TutorialCNN, lambda: {"width": 0.1}, {"width": [*NUMBER, 0, -1, 1e6, 1e12, 1e307]}),
     Door(models.count_parameters, lambda: {"model": net()}, {"model": MODEL}),
     Door(small_dense.weight_count, lambda: {"model": net()}, {"model": [*MODEL, DENSE]}),
     Door(small_dense.multiply_add_count, lambda: {"model": net()}, {"model": [*MODEL, DENSE, nn.Linear(3, 3)]}),
@@ -516,14 +549,19 @@ DOORS = [
     Door(
         data.load_data,
         lambda: {"name": "digits", "train_size": 50},
-        {"name": CHOICE, "train_size": [*COUNT[1:], 9], "root": PATH[1:], "seed": [*SEED, 2**32]},
+        {
+            "name": CHOICE,
+            "train_size": [*COUNT[1:], 9],
+            "root": [*PATH[1:], "~nobody of that name"],
+            "seed": [*SEED, 2**32],
+        },
     ),
     # training, checkpoints
     Door(
         train.fit,
         lambda: {"model": net(), "data": digits(), "epochs": 1, "batch_size": 6, "progress": False},
         {
-            "model": [*MODEL, DENSE, META, nn.Linear(3, 3), nn.Sequential(nn.Flatten(), nn.Linear(784, 5))],
+            "model": [*MODEL, DENSE, META, LAZY, nn.Linear(3, 3), nn.Sequential(nn.Flatten(), nn.Linear(784, 5))],
             "data": [None, "mnist", torch.zeros(2), Stranger()],
             "epochs": POSITIVE,
             "lr": [*NUMBER, 0, -1e-3],
@@ -543,7 +581,11 @@ DOORS = [
         {"model": [*MODEL, DENSE, META, nn.Linear(3, 3)], "data": [None, "mnist", torch.zeros(2), Stranger()]},
     ),
     Door(train.History, dict, {"train_loss": [None, "x", 3, ["x"]], "seconds": ["x", [None]], "topology": [None, 3]}),
-    Door(checkpoint.save_checkpoint, lambda: {"path": "PATH"}, {"path": PATH, "part": [Stranger(), len, Stranger]}),
+    Door(
+        checkpoint.save_checkpoint,
+        lambda: {"path": "PATH"},
+        {"path": [*PATH, "", ".", ".."], "part": [Stranger(), len, Stranger]},
+    ),
     Door(checkpoint.load_checkpoint, lambda: {"path": "SAVED"}, {"path": [*PATH, "missing"], "part": [None, 3]}),
     Door(checkpoint.read_checkpoint, lambda: {"path": "SAVED"}, {"path": [*PATH, "missing", "."]}),
     # comparisons and measurements
@@ -562,7 +604,12 @@ DOORS = [
     Door(
         compare.paired_difference,
         lambda: {"runs": runs(), "ours": "a", "theirs": "b", "sparsity": 0.9},
-        {"runs": TABLE, "ours": [*TEXT, "c"], "theirs": [*TEXT, "c"], "sparsity": [*NOT_NUMBERS, 0.5, math.nan]},
+        {
+            "runs": [*TABLE, *WRONG_RUNS],
+            "ours": [*TEXT, "c"],
+            "theirs": [*TEXT, "c"],
+            "sparsity": [*NOT_NUMBERS, 0.5, math.nan],
+        },
     ),
     Door(
         compare.compare,
@@ -598,6 +645,10 @@ DOORS = [
                 {"a": lambda: FOUR, "b": lambda: BATCH},
                 {"a": lambda: FOUR, "b": lambda: FOUR + 1},
                 {"a": lambda: FOUR * math.nan},
+                {"a": lambda: FOUR.to_sparse()},
+                {"a": lambda: FOUR.to("meta")},
+                {"a": lambda: [[1], [1, 2]]},
+                {"a": lambda: FOUR > 1, "b": lambda: FOUR > 2},
             ],
             "runs": POSITIVE,
             "warmup": COUNT,
@@ -609,7 +660,7 @@ DOORS = [
         bench.save_result,
         lambda: {"name": "x", "values": {}, "command": "x", "folder": "PATH"},
         {
-            "name": [*TEXT, "", "../x", "a/b", "/x", "a\0b"],
+            "name": [*TEXT, "", "../x", "a/b", "/x", "a\0b", "\ud800", "n" * 300],
             "values": [*MAPPING, {"a": math.nan}, {"a": Stranger()}, {"a": torch.zeros(2)}],
             "command": TEXT,
             "folder": PATH,
@@ -621,7 +672,17 @@ DOORS = [
     Door(
         viz.plot_mask,
         lambda: {"mask": np.eye(3)},
-        {"mask": [*ARRAY, np.zeros(3), np.zeros((0, 3)), np.full((2, 2), 7), np.full((2, 2), np.nan)], "title": TEXT},
+        {
+            "mask": [
+                *ARRAY,
+                np.zeros(3),
+                np.zeros((0, 3)),
+                np.full((2, 2), 7),
+                np.full((2, 2), np.nan),
+                np.array([["a"]]),
+            ],
+            "title": TEXT,
+        },
     ),
     Door(
         viz.mask_states,
@@ -660,7 +721,16 @@ DOORS = [
     Door(
         viz.plot_accuracies,
         lambda: {"measured": {"a": {"mean": 1.0, "low": 0.5, "high": 1.5}}, "published": {}},
-        {"measured": [*MAPPING, {}, {"a": {}}, {"a": {"mean": math.nan}}], "published": [None, 3, {"a": "x"}]},
+        {
+            "measured": [
+                *MAPPING,
+                {},
+                {"a": {}},
+                {"a": {"mean": math.nan}},
+                {"a": dict.fromkeys(("mean", "low", "high"), "x")},
+            ],
+            "published": [None, 3, {"a": "x"}],
+        },
     ),
     Door(
         viz.plot_crossover,
@@ -681,15 +751,19 @@ DOORS = [
         },
         {"rows": [None, 3, [], [3], [{"width": 1}]], "ours": [*TEXT, "other"]},
     ),
-    Door(viz.plot_referee, lambda: {"table": runs().assign(contender="RigL")}, {"table": TABLE}),
-    Door(viz.plot_waterfall, lambda: {"table": runs()[:2], "published": 90.0}, {"table": TABLE, "published": NUMBER}),
-    Door(viz.plot_tradeoff, lambda: {"table": runs().assign(contender="RigL")}, {"table": TABLE}),
+    Door(viz.plot_referee, lambda: {"table": runs().assign(contender="RigL")}, {"table": [*TABLE, *WRONG_RUNS]}),
+    Door(
+        viz.plot_waterfall,
+        lambda: {"table": runs()[:2], "published": 90.0},
+        {"table": [*TABLE, *WRONG_RUNS], "published": NUMBER},
+    ),
+    Door(viz.plot_tradeoff, lambda: {"table": runs().assign(contender="RigL")}, {"table": [*TABLE, *WRONG_RUNS]}),
     Door(
         viz.break_even,
         lambda: {"sparsity": np.array([0.1, 0.5]), "ratio": np.array([2.0, 0.5])},
         {
-            "sparsity": [*ARRAY, np.array([]), np.array([0.5, 0.1]), np.eye(2)],
-            "ratio": [*ARRAY, np.array([1.0]), np.array([np.nan, 1.0]), np.array([0.0, 1.0])],
+            "sparsity": [*ARRAY, np.array([]), np.array([0.5, 0.1]), np.eye(2), np.array([False, True])],
+            "ratio": [*ARRAY, np.array([1.0]), np.array([np.nan, 1.0]), np.array([0.0, 1.0]), np.array([1j, 1.0])],
         },
     ),
     Door(player.Player, lambda: {"html": "x"}, {"html": TEXT}),
@@ -777,6 +851,11 @@ DOORS = [
     Door(player.Player("x").save, lambda: {"path": "PATH"}, {"path": [*PATH, "missing/x", "."]}),
     Door(bench.Benchmark({"a": [1.0]}, 1, "cpu").median, lambda: {"name": "a"}, {"name": CHOICE}),
     Door(dst.Epochs(1e300).in_steps, lambda: {"steps_per_epoch": 9}, {"steps_per_epoch": [*INTEGER, 0, -1]}),
+    Door(
+        history().load_state_dict,
+        lambda: {"state": history().state_dict()},
+        {"state": [None, 3, {}, history().state_dict() | {"seconds": 3}, history().state_dict() | {"topology": 3}]},
+    ),
     Door(predict.Prediction("Q?").said, lambda: {"answer": 3}, {"answer": [[1], {}, Stranger(), True]}),
     Door(
         dst.DynamicSparsity(**driver()).load_state_dict,

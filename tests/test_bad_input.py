@@ -19,7 +19,7 @@ from tests.bad_input_cases import DOORS
 from tutorial_lib import save_checkpoint
 from tutorial_lib.checks import CheckFailedError
 from tutorial_lib.errors import TutorialError
-from tutorial_lib.validate import shown
+from tutorial_lib.validate import is_dense, shown
 
 MODULES = (
     "topology masked sparse fuse dst recipes optim init csr cost data train checkpoint compare bench viz player "
@@ -116,10 +116,11 @@ def traces(value: Any) -> Iterator[str]:
             f"[B, {', '.join(map(str, shape[1:]))}]",
             "×".join(map(str, shape[2:])),
         )
-        if not getattr(value, "is_meta", False) and math.prod(shape) <= 8:
+        told = isinstance(value, np.ndarray) or (is_dense(value) and not value.is_meta)
+        if told and math.prod(shape) <= 8:
             yield from map(str, value.reshape(-1).tolist())
     elif isinstance(value, pd.DataFrame):
-        yield f"{len(value)} rows"
+        yield from (f"{len(value)} rows", *(shown(value[column].tolist()) for column in value))
     elif isinstance(value, (Mapping, list, tuple)):
         yield str(len(value))
         for part in itertools.chain(value, value.values()) if isinstance(value, Mapping) else value:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import tutorial_lib as lib
-from tutorial_lib import checkpoint, csr, data, dst, topology, viz
+from tutorial_lib import checkpoint, compare, cost, csr, data, dst, topology, viz
 from tutorial_lib.errors import InvalidArgumentError
 from tutorial_lib.kernels import cpu, index, memory, reference
 from tutorial_lib.kernels.stage import Stage
@@ -338,6 +338,75 @@ def test_arrays_as_well(function, tensor, form, tmp_path, survived):
     before = np.array(odd)
     same(function(odd), function(before.copy()))
     assert np.array_equal(odd, before)
+    survived("bad input")
+
+
+# ------------------------------------------------------------------------------------------ numbers
+
+Number = Callable[[int], Any]
+
+
+def seeded(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    torch.manual_seed(0)
+    return function(*args, **kwargs)
+
+
+def fitted(n: Number) -> list[float]:
+    x, y = numbers(6, 1, 4, 4), torch.arange(6)
+    model = seeded(nn.Sequential, nn.Flatten(), nn.Linear(16, 10))
+    made = data.Digits(x, y, x, y, "digits", "made up")
+    return lib.fit(model, made, epochs=n(2), batch_size=n(4), seed=n(3), progress=False).train_loss
+
+
+def driven(n: Number) -> torch.Tensor:
+    model = lib.mask_model(seeded(nn.Linear, 20, 30), 0.5, seed=n(3))
+    driver = lib.DynamicSparsity(model, torch.optim.SGD(model.parameters()), every=n(1), until=n(9), seed=n(5))
+    driver.step()
+    return model.active()
+
+
+NUMBERS = {
+    "mask_model": lambda n: lib.mask_model(seeded(nn.Linear, 20, 30), 0.5, seed=n(3)).weight,
+    "SparseLinear": lambda n: seeded(lib.SparseLinear, n(200), n(30)).active(),
+    "MaskedLinear": lambda n: seeded(lib.MaskedLinear, n(200), n(30)).weight,
+    "SparseConv2d": lambda n: seeded(lib.SparseConv2d, n(40), n(60), n(3), (n(2), n(1)), n(1))(torch.ones(1, 40, 5, 5)),
+    "MaskedConv2d": lambda n: seeded(lib.MaskedConv2d, n(40), n(60), (n(3), n(1)), padding=n(1))(
+        torch.ones(1, 40, 5, 5)
+    ),
+    "sample_distinct": lambda n: topology.sample_distinct(n(200), n(3), torch.Generator().manual_seed(0)),
+    "to_mask": lambda n: topology.to_mask(ACTIVE, (n(200), n(3))),
+    "magnitude_prune": lambda n: dst.magnitude_prune(VALUES, n(2)),
+    "random_grow": lambda n: dst.random_grow(ACTIVE, n(200), n(3), torch.Generator().manual_seed(0)),
+    "LinearIndex.build": lambda n: index.LinearIndex.build(ACTIVE, (n(200), n(200))).cols,
+    "ConvIndex.build": lambda n: index.ConvIndex.build(ACTIVE, (n(200),) * 4, groups=n(2)).taps,
+    "Epochs": lambda n: lib.Epochs(n(200)).in_steps(n(200)),
+    "TutorialCNN": lambda n: [seeded(lib.TutorialCNN, n(1)).fc1.weight.shape],
+    "training_multiply_adds": lambda n: [*cost.training_multiply_adds(nn.Linear(20, 30), (n(20),), n(200)).values()],
+    "interval": lambda n: compare.interval([n(1), n(2), n(4)]),
+    "fit": fitted,
+    "DynamicSparsity": driven,
+}
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("call", NUMBERS.values(), ids=NUMBERS)
+def test_numpy_s_numbers_are_numbers(call, kind, survived):
+    """None of them is taken for another type, or wraps at its end."""
+    same(call(kind), [*parts(call(int))])
+    survived("bad input")
+
+
+def test_seeds_may_be_an_array(tmp_path, survived):
+    x, y = torch.zeros(12, 1, 28, 28), torch.arange(12) % 10
+    given = (
+        {"small": compare.SmallDense()},
+        data.Digits(x, y, x, y, "digits", "made up"),
+        np.array([0.99]),
+        np.arange(2),
+    )
+    budget = compare.Budget(np.int64(1), np.int64(6))
+    runs = compare.compare(*given, budget, folder=tmp_path, progress=False).runs
+    assert compare.compare(*given, budget, folder=tmp_path, progress=False).runs.equals(runs)  # read back
     survived("bad input")
 
 

@@ -229,7 +229,7 @@ def save_result(
         partial.replace(path)
     except OSError as error:
         raise InvalidArgumentError(
-            f"{name=} cannot be written to folder={str(folder)!r} ({error}); choose another"
+            f"name={shown(name)} cannot be written to folder={str(folder)!r} ({error}); choose another"
         ) from error
     return path
 

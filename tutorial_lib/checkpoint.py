@@ -36,8 +36,8 @@ def save_checkpoint(path: str | Path, **parts: Any) -> None:
     Raises:
         CheckpointError: the file cannot be written, or a value is of a kind that could not be loaded safely.
     """
+    require(Path(path).name not in ("", ".."), "path", str(path), "give the name of a file")
     path = check_path("path", path)
-    require(path.name, "path", str(path), "give the name of a file")
     states = {name: part.state_dict() if hasattr(part, "state_dict") else part for name, part in parts.items()}
     payload = _pack({"parts": states, "random": _random_state()}, path)
     partial = path.with_name(f".{path.name}.partial")

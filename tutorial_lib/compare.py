@@ -214,7 +214,7 @@ class Comparison:
         rows = []
         for (contender, sparsity), part in self.runs.groupby(["contender", "sparsity"], sort=False):
             low, high = interval(part["accuracy"].tolist())
-            others = part.drop(columns=["contender", "sparsity", "seed"]).mean()
+            others = part.drop(columns=["contender", "sparsity", "seed"]).mean(numeric_only=True)
             others["seconds"] = part["seconds"].median()
             rows.append(
                 {"contender": contender, "sparsity": sparsity, "seeds": len(part)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import scipy.sparse
@@ -13,7 +12,7 @@ from torch import nn
 from .errors import InvalidArgumentError
 from .interface import SparsifiableLayer, sparse_layers
 from .masked import replace_layer
-from .topology import check_has_numbers, to_mask
+from .topology import check_has_numbers, copied, to_mask
 from .validate import checked, is_dense, require, shown
 
 BACKENDS = ("torch", "scipy")
@@ -144,7 +143,7 @@ def to_csr(model: nn.Module, backend: str = "torch") -> nn.Module:
     if not layers:
         raise InvalidArgumentError(f"{type(model).__name__} has no sparse layers; call mask_model(model) first")
     check_has_numbers(model)
-    converted = copy.deepcopy(model).eval()
+    converted = copied(model).eval()
     for name, layer in layers.items():
         converted = replace_layer(converted, name, _csr_layer(layer, backend))
     return converted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 
@@ -16,6 +15,7 @@ from .interface import Carry, SparsifiableLayer, sparse_layers
 from .topology import (
     check_has_numbers,
     check_rewiring,
+    copied,
     layer_nnz,
     sample_distinct,
     to_connections,
@@ -277,7 +277,7 @@ def mask_model(
             f"model={type(model).__name__} holds sparse layers already; mask the dense model, or densify(model) first"
         )
     counts = layer_nnz(model, sparsity, scheme, include, exclude)
-    masked = copy.deepcopy(model)
+    masked = copied(model)
     generator = torch.Generator().manual_seed(seed)
     for name, nnz in counts.items():
         layer = masked.get_submodule(name)
@@ -294,7 +294,7 @@ def densify(model: nn.Module) -> nn.Module:
         InvalidArgumentError: the model is on the meta device.
     """
     check_has_numbers(model)
-    dense = copy.deepcopy(model)
+    dense = copied(model)
     for name, layer in sparse_layers(model).items():
         dense = replace_layer(dense, name, layer.to_dense_layer().train(layer.training))
     return dense

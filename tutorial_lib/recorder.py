@@ -227,7 +227,7 @@ class TopologyRecorder:
             steps, shapes, packed, last = _read_state(state)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, zlib.error) as error:
             raise InvalidArgumentError(
-                f"state is not what TopologyRecorder.state_dict() returned, or is damaged ({error!r}); "
+                f"state={shown(state)} is not what TopologyRecorder.state_dict() returned, or is damaged ({error!r}); "
                 "load another checkpoint, or record anew"
             ) from error
         self.steps, self.shapes, self._packed, self._last = steps, shapes, packed, last

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +16,15 @@ from .kernels import ConvIndex, LinearIndex, Stage, kernels_for
 from .kernels.index import MOST
 from .kernels.reference import before_activation
 from .masked import replace_layer
-from .topology import check_has_numbers, check_rewiring, check_sparsity, sample_distinct, to_connections, weight_layers
+from .topology import (
+    check_has_numbers,
+    check_rewiring,
+    check_sparsity,
+    copied,
+    sample_distinct,
+    to_connections,
+    weight_layers,
+)
 from .validate import (
     check_convolution,
     check_memory,
@@ -492,7 +499,7 @@ def sparsify(model: nn.Module) -> nn.Module:
         InvalidArgumentError: no such layers, a convolution whose padding is not zeros, or a model on the meta device.
     """
     check_has_numbers(model)
-    sparse = copy.deepcopy(model)
+    sparse = copied(model)
     for name, layer in weight_layers(model).items():
         if not isinstance(layer, SparseLayer):
             sparse = replace_layer(sparse, name, _sparse_layer(layer).train(layer.training))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -9,6 +10,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from .errors import InvalidArgumentError
 from .interface import SparsifiableLayer
@@ -39,7 +41,7 @@ def weight_layers(
         exclude: shell-style name patterns of which a layer may match none.
 
     Raises:
-        InvalidArgumentError: no layer is left, or one is used in two places.
+        InvalidArgumentError: no layer is left, or one is used in two places, or shares a parameter with another.
     """
     places: dict[nn.Module, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -59,6 +61,16 @@ def weight_layers(
             f"model={type(model).__name__} has no nn.Linear or nn.Conv2d layer that matches include={list(include)}, "
             f"exclude={list(exclude)}; give one that has, there is nothing to make sparse"
         )
+    owners: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(parameter, []).append(name)
+    for layer in layers.values():
+        for parameter in layer.parameters(recurse=False):
+            if len(owners[parameter]) > 1:
+                same = " and ".join(map(repr, owners[parameter]))
+                raise InvalidArgumentError(
+                    f"model={type(model).__name__}: {same} are the same parameter; give each layer its own"
+                )
     return layers
 
 
@@ -247,13 +259,33 @@ def check_rewiring(layer: SparsifiableLayer, kept: torch.Tensor, grown: torch.Te
 
 
 @checked
-def check_has_numbers(model: nn.Module) -> None:
-    """Refuse a model on the meta device.
+def copied(model: nn.Module) -> nn.Module:
+    """Return a copy of a model that shares nothing with it.
 
     Raises:
-        InvalidArgumentError: a parameter or buffer is on the meta device.
+        InvalidArgumentError: it holds something that cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:  # a tensor that was computed, such as weight_norm's; an open file
+        why = " ".join(str(error).split())[:200]
+        raise InvalidArgumentError(
+            f"model={type(model).__name__} cannot be copied ({why}); use one of parameters and buffers"
+        ) from error
+
+
+@checked
+def check_has_numbers(model: nn.Module) -> None:
+    """Refuse a model on the meta device, and one whose lazy layers have never been called.
+
+    Raises:
+        InvalidArgumentError: a parameter or buffer is on the meta device, or has no shape yet.
     """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise InvalidArgumentError(
+                f"model={type(model).__name__} has {name!r}, whose shape is not known yet; call the model once before"
+            )
         if tensor.is_meta:
             raise InvalidArgumentError(
                 f"model={type(model).__name__} has {name!r} on the meta device, which holds no numbers; "

@@ -61,7 +61,14 @@ class History:
     topology: TopologyRecorder = field(default_factory=TopologyRecorder)
 
     def table(self) -> pd.DataFrame:
-        """Return losses, accuracies and seconds, one row per epoch."""
+        """Return losses, accuracies and seconds, one row per epoch.
+
+        Raises:
+            InvalidArgumentError: they are not equally long.
+        """
+        for name in EPOCH_COLUMNS:
+            held = getattr(self, name)
+            require(len(held) == len(self.seconds), name, held, f"give one for each of {len(self.seconds)} epochs")
         index = pd.RangeIndex(1, len(self.seconds) + 1, name="epoch")
         return pd.DataFrame({name: getattr(self, name) for name in EPOCH_COLUMNS}, index=index)
 
@@ -71,7 +78,13 @@ class History:
 
     @checked
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a saved state."""
+        """Take over a saved state.
+
+        Raises:
+            InvalidArgumentError: ``state`` is not what :meth:`state_dict` returned.
+        """
+        whole = state.keys() >= {"topology", *EPOCH_COLUMNS} and all(isinstance(state[c], list) for c in EPOCH_COLUMNS)
+        require(whole, "state", state, "give what state_dict() returned")
         self.topology.load_state_dict(state["topology"])
         for name in EPOCH_COLUMNS:
             setattr(self, name, list(state[name]))

@@ -297,10 +297,11 @@ def memory_bytes() -> float:
 
 
 def check_columns(name: str, table: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Refuse a table that is empty or lacks a column.
+    """Refuse a table that is empty, lacks a column, or holds in one of them something else than its kind.
 
     Raises:
-        InvalidArgumentError: no rows, or a column is missing.
+        InvalidArgumentError: no rows, a column is missing, one (but the contender's) does not hold numbers, or an
+            accuracy is not finite.
     """
     missing = [column for column in columns if column not in table.columns]
     if missing or not len(table):
@@ -308,6 +309,14 @@ def check_columns(name: str, table: pd.DataFrame, columns: Sequence[str]) -> Non
             f"{name} has {len(table)} rows and the columns {shown(list(table.columns))}; "
             f"give at least one row, and {', '.join(map(repr, columns))}"
         )
+    for column in columns:
+        held = table[column]
+        if column == "contender":
+            fits = held.map(type).eq(str).all()
+        else:
+            fits = pd.api.types.is_numeric_dtype(held) and (column != "accuracy" or np.isfinite(held).all())
+        what = "texts" if column == "contender" else "finite numbers"
+        require(fits, f"{name}[{column!r}]", held.tolist(), f"give {what}")
 
 
 # ------------------------------------------------------------------------------------------ layers

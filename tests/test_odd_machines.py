@@ -3,6 +3,7 @@
 Every case is a process of its own, with its own environment.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -41,7 +42,7 @@ numba.core.dispatcher.Dispatcher.compile = broken
 SLOWER = "the fast sparse kernels cannot be used"
 
 
-def python(*arguments, prefix=(), cwd=ROOT, drop=(), **variables):
+def python(*arguments, prefix=(), cwd=ROOT, drop=(), timeout=300, **variables):
     """Run Python with changed environment variables; return what it printed, to both streams."""
     environment = {name: value for name, value in os.environ.items() if name not in drop}
     environment |= {"PYTHONPATH": str(ROOT)} | variables
@@ -54,7 +55,7 @@ def python(*arguments, prefix=(), cwd=ROOT, drop=(), **variables):
         stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
-        timeout=300,
+        timeout=timeout,
     )
     assert done.returncode == 0, done.stdout[-3000:]
     return done.stdout
@@ -111,18 +112,44 @@ def test_a_path_with_spaces_and_letters_and_another_folder_to_start_in(elsewhere
     survived("odd machines", 2)
 
 
+@contextlib.contextmanager
+def read_only(home, project):
+    """Let nobody write to a home and a project; yield the variables that lead there."""
+    paths = [home, project, *project.rglob("*")]
+    for path in paths:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        yield {"PYTHONPATH": str(project), "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+    finally:
+        for path in paths:
+            path.chmod(0o755)
+
+
 def test_a_project_and_a_home_that_cannot_be_written(elsewhere, tmp_path, without_root_rights, survived):
     """Where numba finds no place for what it compiles, the work is done all the same, and said why it is slow."""
     home = tmp_path / "home"
     home.mkdir()
-    paths = [home, elsewhere, *elsewhere.rglob("*")]
-    for path in paths:
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    variables = {"PYTHONPATH": str(elsewhere), "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
-    out = python("-c", WORK, prefix=without_root_rights, cwd=elsewhere, **variables)
-    for path in paths:
-        path.chmod(0o755)
+    with read_only(home, elsewhere) as variables:
+        out = python("-c", WORK, prefix=without_root_rights, cwd=elsewhere, **variables)
     assert "trained\n" in out and out.count(SLOWER) == 1 and "no locator available" in out, out
+    survived("odd machines", 2)
+
+
+def test_a_place_for_compiled_code_where_nothing_else_can_be_written(
+    tmp_path, pytestconfig, without_root_rights, survived
+):
+    """What README advises: ``NUMBA_CACHE_DIR``. Project and cache stay where they are, to be compiled only once."""
+    place, home = pytestconfig.cache.mkdir("read-only-project"), tmp_path / "home"
+    project, cache = place / "project", place / "compiled"
+    shutil.rmtree(project, ignore_errors=True)
+    shutil.copytree(ROOT / "tutorial_lib", project / "tutorial_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    home.mkdir()
+    with read_only(home, project) as variables:
+        out = python(
+            "-c", WORK, prefix=without_root_rights, cwd=project, timeout=900, NUMBA_CACHE_DIR=str(cache), **variables
+        )
+    assert "trained\n" in out and SLOWER not in out, out
+    assert list(cache.rglob("*.nbi")) and not list(project.rglob("*.nbi")) and not list(home.iterdir())
     survived("odd machines", 2)
 
 

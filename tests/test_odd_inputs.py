@@ -353,7 +353,7 @@ def seeded(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 def fitted(n: Number) -> list[float]:
     x, y = numbers(6, 1, 4, 4), torch.arange(6)
-    model = seeded(nn.Sequential, nn.Flatten(), nn.Linear(16, 10))
+    model = nn.Sequential(nn.Flatten(), seeded(nn.Linear, 16, 10))
     made = data.Digits(x, y, x, y, "digits", "made up")
     return lib.fit(model, made, epochs=n(2), batch_size=n(4), seed=n(3), progress=False).train_loss
 

@@ -51,10 +51,12 @@ test-floor: .venv-floor/.installed ## Run the tests and two notebooks in the low
 	@.venv-floor/bin/python -m pytest tests notebooks/02_masked_layers.ipynb notebooks/05_simulated_vs_csr.ipynb --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
 
 reliability: $(INSTALLED) ## Count what the library survives, at length; writes figures/ and README's table
-	@$(BIN)/python -m pytest $(addprefix tests/test_,$(addsuffix .py,bad_input safety fuzz bounds compiled long_runs data_faults odd_machines)) --hypothesis-profile=long --record-reliability
+	@$(BIN)/python -m pip install --quiet --editable '.[test,fuzz]' || echo "atheris does not install here; going on without it"
+	@$(BIN)/python -m pytest $(addprefix tests/test_,$(addsuffix .py,bad_input odd_inputs safety fuzz bounds compiled long_runs data_faults odd_machines)) --hypothesis-profile=long --record-reliability
 	@$(BIN)/python tools/readme_tables.py
 
 fuzz: $(INSTALLED) ## Draw 10,000 networks, checkpoints and data files and try to break the library with them
+	@$(BIN)/python -m pip install --quiet --editable '.[test,fuzz]' || echo "atheris does not install here; going on without it"
 	@$(BIN)/python -m pytest tests/test_fuzz.py --hypothesis-profile=long
 
 slides: $(INSTALLED) ## Make a deck of slides from each notebook, into build/slides/

@@ -61,7 +61,7 @@ class Door(NamedTuple):
 
 # ------------------------------------------------------------------------------------------ wrong values by kind
 
-NOT_NUMBERS = [None, "0.5", b"1", [0.5], {"a": 1}, 1j, Stranger(), Stranger, True, torch.tensor(0.5)]
+NOT_NUMBERS = [None, "0.5", b"1", [0.5], {"a": 1}, 1j, Stranger(), Stranger, True, torch.tensor(0.5), 10**400]
 INTEGER = [*NOT_NUMBERS, 2.5, math.nan]
 COUNT = [*INTEGER, -1]
 POSITIVE = [*COUNT, 0]
@@ -72,6 +72,7 @@ CHOICE = [*TEXT, "", "nonsense", "UNIFORM "]
 NAMES = ["conv*", None, 3, [3], ["a", None], Stranger()]
 FLAG = [None, 1, "yes", 0.0, Stranger()]
 TENSOR = [None, "x", 3, 2.5, [1, 2], np.zeros(3), Stranger(), torch.Tensor]
+DENSE_TENSOR = [*TENSOR, torch.eye(3).to_sparse(), torch.eye(3).to_sparse_csr()]
 MODEL = [None, "model", 3, torch.zeros(2), nn.Linear, [nn.Linear(2, 2)], Stranger()]
 SEED = [*INTEGER, -1, 2**64]
 DEVICE = ["nonsense", "cpu:x", 3.5, Stranger(), "cuda"] if not torch.cuda.is_available() else ["nonsense", 3.5]
@@ -79,11 +80,12 @@ FUNCTION = [None, 3, "x", [1], Stranger()]
 TABLE = [None, "x", 3, [1], {"a": 1}, pd.DataFrame(), pd.DataFrame({"other": [1.0]}), Stranger()]
 ARRAY = [None, "x", 3, [1.0], torch.zeros(3), Stranger()]
 MAPPING = [None, "x", 3, [1], Stranger(), {3: 4}]
-PATH = [None, 3, b"x", ["x"], Stranger()]
-FLAT = [*TENSOR, torch.tensor([1.0]), torch.tensor([[1]]), torch.tensor([1], dtype=torch.int32), torch.tensor(1)]
+PATH = [None, 3, b"x", ["x"], Stranger(), "a\0b", "a\ud800"]
+FLAT = [*DENSE_TENSOR, torch.tensor([1.0]), torch.tensor([[1]]), torch.tensor([1], dtype=torch.int32), torch.tensor(1)]
 FLAT += [torch.tensor([-1]), torch.tensor([10**9]), torch.zeros(1, dtype=torch.int64, device="meta")]
 TOPOLOGY = [*FLAT, torch.tensor([2, 1]), torch.tensor([1, 1])]
 META = nn.Linear(4, 3, device="meta")
+LAZY = nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
 DENSE = nn.ReLU()  # no layer to make sparse
 
 
@@ -112,7 +114,20 @@ def driver(**more: Any) -> dict[str, Any]:
 
 def layer() -> lib.SparseLinear:
     torch.manual_seed(0)
-    return lib.SparseLinear(4, 3, connections=torch.tensor([0, 5, 7, 11]))
+    return lib.SparseLinear(4, 3, connections=ACTIVE)
+
+
+def masked_layer() -> lib.MaskedLinear:
+    torch.manual_seed(0)
+    made = lib.MaskedLinear(4, 3)
+    made.set_mask(topology.to_mask(ACTIVE, (3, 4)))
+    return made
+
+
+def recorded(made: Any) -> Any:
+    made.record_gradient = True
+    made(BATCH).sum().backward()
+    return made
 
 
 def history() -> lib.History:
@@ -125,13 +140,29 @@ def runs() -> pd.DataFrame:
     return pd.DataFrame(rows).assign(low=96.0, high=98.0)
 
 
+def tied() -> nn.Module:
+    """Two layers with one weight, as an autoencoder may have them."""
+    made = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    made[1].weight = made[0].weight
+    return made
+
+
+def uncopyable() -> nn.Module:
+    """A model with a tensor that was computed from another, as the old weight_norm leaves it."""
+    made = nn.Sequential(nn.Linear(4, 4), lib.MaskedLinear(4, 4))
+    made.computed = made[0].weight * 2
+    return made
+
+
 def recorder() -> lib.TopologyRecorder:
     made = lib.TopologyRecorder()
     made.record(interface.sparse_layers(sparse_net()), 0)
     return made
 
 
-LINEAR = index.LinearIndex.build(torch.tensor([0, 5, 7, 11]), (3, 4))
+ACTIVE = torch.tensor([0, 5, 7, 11])
+WRONG_RUNS = [runs().assign(accuracy="x"), runs().assign(accuracy=math.nan), runs().assign(contender=1.0)]
+LINEAR = index.LinearIndex.build(ACTIVE, (3, 4))
 CONV = index.ConvIndex.build(torch.tensor([0, 3, 7]), (2, 1, 2, 2))
 STAGES = [kernels.Stage(LINEAR)]
 FOUR = torch.arange(4.0)
@@ -152,8 +183,13 @@ RECIPE = {
     "scope": TEXT,
 }
 CONTENDER = {"lr": [*NUMBER, 0, -1.0], "schedule": CHOICE, "optimizer": CHOICE}
-IMAGES_BAD = [*TENSOR, torch.zeros(0, 1, 28, 28), torch.zeros(12, 784), torch.zeros(12, 1, 28, 28, dtype=torch.int64)]
-LABELS_BAD = [*TENSOR, torch.zeros(11, dtype=torch.int64), torch.zeros(12), torch.zeros(12, 1, dtype=torch.int64)]
+IMAGES_BAD = [
+    *DENSE_TENSOR,
+    torch.zeros(0, 1, 28, 28),
+    torch.zeros(12, 784),
+    torch.zeros(12, 1, 28, 28, dtype=torch.int64),
+]
+LABELS_BAD = [*DENSE_TENSOR, torch.zeros(11, dtype=torch.int64), torch.zeros(12), torch.zeros(12, 1, dtype=torch.int64)]
 PAIR = ["3", None, 2.5, (1, 2, 3), (1,), [1.5, 2], Stranger(), -1, (1, -2)]
 
 
@@ -208,12 +244,15 @@ DOORS = [
     Door(
         topology.to_connections,
         lambda: {"mask": torch.ones(2, 2, dtype=torch.bool)},
-        {"mask": [*TENSOR, torch.zeros(2, 2), torch.ones(2, dtype=torch.bool, device="meta")]},
+        {"mask": [*DENSE_TENSOR, torch.zeros(2, 2), torch.ones(2, dtype=torch.bool, device="meta")]},
     ),
     Door(
         topology.contained,
         lambda: {"numbers": torch.tensor([1]), "among": torch.tensor([1, 2])},
-        {"numbers": TENSOR, "among": TENSOR},
+        {
+            "numbers": [*DENSE_TENSOR, BATCH, FOUR > 2, FOUR.to(torch.complex64)],
+            "among": [*DENSE_TENSOR, BATCH, FOUR > 2],
+        },
     ),
     Door(
         topology.check_rewiring,
@@ -226,11 +265,12 @@ DOORS = [
         {
             "layer": MODEL,
             "kept": [*TOPOLOGY, torch.tensor([2])],
-            "grown": [*FLAT[:8], torch.tensor([5])],
-            "values": [*TENSOR, torch.zeros(2), torch.zeros(1, device="meta")],
+            "grown": [*DENSE_TENSOR, torch.tensor([5])],
+            "values": [*DENSE_TENSOR, torch.zeros(2), torch.zeros(1, device="meta")],
         },
     ),
     Door(topology.check_has_numbers, lambda: {"model": net()}, {"model": [*MODEL, META]}),
+    Door(topology.copied, lambda: {"model": net()}, {"model": [*MODEL, uncopyable()]}),
     Door(interface.sparse_layers, lambda: {"model": net()}, {"model": MODEL}),
     # simulated and truly sparse layers
     Door(
@@ -264,7 +304,7 @@ DOORS = [
         masked.mask_model,
         lambda: {"model": net()},
         {
-            "model": [*MODEL, DENSE, META, sparse_net()],
+            "model": [*MODEL, DENSE, META, LAZY, sparse_net(), tied()],
             "sparsity": SHARE,
             "scheme": CHOICE,
             "seed": SEED,
@@ -272,7 +312,7 @@ DOORS = [
             "exclude": NAMES,
         },
     ),
-    Door(masked.densify, lambda: {"model": sparse_net()}, {"model": [*MODEL, META]}),
+    Door(masked.densify, lambda: {"model": sparse_net()}, {"model": [*MODEL, META, uncopyable()]}),
     Door(masked.sparsity_report, lambda: {"model": sparse_net()}, {"model": [*MODEL, DENSE]}),
     Door(
         sparse.SparseLinear,
@@ -307,8 +347,12 @@ DOORS = [
             "device": DEVICE,
         },
     ),
-    Door(sparse.sparsify, lambda: {"model": net()}, {"model": [*MODEL, DENSE, META]}),
-    Door(lib.fuse, lambda: {"model": sparse.sparsify(net())}, {"model": MODEL}),
+    Door(
+        sparse.sparsify,
+        lambda: {"model": net()},
+        {"model": [*MODEL, DENSE, META, LAZY, tied(), uncopyable()]},
+    ),
+    Door(lib.fuse, lambda: {"model": sparse.sparsify(net())}, {"model": [*MODEL, uncopyable()]}),
     # kernels
     Door(
         index.LinearIndex,
@@ -379,7 +423,7 @@ DOORS = [
     Door(
         dst.magnitude_prune,
         lambda: {"values": FOUR, "count": 2},
-        {"values": [*TENSOR, BATCH, torch.zeros(4, device="meta"), FOUR * math.nan], "count": [*COUNT, 5]},
+        {"values": [*DENSE_TENSOR, BATCH, torch.zeros(4, device="meta"), FOUR * math.nan], "count": [*COUNT, 5]},
     ),
     Door(
         dst.random_grow,
@@ -390,7 +434,16 @@ DOORS = [
         dst.gradient_grow,
         lambda: {"gradient_rows": [BATCH], "active": torch.tensor([1, 2]), "count": 2},
         {
-            "gradient_rows": [None, 3, "x", [None], [BATCH.long()], [BATCH * math.nan], [BATCH.to("meta")]],
+            "gradient_rows": [
+                None,
+                3,
+                "x",
+                [None],
+                [BATCH.to_sparse()],
+                [BATCH.long()],
+                [BATCH * math.nan],
+                [BATCH.to("meta")],
+            ],
             "active": TOPOLOGY,
             "count": [*COUNT, 7],
         },
@@ -445,8 +498,8 @@ DOORS = [
         csr.CSRProduct,
         lambda: {"matrix": BATCH, "mask": BATCH > 2, "backend": "torch"},
         {
-            "matrix": [*TENSOR, FOUR, BATCH.long(), BATCH.to("meta"), torch.zeros(4, 2)],
-            "mask": [*TENSOR, BATCH, BATCH[:1] > 2],
+            "matrix": [*DENSE_TENSOR, FOUR, BATCH.long(), BATCH.to("meta"), BATCH.half(), torch.zeros(4, 2)],
+            "mask": [*DENSE_TENSOR, BATCH, BATCH[:1] > 2],
             "backend": CHOICE,
         },
     ),
@@ -464,7 +517,7 @@ DOORS = [
             "layer": [None, DENSE, nn.Conv2d(1, 3, 2), nn.Conv2d(1, 2, 2, padding="same")],
         },
     ),
-    Door(csr.to_csr, lambda: {"model": sparse_net()}, {"model": [*MODEL, DENSE], "backend": CHOICE}),
+    Door(csr.to_csr, lambda: {"model": sparse_net()}, {"model": [*MODEL, DENSE, uncopyable()], "backend": CHOICE}),
     Door(cost.storage_bytes, lambda: {"model": net()}, {"model": MODEL}),
     Door(
         cost.multiply_adds,
@@ -477,7 +530,7 @@ DOORS = [
         {"model": MODEL, "input_shape": [None, (28,)], "images": COUNT, "growth_images": COUNT},
     ),
     # models and data
-    Door(models.TutorialCNN, lambda: {"width": 0.1}, {"width": [*NUMBER, 0, -1, 1e6, 1e12]}),
+    Door(models.TutorialCNN, lambda: {"width": 0.1}, {"width": [*NUMBER, 0, -1, 1e6, 1e12, 1e307]}),
     Door(models.count_parameters, lambda: {"model": net()}, {"model": MODEL}),
     Door(small_dense.weight_count, lambda: {"model": net()}, {"model": [*MODEL, DENSE]}),
     Door(small_dense.multiply_add_count, lambda: {"model": net()}, {"model": [*MODEL, DENSE, nn.Linear(3, 3)]}),
@@ -496,14 +549,19 @@ DOORS = [
     Door(
         data.load_data,
         lambda: {"name": "digits", "train_size": 50},
-        {"name": CHOICE, "train_size": [*COUNT[1:], 9], "root": PATH[1:], "seed": [*SEED, 2**32]},
+        {
+            "name": CHOICE,
+            "train_size": [*COUNT[1:], 9],
+            "root": [*PATH[1:], "~nobody of that name"],
+            "seed": [*SEED, 2**32],
+        },
     ),
     # training, checkpoints
     Door(
         train.fit,
         lambda: {"model": net(), "data": digits(), "epochs": 1, "batch_size": 6, "progress": False},
         {
-            "model": [*MODEL, DENSE, META, nn.Linear(3, 3), nn.Sequential(nn.Flatten(), nn.Linear(784, 5))],
+            "model": [*MODEL, DENSE, META, LAZY, nn.Linear(3, 3), nn.Sequential(nn.Flatten(), nn.Linear(784, 5))],
             "data": [None, "mnist", torch.zeros(2), Stranger()],
             "epochs": POSITIVE,
             "lr": [*NUMBER, 0, -1e-3],
@@ -523,7 +581,11 @@ DOORS = [
         {"model": [*MODEL, DENSE, META, nn.Linear(3, 3)], "data": [None, "mnist", torch.zeros(2), Stranger()]},
     ),
     Door(train.History, dict, {"train_loss": [None, "x", 3, ["x"]], "seconds": ["x", [None]], "topology": [None, 3]}),
-    Door(checkpoint.save_checkpoint, lambda: {"path": "PATH"}, {"path": PATH, "part": [Stranger(), len, Stranger]}),
+    Door(
+        checkpoint.save_checkpoint,
+        lambda: {"path": "PATH"},
+        {"path": [*PATH, "", ".", ".."], "part": [Stranger(), len, Stranger]},
+    ),
     Door(checkpoint.load_checkpoint, lambda: {"path": "SAVED"}, {"path": [*PATH, "missing"], "part": [None, 3]}),
     Door(checkpoint.read_checkpoint, lambda: {"path": "SAVED"}, {"path": [*PATH, "missing", "."]}),
     # comparisons and measurements
@@ -542,7 +604,12 @@ DOORS = [
     Door(
         compare.paired_difference,
         lambda: {"runs": runs(), "ours": "a", "theirs": "b", "sparsity": 0.9},
-        {"runs": TABLE, "ours": [*TEXT, "c"], "theirs": [*TEXT, "c"], "sparsity": [*NOT_NUMBERS, 0.5, math.nan]},
+        {
+            "runs": [*TABLE, *WRONG_RUNS],
+            "ours": [*TEXT, "c"],
+            "theirs": [*TEXT, "c"],
+            "sparsity": [*NOT_NUMBERS, 0.5, math.nan],
+        },
     ),
     Door(
         compare.compare,
@@ -578,6 +645,10 @@ DOORS = [
                 {"a": lambda: FOUR, "b": lambda: BATCH},
                 {"a": lambda: FOUR, "b": lambda: FOUR + 1},
                 {"a": lambda: FOUR * math.nan},
+                {"a": lambda: FOUR.to_sparse()},
+                {"a": lambda: FOUR.to("meta")},
+                {"a": lambda: [[1], [1, 2]]},
+                {"a": lambda: FOUR > 1, "b": lambda: FOUR > 2},
             ],
             "runs": POSITIVE,
             "warmup": COUNT,
@@ -589,7 +660,7 @@ DOORS = [
         bench.save_result,
         lambda: {"name": "x", "values": {}, "command": "x", "folder": "PATH"},
         {
-            "name": [*TEXT, "", "../x", "a/b", "/x", "a\0b"],
+            "name": [*TEXT, "", "../x", "a/b", "/x", "a\0b", "\ud800", "n" * 300],
             "values": [*MAPPING, {"a": math.nan}, {"a": Stranger()}, {"a": torch.zeros(2)}],
             "command": TEXT,
             "folder": PATH,
@@ -601,7 +672,17 @@ DOORS = [
     Door(
         viz.plot_mask,
         lambda: {"mask": np.eye(3)},
-        {"mask": [*ARRAY, np.zeros(3), np.zeros((0, 3)), np.full((2, 2), 7), np.full((2, 2), np.nan)], "title": TEXT},
+        {
+            "mask": [
+                *ARRAY,
+                np.zeros(3),
+                np.zeros((0, 3)),
+                np.full((2, 2), 7),
+                np.full((2, 2), np.nan),
+                np.array([["a"]]),
+            ],
+            "title": TEXT,
+        },
     ),
     Door(
         viz.mask_states,
@@ -640,7 +721,16 @@ DOORS = [
     Door(
         viz.plot_accuracies,
         lambda: {"measured": {"a": {"mean": 1.0, "low": 0.5, "high": 1.5}}, "published": {}},
-        {"measured": [*MAPPING, {}, {"a": {}}, {"a": {"mean": math.nan}}], "published": [None, 3, {"a": "x"}]},
+        {
+            "measured": [
+                *MAPPING,
+                {},
+                {"a": {}},
+                {"a": {"mean": math.nan}},
+                {"a": dict.fromkeys(("mean", "low", "high"), "x")},
+            ],
+            "published": [None, 3, {"a": "x"}],
+        },
     ),
     Door(
         viz.plot_crossover,
@@ -661,15 +751,19 @@ DOORS = [
         },
         {"rows": [None, 3, [], [3], [{"width": 1}]], "ours": [*TEXT, "other"]},
     ),
-    Door(viz.plot_referee, lambda: {"table": runs().assign(contender="RigL")}, {"table": TABLE}),
-    Door(viz.plot_waterfall, lambda: {"table": runs()[:2], "published": 90.0}, {"table": TABLE, "published": NUMBER}),
-    Door(viz.plot_tradeoff, lambda: {"table": runs().assign(contender="RigL")}, {"table": TABLE}),
+    Door(viz.plot_referee, lambda: {"table": runs().assign(contender="RigL")}, {"table": [*TABLE, *WRONG_RUNS]}),
+    Door(
+        viz.plot_waterfall,
+        lambda: {"table": runs()[:2], "published": 90.0},
+        {"table": [*TABLE, *WRONG_RUNS], "published": NUMBER},
+    ),
+    Door(viz.plot_tradeoff, lambda: {"table": runs().assign(contender="RigL")}, {"table": [*TABLE, *WRONG_RUNS]}),
     Door(
         viz.break_even,
         lambda: {"sparsity": np.array([0.1, 0.5]), "ratio": np.array([2.0, 0.5])},
         {
-            "sparsity": [*ARRAY, np.array([]), np.array([0.5, 0.1]), np.eye(2)],
-            "ratio": [*ARRAY, np.array([1.0]), np.array([np.nan, 1.0]), np.array([0.0, 1.0])],
+            "sparsity": [*ARRAY, np.array([]), np.array([0.5, 0.1]), np.eye(2), np.array([False, True])],
+            "ratio": [*ARRAY, np.array([1.0]), np.array([np.nan, 1.0]), np.array([0.0, 1.0]), np.array([1j, 1.0])],
         },
     ),
     Door(player.Player, lambda: {"html": "x"}, {"html": TEXT}),
@@ -702,5 +796,70 @@ DOORS = [
         Door(getattr(checks, name), lambda: {"answer": lambda: ...}, {"answer": FUNCTION})
         for name in vars(checks)
         if name.startswith("check_")
+    ),
+    # methods that take input
+    Door(
+        layer().forward,
+        lambda: {"x": BATCH},
+        {"x": [*DENSE_TENSOR, torch.zeros(2, 5), torch.tensor(1.0), BATCH.long(), BATCH.double(), BATCH.to("meta")]},
+    ),
+    Door(
+        lib.SparseConv2d(1, 2, 2).forward,
+        lambda: {"x": IMAGE},
+        {"x": [*DENSE_TENSOR, torch.zeros(4), torch.zeros(1, 2, 4, 4), IMAGE[..., :1], IMAGE.long()]},
+    ),
+    Door(
+        csr.CSRProduct(BATCH, BATCH > 2, "scipy").forward,
+        lambda: {"x": torch.ones(4, 2)},
+        {"x": [*DENSE_TENSOR, torch.ones(3, 2), torch.ones(4), torch.ones(4, 2).double(), torch.ones(4, 2).to("meta")]},
+    ),
+    *(
+        Door(
+            made.set_active_values,
+            lambda: {"values": FOUR},
+            {"values": [*DENSE_TENSOR, torch.zeros(3), torch.zeros(2, 2), FOUR.long(), FOUR.to("meta")]},
+        )
+        for made in (layer(), masked_layer())
+    ),
+    *(
+        Door(
+            made.rewire,
+            lambda: {"kept": ACTIVE, "grown": ACTIVE[:0], "values": FOUR[:0]},
+            {
+                "kept": [*TOPOLOGY, torch.tensor([0, 2, 7, 11])],
+                "grown": [*DENSE_TENSOR, torch.tensor([5])],
+                "values": [*DENSE_TENSOR, torch.zeros(2), FOUR[:0].to("meta")],
+            },
+        )
+        for made in (layer(), masked_layer())
+    ),
+    *(
+        Door(made.gradient_at, lambda: {"connections": torch.tensor([3, 0])}, {"connections": FLAT})
+        for made in (recorded(layer()), recorded(masked_layer()))
+    ),
+    *(
+        Door(made.fade_gradient, lambda: {"factor": 0.9}, {"factor": NUMBER})
+        for made in (recorded(layer()), recorded(masked_layer()))
+    ),
+    Door(
+        masked_layer().set_mask,
+        lambda: {"mask": BATCH[:1].expand(3, 4) > 2},
+        {"mask": [*DENSE_TENSOR, torch.zeros(3, 4), torch.zeros(4, 3, dtype=torch.bool)]},
+    ),
+    Door(layer().set_extra_state, lambda: {"state": ACTIVE}, {"state": [*TOPOLOGY, ACTIVE[:3]]}),
+    Door(digits().to, lambda: {"device": "cpu"}, {"device": DEVICE}),
+    Door(player.Player("x").save, lambda: {"path": "PATH"}, {"path": [*PATH, "missing/x", "."]}),
+    Door(bench.Benchmark({"a": [1.0]}, 1, "cpu").median, lambda: {"name": "a"}, {"name": CHOICE}),
+    Door(dst.Epochs(1e300).in_steps, lambda: {"steps_per_epoch": 9}, {"steps_per_epoch": [*INTEGER, 0, -1]}),
+    Door(
+        history().load_state_dict,
+        lambda: {"state": history().state_dict()},
+        {"state": [None, 3, {}, history().state_dict() | {"seconds": 3}, history().state_dict() | {"topology": 3}]},
+    ),
+    Door(predict.Prediction("Q?").said, lambda: {"answer": 3}, {"answer": [[1], {}, Stranger(), True]}),
+    Door(
+        dst.DynamicSparsity(**driver()).load_state_dict,
+        lambda: {"state": dst.DynamicSparsity(**driver()).state_dict()},
+        {"state": [None, 3, "x", {}, {"steps": 1}, {"steps": -1, "rewirings": 0, "generator": FOUR}]},
     ),
 ]

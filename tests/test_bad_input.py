@@ -1,16 +1,25 @@
 """Whatever is handed to a public function, it answers rightly or says what was wrong, and with what to mend it."""
 
+import dataclasses
 import importlib
 import inspect
+import itertools
+import math
 import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 import tutorial_lib
 from tests.bad_input_cases import DOORS
 from tutorial_lib import save_checkpoint
 from tutorial_lib.checks import CheckFailedError
 from tutorial_lib.errors import TutorialError
+from tutorial_lib.validate import is_dense, shown
 
 MODULES = (
     "topology masked sparse fuse dst recipes optim init csr cost data train checkpoint compare bench viz player "
@@ -45,7 +54,7 @@ CASES = [
 ]
 REMEDY = (
     r"\b(give|use|set|pass|choose|call|ask|train|build|repeat|take|return|name|start|lower|raise|write|measure|load|"
-    r"mask|keep|grow|compare|pad)\b"
+    r"mask|keep|grow|compare|pad|save|create)\b"
 )
 
 # What messages call an argument, where not by its name.
@@ -72,14 +81,13 @@ CALLED = {
     "before": "masks",
     "after": "masks",
     "parameters": "values",
-    "part": "something that cannot be loaded",
     "population": "cannot draw",
-    "recorder": "moments",
     "samples": "summarize",
     "seeds": "seed",
     "size": "active",
     "sizes": "nnz",
     "sparsities": "sparsity",
+    "state": "state|flat indices",
     "taps": "indptr",
     "theirs": "run with",
     "until": "steps_per_epoch",
@@ -97,6 +105,32 @@ def arguments(door, tmp_path, **changed):
     return good | changed
 
 
+def traces(value: Any) -> Iterator[str]:
+    """Yield the words by which a message may tell a value: as ``shown`` prints it, or the part of it that is wrong."""
+    yield shown(value)
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        shape = tuple(value.shape)
+        yield from (
+            str(value.dtype),
+            str(shape),
+            f"[B, {', '.join(map(str, shape[1:]))}]",
+            "×".join(map(str, shape[2:])),
+        )
+        told = isinstance(value, np.ndarray) or (is_dense(value) and not value.is_meta)
+        if told and math.prod(shape) <= 8:
+            yield from map(str, value.reshape(-1).tolist())
+    elif isinstance(value, pd.DataFrame):
+        yield from (f"{len(value)} rows", *(shown(value[column].tolist()) for column in value))
+    elif isinstance(value, (Mapping, list, tuple)):
+        yield str(len(value))
+        for part in itertools.chain(value, value.values()) if isinstance(value, Mapping) else value:
+            yield from traces(part)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield from traces(vars(value))
+    elif not isinstance(value, (str, bytes, int, float, complex, type(None))):
+        yield type(value).__name__
+
+
 @pytest.mark.parametrize("door", DOORS, ids=lambda door: f"{door.call.__module__[13:]}.{door.call.__qualname__}")
 def test_good_arguments_are_taken(door, tmp_path):
     door.call(**arguments(door, tmp_path))
@@ -111,6 +145,9 @@ def test_bad_input_is_refused_at_the_door(door, name, value, tmp_path, survived)
     assert "\n" not in message and len(message) < 900, "one sentence"
     assert re.search(REMEDY, message), f"no remedy: {message}"
     assert re.search(rf"\b({name}|{CALLED.get(name, name)})\b", message), f"{name} is not named: {message}"
+    told = ["indptr=ndarray"] if CALLED.get(name) == "indptr" else []
+    told += [rf"(?<!\w){re.escape(trace)}(?!\w)" for trace in traces(value) if trace]
+    assert re.search("|".join(told), message, re.IGNORECASE), f"the value is not told: {message}"
     survived("bad input")
 
 

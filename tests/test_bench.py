@@ -64,3 +64,11 @@ def test_summary():
     assert summarize([1.0, 3.0]) == {"mean": 2.0, "low": 1.0, "high": 3.0, "samples": [1.0, 3.0]}
     with pytest.raises(InvalidArgumentError):
         summarize([])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.bool, torch.uint8, torch.complex64])
+def test_outputs_of_any_kind_of_number_are_compared(dtype):
+    outputs = torch.tensor([1, 0]).to(dtype), torch.tensor([0, 1]).to(dtype)
+    assert benchmark({"a": lambda: outputs[0], "b": outputs[0].clone}, runs=1, warmup=0).seconds.keys() == {"a", "b"}
+    with pytest.raises(InvalidArgumentError, match="'b' and 'a' differ by 1,"):
+        benchmark({"a": lambda: outputs[0], "b": lambda: outputs[1]}, runs=1, warmup=0)

@@ -16,7 +16,7 @@ from tutorial_lib.compare import (
     interval,
     paired_difference,
 )
-from tutorial_lib.errors import InvalidArgumentError
+from tutorial_lib.errors import CheckpointError, InvalidArgumentError
 from tutorial_lib.interface import sparse_layers
 
 BRIEF = Budget(epochs=2)  # ten steps
@@ -156,3 +156,21 @@ def test_nothing_to_compare(digits, wrong):
 def test_a_contender_with_a_bad_setting(wrong):
     with pytest.raises(InvalidArgumentError, match=r"same='size'|init='he'"):
         wrong.build(0.9, 0)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"contender": "a", "sparsity": 0.5, "seed": 0}', "[" * 100_000]
+)
+def test_a_damaged_run_is_not_trusted(content, digits, tmp_path):
+    asked = {"small": SmallDense()}, digits, (0.99,), (0,), Budget(epochs=1, batch_size=300)
+    compare(*asked, folder=tmp_path, progress=False)
+    (file,) = tmp_path.iterdir()
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(CheckpointError, match="damaged or another run's; delete it"):
+        compare(*asked, folder=tmp_path, progress=False)
+
+
+def test_a_folder_that_cannot_be_written(digits, tmp_path):
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="cannot"):
+        compare({"a": SmallDense()}, digits, (0.99,), (0,), Budget(1, 300), folder=tmp_path / "file", progress=False)

@@ -42,7 +42,7 @@ def check():
 """
 
 
-def run(program, script=None, **environment):
+def run(program, script=None, timeout=170, **environment):
     """Run the chain and what follows it; from a file if one is given, which spawned children import."""
     if script is not None:
         script.write_text(CHAIN + program, encoding="utf-8")
@@ -52,7 +52,7 @@ def run(program, script=None, **environment):
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=timeout,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
@@ -60,9 +60,12 @@ def run(program, script=None, **environment):
 
 
 def test_bounds_checks_find_nothing(survived, pytestconfig):
-    """In a cache of its own, which pytest keeps: code that was compiled without checks must not be taken for it."""
+    """In a cache of its own, which pytest keeps: code that was compiled without checks must not be taken for it.
+
+    The first time, to compile it takes two minutes or more.
+    """
     cache = pytestconfig.cache.mkdir("numba-boundscheck")
-    out = run("check(); print('right')", NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(cache))
+    out = run("check(); print('right')", timeout=600, NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(cache))
     assert out.endswith("right\n")
     survived("compiled code")
 

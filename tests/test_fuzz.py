@@ -9,14 +9,18 @@ from __future__ import annotations
 import copy
 import gzip
 import hashlib
+import importlib.util
 import math
+import os
 import random
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -37,6 +41,7 @@ from tutorial_lib.checkpoint import DIGEST, NAME, VERSION
 from tutorial_lib.errors import CheckpointError, DataError
 from tutorial_lib.interface import sparse_layers
 from tutorial_lib.kernels.index import LinearIndex
+from tutorial_lib.project import ROOT
 from tutorial_lib.topology import sample_distinct, to_connections, to_mask
 
 seeds = st.integers(0, 2**32)
@@ -345,3 +350,22 @@ def test_a_damaged_data_file_is_refused_or_read_right(digit_files, survived, num
         path.unlink()
         (raw / name).write_bytes(files[name])
     survived("fuzzing")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not here: make fuzz installs it")
+def test_guided_by_coverage(tmp_path, survived):
+    """In a process of its own, as libFuzzer ends it; an input that breaks a reader is left in ``tmp_path``."""
+    runs = 10 * settings.default.max_examples
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "atheris_fuzz.py", str(runs)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=1200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"{runs} executions" in done.stdout
+    survived("fuzzing", runs)

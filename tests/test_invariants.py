@@ -661,7 +661,7 @@ def walks(tmp_path_factory):
     for rank in ranks:
         rank.join()
     assert [rank.exitcode for rank in ranks] == [0, 0]
-    one, other = (torch.load(folder / str(rank)) for rank in range(2))
+    one, other = (torch.load(folder / str(rank), weights_only=True) for rank in range(2))
     return {name: (one[name], other[name]) for name in one}
 
 

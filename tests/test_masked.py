@@ -99,7 +99,7 @@ def test_rewire_moves_exactly_what_it_is_told(layer_and_input, memory_format):
 def test_wrong_mask():
     layer = MaskedLinear(3, 2)
     for bad in (torch.ones(2, 3), torch.ones(3, 2, dtype=torch.bool)):
-        with pytest.raises(InvalidArgumentError, match="mask is"):
+        with pytest.raises(InvalidArgumentError, match="mask=Tensor"):
             layer.set_mask(bad)
 
 

@@ -3,6 +3,7 @@
 Every case is a process of its own, with its own environment.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import sys
 
 import nbformat
 import pytest
+from hypothesis import settings
 
 from tutorial_lib.project import ROOT
 
@@ -41,7 +43,7 @@ numba.core.dispatcher.Dispatcher.compile = broken
 SLOWER = "the fast sparse kernels cannot be used"
 
 
-def python(*arguments, prefix=(), cwd=ROOT, drop=(), **variables):
+def python(*arguments, prefix=(), cwd=ROOT, drop=(), timeout=300, **variables):
     """Run Python with changed environment variables; return what it printed, to both streams."""
     environment = {name: value for name, value in os.environ.items() if name not in drop}
     environment |= {"PYTHONPATH": str(ROOT)} | variables
@@ -54,7 +56,7 @@ def python(*arguments, prefix=(), cwd=ROOT, drop=(), **variables):
         stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
-        timeout=300,
+        timeout=timeout,
     )
     assert done.returncode == 0, done.stdout[-3000:]
     return done.stdout
@@ -111,18 +113,44 @@ def test_a_path_with_spaces_and_letters_and_another_folder_to_start_in(elsewhere
     survived("odd machines", 2)
 
 
+@contextlib.contextmanager
+def read_only(home, project):
+    """Let nobody write to a home and a project; yield the variables that lead there."""
+    paths = [home, project, *project.rglob("*")]
+    for path in paths:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        yield {"PYTHONPATH": str(project), "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+    finally:
+        for path in paths:
+            path.chmod(0o755)
+
+
 def test_a_project_and_a_home_that_cannot_be_written(elsewhere, tmp_path, without_root_rights, survived):
     """Where numba finds no place for what it compiles, the work is done all the same, and said why it is slow."""
     home = tmp_path / "home"
     home.mkdir()
-    paths = [home, elsewhere, *elsewhere.rglob("*")]
-    for path in paths:
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    variables = {"PYTHONPATH": str(elsewhere), "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
-    out = python("-c", WORK, prefix=without_root_rights, cwd=elsewhere, **variables)
-    for path in paths:
-        path.chmod(0o755)
+    with read_only(home, elsewhere) as variables:
+        out = python("-c", WORK, prefix=without_root_rights, cwd=elsewhere, **variables)
     assert "trained\n" in out and out.count(SLOWER) == 1 and "no locator available" in out, out
+    survived("odd machines", 2)
+
+
+def test_a_place_for_compiled_code_where_nothing_else_can_be_written(
+    elsewhere, tmp_path, without_root_rights, survived
+):
+    """What README advises: ``NUMBA_CACHE_DIR``. The long version compiles everything into it, which takes minutes."""
+    home, cache, long = tmp_path / "home", tmp_path / "compiled", settings.default.max_examples > 1000
+    home.mkdir()
+    code = (
+        WORK if long else ""
+    ) + "from tutorial_lib.kernels import passes\nprint(passes.run_forward.stats.cache_path)"
+    with read_only(home, elsewhere) as variables:
+        variables |= {"NUMBA_CACHE_DIR": str(cache)}
+        out = python("-c", code, prefix=without_root_rights, cwd=elsewhere, timeout=900, **variables)
+    assert out.splitlines()[-1].startswith(str(cache)) and SLOWER not in out, out
+    if long:
+        assert "trained\n" in out and list(cache.rglob("*.nbi")), out
     survived("odd machines", 2)
 
 

@@ -142,9 +142,9 @@ def test_a_large_layer_stays_below_the_limit():
 
 def test_refusals():
     recorder = recorded({"a": (3, 4)})
-    with pytest.raises(InvalidArgumentError, match="0 moments"):
+    with pytest.raises(InvalidArgumentError, match="moments=0"):
         topology_player(TopologyRecorder())
-    with pytest.raises(InvalidArgumentError, match=r"layers \[\]"):
+    with pytest.raises(InvalidArgumentError, match=r"with layers=\[\]"):
         topology_player(recorder, [])
     with pytest.raises(InvalidArgumentError, match="no recorded layer 'fc9'; choose among 'a'"):
         topology_player(recorder, ["fc9"])
@@ -159,7 +159,7 @@ def test_save_replaces_the_file_whole(tmp_path, monkeypatch):
     assert path.stat().st_mode & stat.S_IRUSR
     path.write_text("old")
     monkeypatch.setattr(player.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InvalidArgumentError, match="disk full"):
         shown.save(path)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
     with pytest.raises(InvalidArgumentError, match=r"there is no folder .*missing'; create it first"):

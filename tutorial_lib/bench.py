@@ -22,7 +22,7 @@ import torch
 from .data import Digits
 from .errors import InvalidArgumentError
 from .project import FIGURES, ROOT, profile
-from .validate import check_choice, checked, require, shown
+from .validate import check_choice, check_path, checked, require, shown
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "numba", "matplotlib")
 
@@ -135,15 +135,7 @@ def _gpu_seconds(candidate: Callable[[], Any]) -> float:
 
 
 def _check_same_outputs(outputs: dict[str, Any], tolerance: float) -> None:
-    arrays = {
-        name: output.detach().cpu().numpy() if torch.is_tensor(output) else np.asarray(output)
-        for name, output in outputs.items()
-    }
-    for name, array in arrays.items():
-        if array.dtype.kind not in "biufc":
-            raise InvalidArgumentError(
-                f"{name!r} returns {shown(outputs[name])}, which are no numbers to compare; use tolerance=None"
-            )
+    arrays = {name: _as_array(name, output) for name, output in outputs.items()}
     first = next(iter(arrays))
     for name, array in arrays.items():
         if array.shape != arrays[first].shape:
@@ -157,6 +149,23 @@ def _check_same_outputs(outputs: dict[str, Any], tolerance: float) -> None:
                 f"{name!r} and {first!r} differ by {difference:.3g}, more than tolerance={tolerance:.3g}; "
                 "they do not do the same work, give candidates that do"
             )
+
+
+def _as_array(name: str, output: Any) -> np.ndarray:
+    """Return an output as numbers that can be subtracted."""
+    array = None
+    try:
+        if torch.is_tensor(output):
+            output = output.detach().cpu().resolve_conj().resolve_neg()
+            output = (output.float() if output.dtype == torch.bfloat16 else output).numpy()
+        array = np.asarray(output)
+    except (TypeError, ValueError, RuntimeError):  # a sparse tensor, a ragged list, ...
+        pass
+    if array is None or array.dtype.kind not in "biufc":
+        raise InvalidArgumentError(
+            f"{name!r} returns {shown(output)}, which are no numbers to compare; use tolerance=None"
+        )
+    return array.astype(np.int64) if array.dtype.kind in "bu" else array
 
 
 # ------------------------------------------------------------------------------------------ recorded numbers
@@ -208,16 +217,21 @@ def save_result(
     _check_name(name)
     try:
         text = json.dumps({"values": values, "provenance": provenance(command, seed, data)}, indent=1, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidArgumentError(
-            f"result {name!r} cannot be written as JSON ({error}); use finite plain values"
+            f"result {name!r} with values={shown(values)} cannot be written as JSON ({error}); use finite plain values"
         ) from error
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{name}.json.partial"
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(folder / f"{name}.json")
-    return folder / f"{name}.json"
+    folder = check_path("folder", folder)
+    partial, path = folder / f".{name}.json.partial", folder / f"{name}.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise InvalidArgumentError(
+            f"name={shown(name)} cannot be written to folder={str(folder)!r} ({error}); choose another"
+        ) from error
+    return path
 
 
 @checked
@@ -228,17 +242,17 @@ def load_result(name: str, folder: str | Path = FIGURES) -> dict[str, Any] | Non
         InvalidArgumentError: a name that leads out of the folder, or a file that :func:`save_result` has not written.
     """
     _check_name(name)
-    path = Path(folder) / f"{name}.json"
+    path = check_path("folder", folder) / f"{name}.json"
     if not path.is_file():
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))["values"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidArgumentError(f"name={name!r}: {path} is damaged ({error!r}); measure it again") from error
 
 
 def _check_name(name: str) -> None:
-    plain = bool(name) and Path(name).name == name and "\0" not in name
+    plain = bool(name) and check_path("name", name).name == name
     require(plain, "name", name, "use a plain file name, without folders")
 
 

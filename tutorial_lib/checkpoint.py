@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .errors import CheckpointError
-from .validate import checked, shown
+from .validate import check_path, checked, require, shown
 
 NAME = b"dst-checkpoint "
 VERSION = b"1\n"
@@ -36,7 +36,8 @@ def save_checkpoint(path: str | Path, **parts: Any) -> None:
     Raises:
         CheckpointError: the file cannot be written, or a value is of a kind that could not be loaded safely.
     """
-    path = Path(path)
+    require(Path(path).name not in ("", ".."), "path", str(path), "give the name of a file")
+    path = check_path("path", path)
     states = {name: part.state_dict() if hasattr(part, "state_dict") else part for name, part in parts.items()}
     payload = _pack({"parts": states, "random": _random_state()}, path)
     partial = path.with_name(f".{path.name}.partial")
@@ -109,7 +110,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: no such file; not a checkpoint, of another version, cut short or altered.
     """
-    path = Path(path)
+    path = check_path("path", path)
     return _unpack(_payload(path), path)
 
 
@@ -131,14 +132,16 @@ def _payload(path: Path) -> bytes:
 
 
 def _pack(content: dict[str, Any], path: Path) -> bytes:
-    packed = io.BytesIO()
+    packed, parts = io.BytesIO(), content["parts"]
     try:
         torch.save(content, packed)
         _unpack(packed.getvalue(), path)  # refused now, while the old file is still there
     except Exception as error:
+        for name in parts if len(parts) > 1 else ():
+            _pack(content | {"parts": {name: parts[name]}}, path)  # raises for the one that it is
         raise CheckpointError(
-            f"{path} would hold something that cannot be loaded safely ({str(error)[:200]}); "
-            "save objects with a state_dict, numbers, texts, tensors, lists and dictionaries of these"
+            f"{path} would hold {', '.join(f'{name}={shown(part)}' for name, part in parts.items())}, which cannot be "
+            "loaded safely; save objects with a state_dict, numbers, texts, tensors, lists and dictionaries of these"
         ) from error
     return packed.getvalue()
 
@@ -147,7 +150,10 @@ def _unpack(payload: bytes, path: Path) -> dict[str, Any]:
     try:
         content = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{path} cannot be read by this version of torch ({str(error)[:200]})") from error
+        # torch's own words are left to the traceback: they recommend to load it unsafely.
+        raise CheckpointError(
+            f"{path} cannot be read safely by this version of torch; start anew, or use the version that wrote it"
+        ) from error
     if not isinstance(content, dict) or {key: type(content.get(key)) for key in FIELDS} != dict.fromkeys(FIELDS, dict):
         raise CheckpointError(f"{path} was not written by save_checkpoint; start anew, or use a checkpoint that was")
     return content

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from .cost import storage_bytes, training_multiply_adds
 from .data import Digits
 from .dst import GROW_RULES, GrowRule
-from .errors import InvalidArgumentError
+from .errors import CheckpointError, InvalidArgumentError
 from .fuse import fuse
 from .init import sparse_init
 from .interface import SparsifiableLayer
@@ -36,7 +36,7 @@ from .small_dense import IMAGE, multiply_add_count, small_dense, weight_count
 from .sparse import sparsify
 from .topology import check_sparsity, layer_nnz, weight_layers, weight_shape
 from .train import OPTIMIZERS, SCHEDULES, fit
-from .validate import check_choice, check_columns, check_seed, checked, require
+from .validate import check_choice, check_columns, check_path, check_seed, checked, require
 
 # Tensors of a weight's shape that each optimizer keeps.
 STATE_TENSORS = {"adam": 2, "adamw": 2, "sgd": 1, "adam per weight": 3}
@@ -214,7 +214,7 @@ class Comparison:
         rows = []
         for (contender, sparsity), part in self.runs.groupby(["contender", "sparsity"], sort=False):
             low, high = interval(part["accuracy"].tolist())
-            others = part.drop(columns=["contender", "sparsity", "seed"]).mean()
+            others = part.drop(columns=["contender", "sparsity", "seed"]).mean(numeric_only=True)
             others["seconds"] = part["seconds"].median()
             rows.append(
                 {"contender": contender, "sparsity": sparsity, "seeds": len(part)}
@@ -307,6 +307,7 @@ def compare(
 
     Raises:
         InvalidArgumentError: nothing to compare, or a seed or sparsity twice.
+        CheckpointError: a run in the folder is damaged, or none can be written there.
     """
     for sparsity in sparsities:
         check_sparsity(sparsity)
@@ -327,7 +328,7 @@ def compare(
     ]
     if workers > 1:
         _check_importable(contenders)
-    files = None if folder is None else _Files(Path(folder), contenders, data, budget)
+    files = None if folder is None else _Files(folder, contenders, data, budget)
     done = {job: files.load(job) if files else None for job in jobs}
     todo = {job: contenders[job[0]] for job in jobs if done[job] is None}
     with tqdm(total=len(jobs), initial=len(jobs) - len(todo), disable=not progress, file=sys.stdout, unit="run") as bar:
@@ -444,8 +445,8 @@ def _growth_batches(topology: TopologyRecorder, recipe: Recipe | None) -> int:
 class _Files:
     """The runs of a comparison in a folder; a run with other settings is another file."""
 
-    def __init__(self, folder: Path, contenders: Mapping[str, Contender], data: Digits, budget: Budget) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | Path, contenders: Mapping[str, Contender], data: Digits, budget: Budget) -> None:
+        self.folder = check_path("folder", folder)
         terms = f"{budget} {data.sha256()}"
         self.digests = {name: _digest(f"{name} {describe(each)} {terms}") for name, each in contenders.items()}
 
@@ -456,15 +457,26 @@ class _Files:
 
     def load(self, job: Job) -> dict[str, Any] | None:
         path = self.path(job, "json")
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            row = json.loads(path.read_text(encoding="utf-8"))
+            if (row["contender"], row["sparsity"], row["seed"]) == job:
+                return row
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            pass
+        raise CheckpointError(f"{path} is damaged or another run's; delete it to train that run again")
 
     def save(self, row: dict[str, Any]) -> None:
         job = row["contender"], row["sparsity"], row["seed"]
         partial = self.path(job, "partial")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(row), encoding="utf-8")
-        partial.replace(self.path(job, "json"))
-        self.path(job, "checkpoint").unlink(missing_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(row), encoding="utf-8")
+            partial.replace(self.path(job, "json"))
+            self.path(job, "checkpoint").unlink(missing_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"folder={str(self.folder)!r} cannot be written ({error}); choose another") from error
 
 
 def _digest(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import scipy.sparse
@@ -13,8 +12,8 @@ from torch import nn
 from .errors import InvalidArgumentError
 from .interface import SparsifiableLayer, sparse_layers
 from .masked import replace_layer
-from .topology import check_has_numbers, to_mask
-from .validate import checked, require, shown
+from .topology import check_has_numbers, copied, to_mask
+from .validate import checked, is_dense, require, shown
 
 BACKENDS = ("torch", "scipy")
 
@@ -24,7 +23,7 @@ class CSRProduct(nn.Module):
     """A matrix in compressed sparse row (CSR) form: row pointers, column indices, values; no dense weight.
 
     Args:
-        matrix: the dense matrix, float ``[out, in]``; its nonzero pattern is that of ``mask``.
+        matrix: the dense matrix, float32 or float64 ``[out, in]``; its nonzero pattern is that of ``mask``.
         mask: boolean ``[out, in]``.
         backend: whose product to use, ``"torch"`` (any device) or ``"scipy"`` (CPU, one thread).
 
@@ -36,8 +35,11 @@ class CSRProduct(nn.Module):
         super().__init__()
         if backend not in BACKENDS:
             raise InvalidArgumentError(f"unknown backend {backend!r}; use one of {', '.join(BACKENDS)}")
-        if matrix.dim() != 2 or not matrix.is_floating_point() or matrix.is_meta:
-            raise InvalidArgumentError(f"matrix={shown(matrix)} on {matrix.device}; give floating numbers [out, in]")
+        # Neither library multiplies shorter numbers: scipy would make them longer without a word.
+        if matrix.dim() != 2 or matrix.dtype not in (torch.float32, torch.float64) or matrix.is_meta:
+            raise InvalidArgumentError(
+                f"matrix={shown(matrix)} on {matrix.device}; give torch.float32 or torch.float64 [out, in]"
+            )
         if mask.dtype != torch.bool or mask.shape != matrix.shape or mask.device != matrix.device:
             raise InvalidArgumentError(
                 f"mask={shown(mask)} on {mask.device}; give torch.bool {tuple(matrix.shape)} on {matrix.device}"
@@ -56,16 +58,14 @@ class CSRProduct(nn.Module):
         Raises:
             InvalidArgumentError: other rows, type or device than the matrix has columns, type and device.
         """
-        if x.dim() != 2 or len(x) != self.shape[1] or x.dtype != self.values.dtype or x.device != self.values.device:
-            raise InvalidArgumentError(
-                f"x is {x.dtype} {tuple(x.shape)} on {x.device}; give {self.values.dtype} [{self.shape[1]}, N] on "
-                f"{self.values.device}"
-            )
+        kind = self.values.dtype, self.values.device
+        if not is_dense(x) or x.dim() != 2 or len(x) != self.shape[1] or (x.dtype, x.device) != kind:
+            raise InvalidArgumentError(f"x={shown(x)}; give {kind[0]} [{self.shape[1]}, N] on {kind[1]}, dense")
         if self.backend == "torch":
             matrix = torch.sparse_csr_tensor(self.indptr, self.indices, self.values, self.shape, check_invariants=False)
             return matrix @ x
         arrays = (self.values.numpy(), self.indices.numpy(), self.indptr.numpy())
-        return torch.from_numpy(scipy.sparse.csr_matrix(arrays, shape=self.shape) @ x.numpy())
+        return torch.from_numpy(scipy.sparse.csr_matrix(arrays, shape=self.shape) @ x.detach().resolve_neg().numpy())
 
 
 @checked
@@ -98,7 +98,12 @@ class CSRConv2d(nn.Module):
             )
         _check_bias(bias, product)
         shape = layer.out_channels, math.prod(layer.weight.shape[1:])
-        require(product.shape == shape, "product.shape", product.shape, f"the layer's weight is {shape}; use its own")
+        require(
+            product.shape == shape,
+            "product.shape",
+            product.shape,
+            f"{type(layer).__name__}'s weight is {shape}; use its own",
+        )
         self.product = product
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.kernel_size, self.stride = layer.kernel_size, layer.stride
@@ -138,7 +143,7 @@ def to_csr(model: nn.Module, backend: str = "torch") -> nn.Module:
     if not layers:
         raise InvalidArgumentError(f"{type(model).__name__} has no sparse layers; call mask_model(model) first")
     check_has_numbers(model)
-    converted = copy.deepcopy(model).eval()
+    converted = copied(model).eval()
     for name, layer in layers.items():
         converted = replace_layer(converted, name, _csr_layer(layer, backend))
     return converted

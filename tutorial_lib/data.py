@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .errors import DataError, InvalidArgumentError
 from .project import ROOT
-from .validate import check_device, check_seed, checked, require, shown
+from .validate import check_device, check_path, check_seed, checked, require, shown
 
 # SHA-256 of the four decompressed files.
 MNIST_SHA256 = {
@@ -84,7 +84,7 @@ class Digits:
         """Return the SHA-256 of all four tensors' bytes, as recorded beside measured numbers."""
         digest = hashlib.sha256()
         for tensor in (self.train_x, self.train_y, self.test_x, self.test_y):
-            digest.update(tensor.cpu().contiguous().numpy().data)
+            digest.update(tensor.detach().cpu().resolve_neg().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def __repr__(self) -> str:
@@ -116,7 +116,7 @@ def load_data(
     use = f"use a whole number of at least {CLASSES}, or None"
     require(train_size is None or train_size >= CLASSES, "train_size", train_size, use)
     check_seed(seed, most=2**32 - 1)
-    folder = Path(root or os.environ.get("TUTORIAL_DATA") or ROOT / "data").expanduser()
+    folder = _home_filled_in(check_path("root", root or os.environ.get("TUTORIAL_DATA") or ROOT / "data"))
     if name == "digits":
         data = _embedded_digits()
     elif name == "mnist":
@@ -124,6 +124,15 @@ def load_data(
     else:
         data = _mnist_or_digits(folder)
     return _subset(data, train_size, seed)
+
+
+def _home_filled_in(folder: Path) -> Path:
+    try:
+        return folder.expanduser()
+    except RuntimeError as error:
+        raise InvalidArgumentError(
+            f"root={str(folder)!r}: whose home that is, is not known; use a full path"
+        ) from error
 
 
 def _mnist_or_digits(folder: Path) -> Digits:

@@ -20,7 +20,7 @@ from torch import nn
 from .errors import InvalidArgumentError, TrainingError
 from .interface import Carry, SparsifiableLayer, sparse_layers
 from .topology import SCHEMES, check_sparsity, contained, layer_nnz, sample_distinct
-from .validate import check_choice, check_connections, check_seed, checked, require, shown
+from .validate import check_choice, check_connections, check_seed, checked, is_dense, require, shown
 
 # ---------------------------------------------------------------------------------------------- prune and grow
 
@@ -105,8 +105,8 @@ def gradient_grow(gradient_rows: Iterable[torch.Tensor], active: torch.Tensor, c
     best_place = torch.empty(0, dtype=torch.int64, device=active.device)
     start = 0
     for block in gradient_rows:
-        if not isinstance(block, torch.Tensor) or not block.is_floating_point() or block.is_meta:
-            raise InvalidArgumentError(f"gradient_rows yields {shown(block)}; give blocks of floating numbers")
+        if not is_dense(block) or not block.is_floating_point() or block.is_meta:
+            raise InvalidArgumentError(f"gradient_rows yields {shown(block)}; give dense blocks of floating numbers")
         score = block.detach().abs().reshape(-1)
         _check_finite(score)
         first, last = torch.searchsorted(active, torch.tensor([start, start + len(score)], device=active.device))
@@ -137,7 +137,10 @@ def _top(score: torch.Tensor, count: int) -> torch.Tensor:
 
 def _check_finite(score: torch.Tensor) -> None:
     if not score.isfinite().all():
-        raise TrainingError("a gradient is not finite, so connections cannot be ranked; lower the learning rate")
+        wrong = float(score[~score.isfinite()][0])
+        raise TrainingError(
+            f"a gradient is not finite ({wrong}), so connections cannot be ranked; lower the learning rate"
+        )
 
 
 def _check_count(count: int, available: int, what: str) -> None:
@@ -241,9 +244,11 @@ class Epochs:
             InvalidArgumentError: ``steps_per_epoch`` is None or below 1.
         """
         if steps_per_epoch is None:
-            raise InvalidArgumentError(f"{self} needs steps_per_epoch; pass it, or give the time in steps")
+            raise InvalidArgumentError(f"{self} and {steps_per_epoch=}; pass it, or give the time in steps")
         require(steps_per_epoch >= 1, "steps_per_epoch", steps_per_epoch, "use a whole number of at least 1")
-        return round(self.count * steps_per_epoch)
+        steps = self.count * steps_per_epoch
+        require(math.isfinite(steps), "count", self.count, f"with {steps_per_epoch} steps each use fewer epochs")
+        return round(steps)
 
 
 # ---------------------------------------------------------------------------------------------- the drivers
@@ -468,7 +473,7 @@ class DynamicSparsity(Rewirer):
             drawn.set_state(state["generator"])
         except (KeyError, TypeError, RuntimeError) as error:
             raise InvalidArgumentError(
-                f"state['generator'] is {shown(state.get('generator'))}; give what state_dict() returned"
+                f"state={shown(state)} holds generator={shown(state.get('generator'))}; give what state_dict() returned"
             ) from error
         super().load_state_dict(state)
         self.generator.set_state(drawn.get_state())
@@ -654,6 +659,6 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, layers: dict[str, Sparsif
     missing = [name for name, layer in layers.items() if id(layer.weight_parameter) not in held]
     if missing:
         raise InvalidArgumentError(
-            f"the optimizer does not hold the weights of {', '.join(missing)}; "
+            f"optimizer={type(optimizer).__name__} does not hold the weights of {', '.join(missing)}; "
             "build it from this model's parameters, after mask_model"
         )

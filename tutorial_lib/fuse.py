@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import fx, nn
 
 from .errors import InvalidArgumentError
 from .sparse import SparseConv2d, SparseLayer, SparseLinear, run_chain
+from .topology import copied
 from .validate import checked
 
 RELU = (F.relu, torch.relu, "relu")
@@ -41,7 +41,7 @@ def fuse(model: nn.Module) -> fx.GraphModule:
     Raises:
         InvalidArgumentError: it cannot.
     """
-    model = copy.deepcopy(model)
+    model = copied(model)
     try:
         graph = _Tracer().trace(model)
     except Exception as error:  # whatever the model's own code may raise when it is given no numbers

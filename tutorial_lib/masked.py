@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 
@@ -16,6 +15,7 @@ from .interface import Carry, SparsifiableLayer, sparse_layers
 from .topology import (
     check_has_numbers,
     check_rewiring,
+    copied,
     layer_nnz,
     sample_distinct,
     to_connections,
@@ -34,6 +34,7 @@ from .validate import (
     check_values,
     checked,
     require,
+    shown,
 )
 
 ROWS_PER_BLOCK = 1024
@@ -56,9 +57,7 @@ class MaskedLayer(SparsifiableLayer):
             InvalidArgumentError: the mask has another shape or is not boolean.
         """
         if mask.dtype != torch.bool or mask.shape != self.weight.shape:
-            raise InvalidArgumentError(
-                f"mask is {mask.dtype} {tuple(mask.shape)}; it must be torch.bool {tuple(self.weight.shape)}"
-            )
+            raise InvalidArgumentError(f"mask={shown(mask)}; give one that is torch.bool {tuple(self.weight.shape)}")
         with torch.no_grad():
             self.mask = mask.to(self.weight.device)
             self.weight.masked_fill_(~self.mask, 0)
@@ -275,10 +274,10 @@ def mask_model(
     check_has_numbers(model)
     if sparse_layers(model):
         raise InvalidArgumentError(
-            "the model holds sparse layers already; mask the dense model, or densify(model) first"
+            f"model={type(model).__name__} holds sparse layers already; mask the dense model, or densify(model) first"
         )
     counts = layer_nnz(model, sparsity, scheme, include, exclude)
-    masked = copy.deepcopy(model)
+    masked = copied(model)
     generator = torch.Generator().manual_seed(seed)
     for name, nnz in counts.items():
         layer = masked.get_submodule(name)
@@ -295,7 +294,7 @@ def densify(model: nn.Module) -> nn.Module:
         InvalidArgumentError: the model is on the meta device.
     """
     check_has_numbers(model)
-    dense = copy.deepcopy(model)
+    dense = copied(model)
     for name, layer in sparse_layers(model).items():
         dense = replace_layer(dense, name, layer.to_dense_layer().train(layer.training))
     return dense

@@ -18,7 +18,7 @@ import numpy as np
 
 from .errors import InvalidArgumentError
 from .recorder import TopologyRecorder
-from .validate import checked
+from .validate import check_path, checked
 from .viz import PALETTES
 
 TEMPLATE = Path(__file__).with_name("player.html")
@@ -49,15 +49,18 @@ class Player:
         """Write the page to ``path``; whoever reads that file meanwhile sees the old one or the new one, whole.
 
         Raises:
-            InvalidArgumentError: the folder does not exist.
+            InvalidArgumentError: the folder does not exist, or nothing can be written there.
         """
-        path = Path(path)
+        path = check_path("path", path)
         if not path.parent.is_dir():
             raise InvalidArgumentError(f"path={str(path)!r}: there is no folder {str(path.parent)!r}; create it first")
-        with tempfile.TemporaryDirectory(prefix=".player-", dir=path.parent) as temporary:
-            written = Path(temporary) / "player.html"
-            written.write_text(self.html, encoding="utf-8")
-            os.replace(written, path)
+        try:
+            with tempfile.TemporaryDirectory(prefix=".player-", dir=path.parent) as temporary:
+                written = Path(temporary) / "player.html"
+                written.write_text(self.html, encoding="utf-8", errors="replace")
+                os.replace(written, path)
+        except OSError as error:
+            raise InvalidArgumentError(f"path={str(path)!r} cannot be written ({error}); choose another") from error
 
 
 @checked
@@ -80,7 +83,9 @@ def topology_player(
     """
     names = list(recorder.shapes if layers is None else layers)
     if not len(recorder) or not names:
-        raise InvalidArgumentError(f"{len(recorder)} moments of layers {names}; give at least one of each to show")
+        raise InvalidArgumentError(
+            f"recorder={recorder!r} with layers={names}; give at least one moment and one layer to show"
+        )
     for name in names:
         recorder.topologies(name)  # refuses an unknown one
     counts = range(min(2, len(recorder)), len(recorder) + 1)

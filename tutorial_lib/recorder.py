@@ -42,6 +42,9 @@ class TopologyRecorder:
         """Return the number of recorded moments."""
         return len(self.steps)
 
+    def __repr__(self) -> str:
+        return f"TopologyRecorder(moments={len(self)}, layers={list(self.shapes)})"
+
     @property
     def nbytes(self) -> int:
         """Bytes of the packed moments; the unpacked copy of the last one is not counted."""
@@ -224,7 +227,7 @@ class TopologyRecorder:
             steps, shapes, packed, last = _read_state(state)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, zlib.error) as error:
             raise InvalidArgumentError(
-                f"state is not what TopologyRecorder.state_dict() returned, or is damaged ({error!r}); "
+                f"state={shown(state)} is not what TopologyRecorder.state_dict() returned, or is damaged ({error!r}); "
                 "load another checkpoint, or record anew"
             ) from error
         self.steps, self.shapes, self._packed, self._last = steps, shapes, packed, last

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +16,15 @@ from .kernels import ConvIndex, LinearIndex, Stage, kernels_for
 from .kernels.index import MOST
 from .kernels.reference import before_activation
 from .masked import replace_layer
-from .topology import check_has_numbers, check_rewiring, check_sparsity, sample_distinct, to_connections, weight_layers
+from .topology import (
+    check_has_numbers,
+    check_rewiring,
+    check_sparsity,
+    copied,
+    sample_distinct,
+    to_connections,
+    weight_layers,
+)
 from .validate import (
     check_convolution,
     check_memory,
@@ -26,6 +33,7 @@ from .validate import (
     check_tensors,
     check_values,
     checked,
+    is_dense,
     require,
     shown,
 )
@@ -71,7 +79,8 @@ class SparseLayer(SparsifiableLayer, nn.Module):
         check_sparsity(sparsity)
         check_tensors(**kind)
         nnz = round((1 - sparsity) * size) if connections is None else connections.numel()
-        require(nnz < MOST, "sparsity", sparsity, f"of {size:,} weights {nnz:,} are left; use a higher one")
+        left = f"of the {size:,} weights {self.dense_shape} it leaves {nnz:,}"
+        require(nnz < MOST, "sparsity", sparsity, f"{left}; use a higher one, or a smaller layer")
         # While an index is built: positions, their two orders, and pointers to each row and column.
         rows_and_columns = out + size // max(1, out)
         check_memory("the layer's shape", self.dense_shape, 64 * nnz + 32 * rows_and_columns, "cpu")
@@ -141,11 +150,12 @@ class SparseLayer(SparsifiableLayer, nn.Module):
         Raises:
             InvalidArgumentError: the number of connections would change; or see :func:`check_rewiring`.
         """
+        check_rewiring(self, kept, grown, values)
         if len(kept) + len(grown) != self.index.nnz:
             raise InvalidArgumentError(
-                f"{len(kept)} kept and {len(grown)} grown connections; this layer holds exactly {self.index.nnz}"
+                f"kept={shown(kept)} and grown={shown(grown)} are {len(kept) + len(grown)} connections; "
+                f"this layer holds exactly {self.index.nnz}, give as many"
             )
-        check_rewiring(self, kept, grown, values)
         # Both lists are sorted, so that two boolean masks say where the kept connections stood and will stand.
         was_kept = torch.zeros(self.index.nnz, dtype=torch.bool, device=kept.device)
         was_kept[torch.searchsorted(self.active(), kept)] = True
@@ -183,7 +193,7 @@ class SparseLayer(SparsifiableLayer, nn.Module):
         index = self.build_index(state)
         if index.nnz != len(self.values):
             raise InvalidArgumentError(
-                f"the saved topology has {index.nnz} connections, this layer {len(self.values)}; "
+                f"state={shown(state)}: the saved topology has {index.nnz} connections, this layer {len(self.values)}; "
                 "build the layer with the same number of connections before loading"
             )
         self.index = index
@@ -208,7 +218,7 @@ class _Chain(torch.autograd.Function):
         parameters, memory = [None] * 2 * len(layers), saved[len(layers) :]
         parameters[::2] = saved[: len(layers)]  # the biases are not looked at
         trace = any(layer.record_gradient for layer in layers)
-        of = ctx.kernels.backward(grad, memory, ctx.stages, parameters, ctx.needs_input_grad[0], trace)
+        of = ctx.kernels.backward(grad.resolve_neg(), memory, ctx.stages, parameters, ctx.needs_input_grad[0], trace)
         for layer, stage, (x, y, winners, grad) in zip(layers, ctx.stages, of.traces, strict=trace):
             if layer.record_gradient:
                 y = y if stage.relu and not stage.pool else None
@@ -225,6 +235,7 @@ def run_chain(x: torch.Tensor, layers: tuple[nn.Module, ...]) -> torch.Tensor:
         layers: sparse layers, in order. Where one has hooks, or was made dense since, or the input is not a plain
             batch (``[B, C, H, W]`` for a convolution, else ``[B, in]``), they are called singly.
     """
+    x = x.resolve_neg()  # kernels read the numbers where they lie, and such a view only says that they are negated
     if len(layers) > 1 and not _can_run_at_once(x, layers):
         for before, layer in zip((None, *layers), layers, strict=False):
             flat = before is not None and _is_linear(layer) and not _is_linear(before)
@@ -297,8 +308,8 @@ class SparseLinear(SparseLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``[..., in]`` to ``[..., out]``."""
-        if not isinstance(x, torch.Tensor) or x.dim() == 0:
-            raise InvalidArgumentError(f"x={shown(x)}; a linear layer takes [..., {self.in_features}], give a tensor")
+        if not is_dense(x) or x.dim() == 0:
+            raise InvalidArgumentError(f"x={shown(x)}; give a dense tensor [..., {self.in_features}]")
         rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
         y = run_chain(rows, (self,))
         return y if x.dim() == 2 else y.reshape(*x.shape[:-1], self.out_features)
@@ -306,7 +317,7 @@ class SparseLinear(SparseLayer):
     def gradient_rows(self) -> Iterator[torch.Tensor]:
         """See :class:`SparsifiableLayer`. One block is at most 16 MiB of float32, or one row."""
         batches = self._batches()
-        step = max(1, GRADIENT_BLOCK // self.in_features)
+        step = max(1, GRADIENT_BLOCK // max(1, self.in_features))
         for first in range(0, self.out_features, step):
             yield sum(grad[:, first : first + step].T @ x for x, grad in batches)
 
@@ -402,10 +413,8 @@ class SparseConv2d(SparseLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``[B, C_in, H, W]`` to ``[B, C_out, H', W']``; without batch dimension, likewise."""
-        if not isinstance(x, torch.Tensor) or x.dim() not in (3, 4):
-            raise InvalidArgumentError(
-                f"x={shown(x)}; a convolution takes [B, {self.in_channels}, H, W], give a tensor"
-            )
+        if not is_dense(x) or x.dim() not in (3, 4):
+            raise InvalidArgumentError(f"x={shown(x)}; give a dense tensor [B, {self.in_channels}, H, W]")
         if x.dim() == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
         return run_chain(x, (self,))
@@ -414,7 +423,7 @@ class SparseConv2d(SparseLayer):
         """See :class:`SparsifiableLayer`. One block is at most 16 MiB of float32, or one output channel."""
         batches = self._batches()
         out_per_group, (_, channels, *kernel) = self.out_channels // self.groups, self.dense_shape
-        step = max(1, GRADIENT_BLOCK // math.prod(self.dense_shape[1:]))
+        step = max(1, GRADIENT_BLOCK // max(1, math.prod(self.dense_shape[1:])))
         for group in range(self.groups):
             inputs = slice(group * channels, (group + 1) * channels)
             for first in range(group * out_per_group, (group + 1) * out_per_group, step):
@@ -491,7 +500,7 @@ def sparsify(model: nn.Module) -> nn.Module:
         InvalidArgumentError: no such layers, a convolution whose padding is not zeros, or a model on the meta device.
     """
     check_has_numbers(model)
-    sparse = copy.deepcopy(model)
+    sparse = copied(model)
     for name, layer in weight_layers(model).items():
         if not isinstance(layer, SparseLayer):
             sparse = replace_layer(sparse, name, _sparse_layer(layer).train(layer.training))

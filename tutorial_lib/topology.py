@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -9,10 +10,11 @@ from fnmatch import fnmatchcase
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from .errors import InvalidArgumentError
 from .interface import SparsifiableLayer
-from .validate import check_connections, check_memory, check_places, checked, require
+from .validate import check_connections, check_memory, check_places, checked, require, shown
 
 SCHEMES = ("uniform", "er", "erk")
 
@@ -39,7 +41,7 @@ def weight_layers(
         exclude: shell-style name patterns of which a layer may match none.
 
     Raises:
-        InvalidArgumentError: no layer is left, or one is used in two places.
+        InvalidArgumentError: no layer is left, or one is used in two places, or shares a parameter with another.
     """
     places: dict[nn.Module, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -59,6 +61,16 @@ def weight_layers(
             f"model={type(model).__name__} has no nn.Linear or nn.Conv2d layer that matches include={list(include)}, "
             f"exclude={list(exclude)}; give one that has, there is nothing to make sparse"
         )
+    owners: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(parameter, []).append(name)
+    for layer in layers.values():
+        for parameter in layer.parameters(recurse=False):
+            if len(owners[parameter]) > 1:
+                same = " and ".join(map(repr, owners[parameter]))
+                raise InvalidArgumentError(
+                    f"model={type(model).__name__}: {same} are the same parameter; give each layer its own"
+                )
     return layers
 
 
@@ -204,13 +216,20 @@ def to_connections(mask: torch.Tensor) -> torch.Tensor:
         InvalidArgumentError: the mask is not boolean, or on the meta device.
     """
     if mask.dtype != torch.bool or mask.is_meta:
-        raise InvalidArgumentError(f"mask is {mask.dtype} on {mask.device}; give torch.bool on a device with numbers")
+        raise InvalidArgumentError(f"mask={shown(mask)} on {mask.device}; give torch.bool on a device with numbers")
     return mask.reshape(-1).nonzero().squeeze(1)
 
 
 @checked
 def contained(numbers: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
-    """Tell for each number whether it is in the sorted list ``among``; ``torch.isin`` would sort that list again."""
+    """Tell for each number whether it is in the sorted list ``among``; ``torch.isin`` would sort that list again.
+
+    Raises:
+        InvalidArgumentError: one of the two is no list of numbers that have an order.
+    """
+    for name, tensor in (("numbers", numbers), ("among", among)):
+        ordered = tensor.dim() == 1 and not tensor.is_complex() and tensor.dtype != torch.bool and not tensor.is_meta
+        require(ordered, name, tensor, "give whole or floating numbers of one dimension")
     if not len(among):
         return torch.zeros_like(numbers, dtype=torch.bool)
     return among[torch.searchsorted(among, numbers).clamp(max=len(among) - 1)] == numbers
@@ -240,14 +259,35 @@ def check_rewiring(layer: SparsifiableLayer, kept: torch.Tensor, grown: torch.Te
 
 
 @checked
-def check_has_numbers(model: nn.Module) -> None:
-    """Refuse a model on the meta device.
+def copied(model: nn.Module) -> nn.Module:
+    """Return a copy of a model that shares nothing with it.
 
     Raises:
-        InvalidArgumentError: a parameter or buffer is on the meta device.
+        InvalidArgumentError: it holds something that cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:  # a tensor that was computed, such as weight_norm's; an open file
+        why = " ".join(str(error).split())[:200]
+        raise InvalidArgumentError(
+            f"model={type(model).__name__} cannot be copied ({why}); use one of parameters and buffers"
+        ) from error
+
+
+@checked
+def check_has_numbers(model: nn.Module) -> None:
+    """Refuse a model on the meta device, and one whose lazy layers have never been called.
+
+    Raises:
+        InvalidArgumentError: a parameter or buffer is on the meta device, or has no shape yet.
     """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise InvalidArgumentError(
+                f"model={type(model).__name__} has {name!r}, whose shape is not known yet; call the model once before"
+            )
         if tensor.is_meta:
             raise InvalidArgumentError(
-                f"model: {name!r} is on the meta device, which holds no numbers; use a model on the CPU or a GPU"
+                f"model={type(model).__name__} has {name!r} on the meta device, which holds no numbers; "
+                "use a model on the CPU or a GPU"
             )

@@ -25,7 +25,7 @@ from .optim import PerWeightAdam
 from .recipes import Recipe, describe
 from .recorder import TopologyRecorder
 from .topology import check_has_numbers
-from .validate import check_choice, check_device, check_seed, checked, require
+from .validate import check_choice, check_device, check_path, check_seed, checked, require
 
 OPTIMIZERS = {
     "adam": (torch.optim.Adam, {"fused": True}),
@@ -61,7 +61,14 @@ class History:
     topology: TopologyRecorder = field(default_factory=TopologyRecorder)
 
     def table(self) -> pd.DataFrame:
-        """Return losses, accuracies and seconds, one row per epoch."""
+        """Return losses, accuracies and seconds, one row per epoch.
+
+        Raises:
+            InvalidArgumentError: they are not equally long.
+        """
+        for name in EPOCH_COLUMNS:
+            held = getattr(self, name)
+            require(len(held) == len(self.seconds), name, held, f"give one for each of {len(self.seconds)} epochs")
         index = pd.RangeIndex(1, len(self.seconds) + 1, name="epoch")
         return pd.DataFrame({name: getattr(self, name) for name in EPOCH_COLUMNS}, index=index)
 
@@ -71,7 +78,13 @@ class History:
 
     @checked
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a saved state."""
+        """Take over a saved state.
+
+        Raises:
+            InvalidArgumentError: ``state`` is not what :meth:`state_dict` returned.
+        """
+        whole = state.keys() >= {"topology", *EPOCH_COLUMNS} and all(isinstance(state[c], list) for c in EPOCH_COLUMNS)
+        require(whole, "state", state, "give what state_dict() returned")
         self.topology.load_state_dict(state["topology"])
         for name in EPOCH_COLUMNS:
             setattr(self, name, list(state[name]))
@@ -141,6 +154,7 @@ def fit(
         CheckpointError: the checkpoint is damaged or comes from a run with other settings.
     """
     _check_fit(epochs, lr, batch_size, optimizer, schedule, seed, device)
+    checkpoint = None if checkpoint is None else check_path("checkpoint", checkpoint)
     _check_sparsity_of(model, sparsity)
     _check_model(model)
     torch.manual_seed(seed)
@@ -165,7 +179,7 @@ def fit(
     history, at = History(), _Progress()
     parts = {"model": model, "optimizer": opt, "scheduler": scheduler, "driver": sparsity, "history": history, "at": at}
     parts = {name: part for name, part in parts.items() if part is not None}
-    if checkpoint is not None and Path(checkpoint).exists():
+    if checkpoint is not None and checkpoint.exists():
         _resume(checkpoint, parts, settings)
     else:
         _record_topology(history, model, 0)
@@ -344,5 +358,6 @@ def _check_labels(model: nn.Module, data: Digits) -> None:
         low, high = (int(v) for v in getattr(data, name).aminmax())
         if low < 0 or high >= classes:
             raise InvalidArgumentError(
-                f"{name} holds labels from {low} to {high}, but the model has {classes} outputs; use 0 to {classes - 1}"
+                f"{name} holds labels from {low} to {high}, but model={type(model).__name__} has {classes} outputs; "
+                f"use 0 to {classes - 1}"
             )

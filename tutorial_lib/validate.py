@@ -23,6 +23,7 @@ from torch import nn
 from .errors import InvalidArgumentError
 
 LARGEST_SEED = 2**63 - 1
+TOO_LARGE = 2**63  # for a whole number in compiled code
 _WORDS = {
     int: "a whole number",
     float: "a number",
@@ -31,7 +32,7 @@ _WORDS = {
     types.NoneType: "None",
     np.ndarray: "a numpy array",
     nn.Module: "an nn.Module",
-    torch.Tensor: "a torch.Tensor",
+    torch.Tensor: "a torch.Tensor (dense)",
 }
 _SERIES = (tuple, list, collections.abc.Sequence)
 _short = reprlib.Repr()
@@ -41,8 +42,9 @@ _short.maxstring = _short.maxother = 100
 def checked(door: Any) -> Any:
     """Let a function, or the constructor of a class, take only what its type hints say (a decorator).
 
-    A number is no text and no truth value, a text is no list of texts; numpy's numbers count as numbers. The parts of
-    lists and dictionaries are looked at too. Wrapped around what is called rarely: it takes some microseconds.
+    A number is no text and no truth value, a text is no list of texts; numpy's numbers count as numbers, and arrive as
+    Python's own. The parts of lists and dictionaries are looked at too. Wrapped around what is called rarely: it takes
+    some microseconds.
 
     Raises:
         InvalidArgumentError: from the wrapped function, for the first argument of another type.
@@ -56,11 +58,16 @@ def checked(door: Any) -> Any:
 
     @functools.wraps(door)
     def call(*args: Any, **kwargs: Any) -> Any:
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
+        bound = signature.bind(*args, **kwargs)
+        for name, value in bound.arguments.items():
             hint = hints().get(name, Any)
-            if signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD and not _fits(value, hint):
+            if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+                continue
+            if not _fits(value, hint):
                 raise InvalidArgumentError(f"{name}={shown(value)} is {_kind(value)}; give {_in_words(hint)}")
-        return door(*args, **kwargs)
+            listed = isinstance(value, np.ndarray) and value.ndim == 1 and typing.get_origin(hint) in _SERIES
+            bound.arguments[name] = _plain(value.tolist() if listed else value)
+        return door(*bound.args, **bound.kwargs)
 
     return call
 
@@ -71,7 +78,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, each) for each in inner)
     if kind in (int, float):
         number = numbers.Integral if kind is int else numbers.Real
-        return isinstance(value, number) and not isinstance(value, bool)
+        return isinstance(value, number) and not isinstance(value, bool) and not _is_too_large(value)
     if kind is Any:
         return True
     if kind is bool:
@@ -92,7 +99,34 @@ def _fits(value: Any, hint: Any) -> bool:
         )
     if kind is collections.abc.Iterable:
         return isinstance(value, collections.abc.Iterable) and not isinstance(value, (str, bytes))
-    return isinstance(value, kind)
+    return isinstance(value, kind) and not (isinstance(value, torch.Tensor) and not is_dense(value))
+
+
+def _plain(value: Any) -> Any:
+    """Return numpy's numbers (and fractions) as Python's own: torch does not take them everywhere, and they wrap."""
+    if isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, numbers.Real):
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    if type(value) in (tuple, list) and any(_plain(each) is not each for each in value):
+        return type(value)(map(_plain, value))
+    return value
+
+
+def _is_too_large(number: numbers.Real) -> bool:
+    return not isinstance(number, float) and (number >= TOO_LARGE or number <= -TOO_LARGE)
+
+
+def is_dense(tensor: Any) -> bool:
+    """Tell whether it is an ordinary tensor: not sparse, nested, quantized or of another library's layout."""
+    return (
+        isinstance(tensor, torch.Tensor)
+        and tensor.layout is torch.strided
+        and not tensor.is_nested
+        and not tensor.is_quantized
+    )
 
 
 def _in_words(hint: Any) -> str:
@@ -115,11 +149,19 @@ def _in_words(hint: Any) -> str:
 
 
 def _kind(value: Any) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else f"of type {type(value).__name__}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, torch.Tensor) and not is_dense(value):
+        return f"no dense tensor (layout {value.layout})"
+    if isinstance(value, numbers.Real) and _is_too_large(value):
+        return "too large to compute with"
+    return f"of type {type(value).__name__}"
 
 
 def shown(value: Any) -> str:
     """Return a value as a message shows it: in one line, short; of tensors and arrays, type and shape."""
+    if isinstance(value, torch.Tensor) and value.is_nested:
+        return f"nested {type(value).__name__} {value.dtype}"  # it has no shape to tell
     if isinstance(value, (torch.Tensor, np.ndarray)):
         return f"{type(value).__name__} {value.dtype} {tuple(value.shape)}"
     if isinstance(value, nn.Module):
@@ -153,6 +195,20 @@ def check_seed(seed: int, most: int = LARGEST_SEED) -> None:
         InvalidArgumentError: it is below 0 or above ``most``.
     """
     require(0 <= seed <= most, "seed", seed, f"use a whole number from 0 to {most}")
+
+
+def check_path(name: str, path: str | Path) -> Path:
+    """Return a path if it is one that the system can be asked about.
+
+    Raises:
+        InvalidArgumentError: it holds what no file name can, such as a zero byte.
+    """
+    try:
+        possible = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        possible = False
+    require(possible, name, str(path), "use a path without zero bytes and broken characters")
+    return Path(path)
 
 
 def check_device(device: str | torch.device | None) -> None:
@@ -241,17 +297,26 @@ def memory_bytes() -> float:
 
 
 def check_columns(name: str, table: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Refuse a table that is empty or lacks a column.
+    """Refuse a table that is empty, lacks a column, or holds in one of them something else than its kind.
 
     Raises:
-        InvalidArgumentError: no rows, or a column is missing.
+        InvalidArgumentError: no rows, a column is missing, one (but the contender's) does not hold numbers, or an
+            accuracy is not finite.
     """
     missing = [column for column in columns if column not in table.columns]
     if missing or not len(table):
         raise InvalidArgumentError(
             f"{name} has {len(table)} rows and the columns {shown(list(table.columns))}; "
-            f"give at least one row, and {', '.join(columns)}"
+            f"give at least one row, and {', '.join(map(repr, columns))}"
         )
+    for column in columns:
+        held = table[column]
+        if column == "contender":
+            fits = held.map(type).eq(str).all()
+        else:
+            fits = pd.api.types.is_numeric_dtype(held) and (column != "accuracy" or np.isfinite(held).all())
+        what = "texts" if column == "contender" else "finite numbers"
+        require(fits, f"{name}[{column!r}]", held.tolist(), f"give {what}")
 
 
 # ------------------------------------------------------------------------------------------ layers

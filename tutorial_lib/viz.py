@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,11 @@ def _finish(figure: Figure) -> Figure:
     return figure
 
 
+def _literal(text: str) -> str:
+    """Return a text so that matplotlib shows it as it is: no formula between two dollars, no hidden legend entry."""
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
 def _as_image(mask: np.ndarray) -> np.ndarray:
     """Return a mask as a 2-D picture: one row per output channel or feature, wide rather than tall."""
     image = np.asarray(mask).reshape(len(mask), -1)
@@ -71,15 +77,19 @@ def plot_mask(mask: np.ndarray, title: str = "") -> Figure:
     )
     axes.imshow(image, cmap="gray", aspect="auto", interpolation="nearest", vmin=0, vmax=1)
     axes.set(
-        title=f"{title}  ({100 * (1 - np.mean(mask)):.1f}% sparse)",
+        title=f"{_literal(title)}  ({100 * (1 - np.mean(mask)):.1f}% sparse)",
         **_axis_labels(mask),
     )
     return _finish(figure)
 
 
 def _check_mask(name: str, mask: np.ndarray) -> None:
-    if mask.ndim < 2 or not mask.size or not np.isin(mask, (0, 1)).all():
+    if mask.ndim < 2 or not mask.size or not _is_true_or_false(mask):
         raise InvalidArgumentError(f"{name}={shown(mask)}; give true and false in the shape of a layer's weight")
+
+
+def _is_true_or_false(mask: np.ndarray) -> bool:
+    return mask.dtype.kind in "biuf" and bool(np.isin(mask, (0, 1)).all())
 
 
 @checked
@@ -90,7 +100,7 @@ def mask_states(before: np.ndarray, after: np.ndarray) -> np.ndarray:
         InvalidArgumentError: the masks differ in shape, or hold other than true and false.
     """
     for name, mask in (("before", before), ("after", after)):
-        require(np.isin(mask, (0, 1)).all(), name, mask, "give true and false")
+        require(_is_true_or_false(mask), name, mask, "give true and false")
     before, after = np.asarray(before, dtype=bool), np.asarray(after, dtype=bool)
     if before.shape != after.shape:
         raise InvalidArgumentError(f"masks have shapes {before.shape} and {after.shape}; compare one layer with itself")
@@ -137,7 +147,9 @@ def plot_mask_evolution(
         shown = _as_image(states)[:, columns or slice(None)]
         axis.imshow(shown, cmap=colours, vmin=0, vmax=3, aspect="auto", interpolation="nearest")
         pruned, grown = (states == 2).sum(), (states == 3).sum()
-        axis.set_title(f"{start} → {end}:  {pruned} pruned, {grown} regrown in the whole layer", fontsize=10)
+        axis.set_title(
+            f"{_literal(start)} → {_literal(end)}:  {pruned} pruned, {grown} regrown in the whole layer", fontsize=10
+        )
         axis.set(**_axis_labels(states))
         axis.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axis.label_outer()
@@ -146,7 +158,7 @@ def plot_mask_evolution(
         for colour, state in zip(PALETTES[palette], STATES, strict=True)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
-    figure.suptitle(title)
+    figure.suptitle(_literal(title))
     return _finish(figure)
 
 
@@ -165,7 +177,7 @@ def plot_training(histories: Mapping[str, History]) -> Figure:
     styles = ("-", "--", "-.", ":")
     for i, (name, history) in enumerate(histories.items()):
         epochs = range(1, len(history.test_accuracy) + 1)
-        style = {"label": name, "linestyle": styles[i % 4], "marker": "os^Dv"[i % 5], "color": COLOURS[i % 6]}
+        style = {"label": _literal(name), "linestyle": styles[i % 4], "marker": "os^Dv"[i % 5], "color": COLOURS[i % 6]}
         left.plot(epochs, history.test_accuracy, **style)
         right.plot(epochs, history.test_loss, **style)
     left.set(xlabel="epoch", ylabel="test accuracy (%)")
@@ -199,7 +211,11 @@ def plot_benchmark(result: Benchmark, title: str = "") -> Figure:
     for place, value, high in zip(places, median, table["75% ms"], strict=True):
         axis.text(high * 1.05, place, f"{value:.3g} ms", va="center")
     axis.set(
-        yticks=places, yticklabels=table.index, xscale="log", xlabel=f"milliseconds (log), {result.device}", title=title
+        yticks=places,
+        yticklabels=[*map(_literal, table.index)],
+        xscale="log",
+        xlabel=f"milliseconds (log), {_literal(result.device)}",
+        title=_literal(title),
     )
     _plain_ticks(axis.xaxis)
     axis.margins(x=0.15)
@@ -236,13 +252,14 @@ def plot_densities(nnz: Mapping[str, Mapping[str, int]], sizes: Mapping[str, int
             places + (i - (len(nnz) - 1) / 2) * width,
             density,
             width,
-            label=scheme,
+            label=_literal(scheme),
             hatch=hatches[i % 4],
             color=COLOURS[i],
         )
         axis.bar_label(bars, fmt="%.1f", fontsize=8)
     lowest = min(100 * counts[layer] / size for counts in nnz.values() for layer, size in sizes.items())
-    axis.set(xticks=places, xticklabels=list(sizes), ylabel="active weights (%)", yscale="log", ylim=(lowest / 3, 300))
+    axis.set(xticks=places, xticklabels=[*map(_literal, sizes)])
+    axis.set(ylabel="active weights (%)", yscale="log", ylim=(lowest / 3, 300))
     axis.legend(title="densities", ncols=len(nnz))
     sns.despine(figure)
     return _finish(figure)
@@ -261,7 +278,8 @@ def plot_accuracies(measured: Mapping[str, Mapping[str, Any]], published: Mappin
     """
     require(len(measured) > 0, "measured", measured, "give at least one name")
     for name, accuracy in measured.items():
-        if not all(math.isfinite(accuracy.get(key, math.nan)) for key in ("mean", "low", "high")):
+        values = [accuracy.get(key) for key in ("mean", "low", "high")]
+        if not all(isinstance(value, numbers.Real) and math.isfinite(value) for value in values):
             raise InvalidArgumentError(f"measured[{name!r}]={shown(accuracy)}; give finite mean, low and high")
     figure, axis = plt.subplots(figsize=(8, 0.9 + 0.45 * len(measured)), layout="constrained")
     for place, (name, accuracy) in enumerate(measured.items()):
@@ -272,7 +290,7 @@ def plot_accuracies(measured: Mapping[str, Mapping[str, Any]], published: Mappin
             axis.plot(
                 published[name], place, "x", color=ORANGE, markersize=10, label="published" if place == 0 else None
             )
-    axis.set(yticks=range(len(measured)), yticklabels=list(measured), xlabel="test accuracy (%)")
+    axis.set(yticks=range(len(measured)), yticklabels=[*map(_literal, measured)], xlabel="test accuracy (%)")
     axis.grid(axis="x", alpha=0.4)
     axis.margins(y=0.15)
     axis.invert_yaxis()
@@ -307,7 +325,7 @@ def plot_crossover(rows: Sequence[Mapping[str, float]], ours: str) -> Figure:
         axis = axes[i, j]
         part = table[(table["width"] == width) & (table["batch"] == batch)].sort_values("sparsity")
         for name, (colour, marker, line) in styles.items():
-            style = {"color": colour, "marker": marker, "linestyle": line, "markersize": 4, "label": name}
+            style = {"color": colour, "marker": marker, "linestyle": line, "markersize": 4, "label": _literal(name)}
             axis.plot(100 * part["sparsity"], part[name], **style)
         at = break_even(part["sparsity"].to_numpy(), (part[ours] / part["dense"]).to_numpy())
         if at is not None:
@@ -416,7 +434,8 @@ def plot_waterfall(table: pd.DataFrame, published: float) -> Figure:
     for place, value, start, end in zip(places, accuracy, before, table["high"], strict=True):
         axis.text(max(value, start, end) + 0.03, place, f"{value:.2f} ({value - start:+.2f})", va="center")
     axis.axvline(published, color="0.5", linewidth=1, linestyle=":")
-    axis.set(yticks=places, yticklabels=table["contender"], xlabel="test accuracy (%); line: published; 95% intervals")
+    axis.set(yticks=places, yticklabels=[*map(_literal, table["contender"])])
+    axis.set_xlabel("test accuracy (%); line: published; 95% intervals")
     axis.margins(x=0.12)
     axis.invert_yaxis()
     sns.despine(figure)
@@ -468,9 +487,9 @@ def break_even(sparsity: np.ndarray, ratio: np.ndarray) -> float | None:
     Raises:
         InvalidArgumentError: lists of other lengths, empty, not rising, or with ratios that are not above 0.
     """
-    if sparsity.ndim != 1 or not len(sparsity) or not (np.diff(sparsity) > 0).all():
+    if sparsity.dtype.kind not in "iuf" or sparsity.ndim != 1 or not len(sparsity) or not (np.diff(sparsity) > 0).all():
         raise InvalidArgumentError(f"sparsity={shown(sparsity)}; give at least one number, each above the one before")
-    if ratio.shape != sparsity.shape or not (np.isfinite(ratio) & (ratio > 0)).all():
+    if ratio.dtype.kind not in "iuf" or ratio.shape != sparsity.shape or not (np.isfinite(ratio) & (ratio > 0)).all():
         raise InvalidArgumentError(f"ratio={shown(ratio)}; give {len(sparsity)} finite numbers above 0")
     slower = np.flatnonzero(ratio > 1)
     if not len(slower):

@@ -218,7 +218,7 @@ class _Chain(torch.autograd.Function):
         parameters, memory = [None] * 2 * len(layers), saved[len(layers) :]
         parameters[::2] = saved[: len(layers)]  # the biases are not looked at
         trace = any(layer.record_gradient for layer in layers)
-        of = ctx.kernels.backward(grad.resolve_neg(), memory, ctx.stages, parameters, ctx.needs_input_grad[0], trace)
+        of = ctx.kernels.backward(grad, memory, ctx.stages, parameters, ctx.needs_input_grad[0], trace)
         for layer, stage, (x, y, winners, grad) in zip(layers, ctx.stages, of.traces, strict=trace):
             if layer.record_gradient:
                 y = y if stage.relu and not stage.pool else None
@@ -235,7 +235,6 @@ def run_chain(x: torch.Tensor, layers: tuple[nn.Module, ...]) -> torch.Tensor:
         layers: sparse layers, in order. Where one has hooks, or was made dense since, or the input is not a plain
             batch (``[B, C, H, W]`` for a convolution, else ``[B, in]``), they are called singly.
     """
-    x = x.resolve_neg()  # kernels read the numbers where they lie, and such a view only says that they are negated
     if len(layers) > 1 and not _can_run_at_once(x, layers):
         for before, layer in zip((None, *layers), layers, strict=False):
             flat = before is not None and _is_linear(layer) and not _is_linear(before)

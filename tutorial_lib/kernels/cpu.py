@@ -136,7 +136,7 @@ def _readable(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
     Raises:
         InvalidArgumentError: it is not float32 on the CPU, or not ``[B, F]`` or ``[B, C, H, W]``.
     """
-    _check_kind("activations", x)
+    x = _of_our_kind("activations", x)
     if x.dim() not in (2, 4):
         raise InvalidArgumentError(f"activations have shape {tuple(x.shape)}; use [B, F] or [B, C, H, W].")
     if x.is_contiguous():
@@ -157,29 +157,32 @@ def _checked(
         )
     checked = []
     for stage, values, bias in zip(stages, parameters[::2], parameters[1::2], strict=True):
-        _check_numbers("values", values, stage.index.nnz)
+        values = _numbers("values", values, stage.index.nnz)
         if with_bias:
             outputs = stage.index.shape[0]
             bias = torch.zeros(outputs, dtype=torch.float32, device="cpu") if bias is None else bias
-            _check_numbers("bias", bias, outputs)
+            bias = _numbers("bias", bias, outputs)
         checked += [values, bias]
     return checked
 
 
-def _check_numbers(name: str, numbers: torch.Tensor, count: int) -> None:
-    _check_kind(name, numbers)
+def _numbers(name: str, numbers: torch.Tensor, count: int) -> torch.Tensor:
+    numbers = _of_our_kind(name, numbers)
     if numbers.shape != (count,) or not numbers.is_contiguous():
         raise InvalidArgumentError(f"{name} has shape {tuple(numbers.shape)}; give {count} contiguous numbers.")
+    return numbers
 
 
-def _check_kind(name: str, tensor: torch.Tensor) -> None:
+def _of_our_kind(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor whose memory holds its numbers: a view may only say that they are negated."""
     if not isinstance(tensor, torch.Tensor):
         raise InvalidArgumentError(f"{name}={shown(tensor)}; give a torch.Tensor, float32 on the CPU.")
-    if tensor.dtype is not torch.float32 or not tensor.is_cpu:
+    if tensor.dtype is not torch.float32 or not tensor.is_cpu or tensor.layout is not torch.strided:
         raise InvalidArgumentError(
-            f"{name} are {tensor.dtype} on {tensor.device}; these kernels take float32 on the CPU; "
-            "use reference.py for any other."
+            f"{name} are {tensor.dtype} on {tensor.device}, {tensor.layout}; these kernels take float32 on the CPU, "
+            "torch.strided; use reference.py for any other."
         )
+    return tensor.resolve_neg()
 
 
 def _addresses(parameters: list[torch.Tensor | None]) -> list[int]:

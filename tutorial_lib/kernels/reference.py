@@ -190,8 +190,10 @@ def _check_flags(**flags: bool) -> None:
 
 def _check_stages(stages: Sequence[Stage], parameters: Sequence[torch.Tensor | None]) -> None:
     if not stages or len(parameters) != 2 * len(stages) or any(values is None for values in parameters[::2]):
+        missing = sum(values is None for values in parameters[::2])
         raise InvalidArgumentError(
-            f"{len(stages)} stages, {len(parameters)} parameters; give at least one stage, and values and bias of each."
+            f"{len(stages)} stages, {len(parameters)} parameters, {missing} without values; "
+            "give at least one stage, and values and bias of each."
         )
 
 

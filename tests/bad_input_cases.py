@@ -357,7 +357,7 @@ DOORS = [
     Door(
         index.LinearIndex,
         lambda: array_fields(LINEAR),
-        broken(LINEAR, "indptr", "cols", "ranks", "t_indptr", "t_rows", "t_ranks", "row_chunks", "col_chunks"),
+        broken(LINEAR, "indptr", "cols", "t_indptr", "t_rows", "t_perm", "row_chunks", "col_chunks"),
     ),
     Door(index.ConvIndex, lambda: array_fields(CONV), broken(CONV, "indptr", "taps")),
     Door(

@@ -93,7 +93,7 @@ inputs = pytest.mark.parametrize(("batch", "innermost"), [(1, False), (16, True)
 def test_linear_layers_stay_within_their_memory(kernels, widths, batch, innermost, large, survived, monkeypatch):
     """Small and large layers take different loops, and the positions in large ones are wider numbers."""
     if large:
-        monkeypatch.setattr(sys.modules[kernels.forward_program.__module__], "SORTED", 0)
+        monkeypatch.setattr(sys.modules[kernels.forward_program.__module__], "SMALL", 0)
         monkeypatch.setattr(index, "_unsigned", lambda size: np.uint32)
     stages = [linear(n_in, n_out, relu=True) for n_in, n_out in pairwise(widths)]
     works(kernels, stages, widths[:1], batch, innermost)

@@ -43,7 +43,7 @@ def by_input(index):
     \"\"\"The flat places of a linear layer's weights, by its transposed index, in the order of the values.\"\"\"
     places = np.empty(index.nnz, np.int64)
     c = np.repeat(np.arange(index.shape[1]), np.diff(index.t_indptr))
-    places[index.indptr[index.t_rows] + index.t_ranks] = index.t_rows.astype(np.int64) * index.shape[1] + c
+    places[index.t_perm] = index.t_rows.astype(np.int64) * index.shape[1] + c
     return torch.from_numpy(places)
 
 for rewiring in range(1, 2001):

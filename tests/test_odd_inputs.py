@@ -182,7 +182,7 @@ CALLS = {
     "gradient_at, masked": Call(
         lambda x, connections: recorded(masked(), x, connections), {"x": X, "connections": ACTIVE}, ("x",)
     ),
-    "LinearIndex.build": Call(lambda flat: index.LinearIndex.build(flat, (3, 4)).ranks, {"flat": ACTIVE}),
+    "LinearIndex.build": Call(lambda flat: index.LinearIndex.build(flat, (3, 4)).t_perm, {"flat": ACTIVE}),
     "ConvIndex.build": Call(lambda flat: index.ConvIndex.build(flat, (2, 2, 2, 2)).taps, {"flat": ACTIVE}),
     "to_batch_innermost": Call(memory.to_batch_innermost, {"x": X}, ("x",)),
     "cpu.forward": Call(

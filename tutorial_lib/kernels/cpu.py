@@ -114,7 +114,7 @@ def backward(
     dx = empty_batch_innermost(x.shape) if need_input else None
     gradients = (torch.empty if len(x) else torch.zeros)(numbers, dtype=torch.float32, device="cpu")
     parts = program.pieces(threads) * program.bytes, threads * program.scratch, program.shared
-    room = borrow(sum(parts) + program.partial)
+    room = borrow(sum(parts) + (4 * numbers * program.spans if program.spans > 1 else 0))
     addresses = _addresses(parameters)
     addresses[X], addresses[X_ROW], addresses[ARENA] = x.data_ptr(), x.stride(-1), arena.data_ptr()
     addresses[GRAD], addresses[GRAD_ROW], addresses[ROOM] = grad.data_ptr(), grad.stride(-1), room.data_ptr()

@@ -2,7 +2,7 @@
 
 An index is built from sorted flat positions in the dense weight, once per change of topology, and never changes.
 Everything is checked here, because compiled kernels check nothing. Positions are kept in the narrowest type that holds
-them (2 bytes up to 65,536 rows and columns); nothing has the size of the dense weight.
+them (2 bytes below 65,536 rows or columns); nothing has the size of the dense weight.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from ..errors import InvalidArgumentError
 from ..validate import check_connections, checked, shown
 
 MOST = 2**32  # weights of a layer: kernels count them in 4 bytes
-SORTED = 2**20  # weights of a layer that are sorted by input for its backward pass, and their gradients afterwards
 CHUNKS = 64  # pieces of work of equal nonzeros; their number is fixed, so that results do not depend on the threads
 
 
@@ -49,12 +48,10 @@ class LinearIndex(_Index):
     Attributes:
         shape: ``(out, in)``.
         indptr: ``values[indptr[o]:indptr[o + 1]]`` are the weights of output ``o``; int64 ``[out + 1]``.
-        cols: their inputs; uint16, or uint32 in a layer of more than 65,536 inputs or outputs; ``[nnz]``.
-        ranks: which of its input's weights each is: by input, it is number ``t_indptr[cols[k]] + ranks[k]``. Empty in
-            layers of more than ``SORTED`` weights, whose backward pass does not need it.
+        cols: their inputs; uint16 or uint32 ``[nnz]``.
         t_indptr: the same by input, ``t_indptr[i]`` to ``t_indptr[i + 1]``; int64 ``[in + 1]``.
-        t_rows: the outputs that input ``i`` reaches; ``[nnz]``, of the type of ``cols``.
-        t_ranks: which of its output's weights each of these is: ``values[indptr[t_rows[k]] + t_ranks[k]]``.
+        t_rows: the outputs that input ``i`` reaches; uint16 or uint32 ``[nnz]``.
+        t_perm: where the weights of these stand in ``values``; uint32 ``[nnz]``.
         row_chunks: borders between outputs of about equal work; int64 ``[≤ CHUNKS + 1]``.
         col_chunks: borders between inputs of about equal work; int64 ``[≤ CHUNKS + 1]``.
     """
@@ -62,10 +59,9 @@ class LinearIndex(_Index):
     shape: tuple[int, int]
     indptr: np.ndarray
     cols: np.ndarray
-    ranks: np.ndarray
     t_indptr: np.ndarray
     t_rows: np.ndarray
-    t_ranks: np.ndarray
+    t_perm: np.ndarray
     row_chunks: np.ndarray
     col_chunks: np.ndarray
     number: int = field(default_factory=_numbers.__next__, repr=False)
@@ -75,13 +71,10 @@ class LinearIndex(_Index):
     def __post_init__(self) -> None:
         rows, columns = self.shape
         _check_array("indptr", self.indptr, _is_pointers(self.indptr, rows, self.nnz))
-        dtype = _unsigned(max(self.shape))
-        _check_array("cols", self.cols, _is_below(self.cols, columns, self.nnz, dtype))
+        _check_array("cols", self.cols, _is_below(self.cols, columns, self.nnz, _unsigned(columns)))
         _check_array("t_indptr", self.t_indptr, _is_pointers(self.t_indptr, columns, self.nnz))
-        _check_array("t_rows", self.t_rows, _is_below(self.t_rows, rows, self.nnz, dtype))
-        ranked = self.cols[: self.nnz if self.nnz <= SORTED else 0]
-        _check_array("ranks", self.ranks, _is_ranks(self.ranks, ranked, self.t_indptr))
-        _check_array("t_ranks", self.t_ranks, _is_ranks(self.t_ranks, self.t_rows, self.indptr))
+        _check_array("t_rows", self.t_rows, _is_below(self.t_rows, rows, self.nnz, _unsigned(rows)))
+        _check_array("t_perm", self.t_perm, _is_below(self.t_perm, self.nnz, self.nnz, np.uint32))
         for name, chunks, end in (("row_chunks", self.row_chunks, rows), ("col_chunks", self.col_chunks, columns)):
             _check_array(name, chunks, _is_pointers(chunks, len(chunks) - 1, end))
 
@@ -101,17 +94,13 @@ class LinearIndex(_Index):
         np.remainder(positions, max(shape[1], 1), out=cols, casting="unsafe")  # without an array of wider numbers
         order = np.arange(len(cols), dtype=_signed(len(cols)))
         by_input = sparse.csr_array((order, cols, indptr), shape=shape).tocsc()
-        places, dtype = by_input.data, _unsigned(max(shape))
-        t_places = np.empty_like(order) if len(order) <= SORTED else order[:0].copy()
-        t_places[places[: len(t_places)]] = order[: len(t_places)]
         return cls(
             (int(shape[0]), int(shape[1])),
             indptr.astype(np.int64),
-            _narrowed(cols, dtype),
-            _narrowed(_ranks(t_places, cols, by_input.indptr), dtype),
+            _narrowed(cols, shape[1]),
             by_input.indptr.astype(np.int64),
-            _narrowed(by_input.indices, dtype),
-            _narrowed(_ranks(places, by_input.indices, indptr), dtype),
+            _narrowed(by_input.indices, shape[0]),
+            _narrowed(by_input.data, 2**32),
             _chunks(indptr),
             _chunks(by_input.indptr),
         )
@@ -127,8 +116,8 @@ class LinearIndex(_Index):
     @property
     def nbytes(self) -> int:
         """Bytes that the index occupies."""
-        arrays = (self.indptr, self.cols, self.ranks, self.t_indptr, self.t_rows, self.t_ranks)
-        return sum(array.nbytes for array in (*arrays, self.row_chunks, self.col_chunks))
+        arrays = (self.indptr, self.cols, self.t_indptr, self.t_rows, self.t_perm, self.row_chunks, self.col_chunks)
+        return sum(array.nbytes for array in arrays)
 
     def flat(self) -> torch.Tensor:
         """Return the flat positions again: int64 ``[nnz]``, sorted (computed, not stored)."""
@@ -288,27 +277,10 @@ def _unsigned(size: int) -> type:
     return np.uint16 if size <= 2**16 else np.uint32
 
 
-def _ranks(places: np.ndarray, lines: np.ndarray, indptr: np.ndarray) -> np.ndarray:
-    """Return how far behind the start of its line each place is, in the memory of the places."""
-    for part in _parts(len(places)):
-        places[part] -= indptr[lines[part]]
-    return places
-
-
-def _is_ranks(ranks: np.ndarray, lines: np.ndarray, indptr: np.ndarray) -> bool:
-    sizes = np.diff(indptr)
-    fits = ranks.dtype == lines.dtype and ranks.shape == lines.shape
-    return fits and all((ranks[part] < sizes[lines[part]]).all() for part in _parts(len(ranks)))
-
-
-def _narrowed(numbers: np.ndarray, dtype: type) -> np.ndarray:
-    """Return numbers as ``dtype``, without a copy where they have its width."""
-    return numbers.view(dtype) if numbers.itemsize == np.dtype(dtype).itemsize else numbers.astype(dtype)
-
-
-def _parts(size: int) -> list[slice]:
-    """Cut large arrays, so that what is computed on the way stays small."""
-    return [slice(start, start + 2**20) for start in range(0, size, 2**20)]
+def _narrowed(numbers: np.ndarray, size: int) -> np.ndarray:
+    """Return numbers from 0 to ``size`` - 1 as uint16 or uint32, without a copy where they have that width."""
+    dtype = np.dtype(_unsigned(size))
+    return numbers.view(dtype) if numbers.itemsize == dtype.itemsize else numbers.astype(dtype)
 
 
 def _signed(size: int) -> type:

@@ -8,7 +8,7 @@ Forward goes by output. Backward goes by input, where the gradients of the input
 
 from __future__ import annotations
 
-from numba import prange
+from numba import get_thread_id, prange
 
 from .convert import take_in
 from .simd import (
@@ -65,7 +65,7 @@ def _tile_of(call, plan, width, first, last, b, cols):
 
 @compiled
 def _tile(call, plan, first, last, b, width):
-    if plan.wide:
+    if plan.wide_cols:
         _tile_of(call, plan, width, first, last, b, words(plan.cols))
     else:
         _tile_of(call, plan, width, first, last, b, shorts(plan.cols))
@@ -156,7 +156,7 @@ def _dots_of(call, first, last, indptr, cols):
 
 @compiled
 def _dots(call, plan, first, last):
-    if plan.wide:
+    if plan.wide_cols:
         _dots_of(call, first, last, longs(plan.indptr), words(plan.cols))
     else:
         _dots_of(call, first, last, longs(plan.indptr), shorts(plan.cols))
@@ -182,73 +182,73 @@ def _product(g, at, value, tile, row, like):
 
 
 @compiled
-def _add_columns(call, first, last, b, zero, indptr, rows):
+def _add_columns(call, first, last, zero, indptr, rows, perm, scratch):
     """By input: its gradient is the sum of weight × output gradient; the weights' gradients share the loads.
 
-    There is one tile, and values and their gradients lie by input: they are sorted before and after. A store whose
-    place is only just known would hold up the loads behind it.
+    There is one tile. The weights' gradients wait in ``scratch`` until the last input is done: a store whose place is
+    only just known would hold up the loads behind it.
     """
     x, x_row, g, g_row, like = floats(call.x), call.x_row, floats(call.masked), call.masked_row, zeros(NATIVE)
-    values, dvalues = floats(call.t_values), floats(call.dvalues)
+    values, dvalues, waiting, start = floats(call.values), floats(call.dvalues), floats(scratch), indptr[first]
     for i in range(first, last):
-        row = first_lanes(call.batch - b, load(x, i * x_row + b, zero))
+        row = first_lanes(call.batch, load(x, i * x_row, zero))
         even = odd = zero  # two sums, so that none waits for the one before
         k, end = indptr[i], indptr[i + 1]
         while k + 8 <= end:
-            even, p = _product(g, rows[k] * g_row + b, values[k], even, row, like)
-            odd, q = _product(g, rows[k + 1] * g_row + b, values[k + 1], odd, row, like)
-            even, r = _product(g, rows[k + 2] * g_row + b, values[k + 2], even, row, like)
-            odd, s = _product(g, rows[k + 3] * g_row + b, values[k + 3], odd, row, like)
-            even, t = _product(g, rows[k + 4] * g_row + b, values[k + 4], even, row, like)
-            odd, u = _product(g, rows[k + 5] * g_row + b, values[k + 5], odd, row, like)
-            even, v = _product(g, rows[k + 6] * g_row + b, values[k + 6], even, row, like)
-            odd, w = _product(g, rows[k + 7] * g_row + b, values[k + 7], odd, row, like)
-            store(dvalues, k, totals(p, q, r, s, t, u, v, w))
+            even, p = _product(g, rows[k] * g_row, values[perm[k]], even, row, like)
+            odd, q = _product(g, rows[k + 1] * g_row, values[perm[k + 1]], odd, row, like)
+            even, r = _product(g, rows[k + 2] * g_row, values[perm[k + 2]], even, row, like)
+            odd, s = _product(g, rows[k + 3] * g_row, values[perm[k + 3]], odd, row, like)
+            even, t = _product(g, rows[k + 4] * g_row, values[perm[k + 4]], even, row, like)
+            odd, u = _product(g, rows[k + 5] * g_row, values[perm[k + 5]], odd, row, like)
+            even, v = _product(g, rows[k + 6] * g_row, values[perm[k + 6]], even, row, like)
+            odd, w = _product(g, rows[k + 7] * g_row, values[perm[k + 7]], odd, row, like)
+            store(waiting, k - start, totals(p, q, r, s, t, u, v, w))
             k += 8
         while k < end:
-            even, p = _product(g, rows[k] * g_row + b, values[k], even, row, like)
-            dvalues[k] = total(p)
+            even, p = _product(g, rows[k] * g_row, values[perm[k]], even, row, like)
+            waiting[k - start] = total(p)
             k += 1
-        _store_input_gradient(call, i, b, add(even, odd), row)
+        _store_input_gradient(call, i, 0, add(even, odd), row)
+    for k in range(start, indptr[last]):
+        dvalues[perm[k]] = waiting[k - start]
 
 
 @compiled
-def _add_columns_only(call, first, last, b, zero, indptr, rows, of_rows, ranks):
-    """By input: its gradient alone, from the values as they stand."""
+def _add_columns_only(call, first, last, b, zero, indptr, rows, perm):
+    """By input: its gradient alone."""
     x, x_row, g, g_row = floats(call.x), call.x_row, floats(call.masked), call.masked_row
     values = floats(call.values)
     for i in range(first, last):
         tile = zero
         for k in range(indptr[i], indptr[i + 1]):
-            weight = values[of_rows[rows[k]] + ranks[k]]
-            tile = fma(weight, load(g, rows[k] * g_row + b, zero), tile)
+            tile = fma(values[perm[k]], load(g, rows[k] * g_row + b, zero), tile)
         _store_input_gradient(call, i, b, tile, load(x, i * x_row + b, zero))
 
 
 @compiled
-def _columns_of_width(call, plan, first, last, b, zero, rows, ranks):
-    if call.t_values:
-        _add_columns(call, first, last, b, zero, longs(plan.t_indptr), rows)
+def _columns_of(call, plan, first, last, rows, scratch):
+    indptr, perm, b = longs(plan.t_indptr), words(plan.t_perm), 0
+    if call.by_input and call.lanes == 32:
+        _add_columns(call, first, last, zeros(32), indptr, rows, perm, scratch)
+    elif call.by_input:
+        _add_columns(call, first, last, zeros(16), indptr, rows, perm, scratch)
     else:
-        _add_columns_only(call, first, last, b, zero, longs(plan.t_indptr), rows, longs(plan.indptr), ranks)
+        while call.lanes - b >= 32:
+            _add_columns_only(call, first, last, b, zeros(32), indptr, rows, perm)
+            b += 32
+        if call.lanes - b >= 16:
+            _add_columns_only(call, first, last, b, zeros(16), indptr, rows, perm)
 
 
 @compiled
-def _columns_of(call, plan, first, last, rows, ranks):
-    b = 0
-    while call.lanes - b >= 32:
-        _columns_of_width(call, plan, first, last, b, zeros(32), rows, ranks)
-        b += 32
-    if call.lanes - b >= 16:
-        _columns_of_width(call, plan, first, last, b, zeros(16), rows, ranks)
-
-
-@compiled
-def _columns(call, plan, first, last):
-    if plan.wide:
-        _columns_of(call, plan, first, last, words(plan.t_rows), words(plan.t_ranks))
+def _columns(call, plan, piece, scratch):
+    borders = longs(plan.col_chunks)
+    first, last = borders[piece], borders[piece + 1]
+    if plan.wide_rows:
+        _columns_of(call, plan, first, last, words(plan.t_rows), scratch)
     else:
-        _columns_of(call, plan, first, last, shorts(plan.t_rows), shorts(plan.t_ranks))
+        _columns_of(call, plan, first, last, shorts(plan.t_rows), scratch)
 
 
 @parallel
@@ -267,9 +267,8 @@ def _dots_by_all(calls, plans, i):
 
 @parallel
 def _columns_by_all(calls, plans, i):
-    for chunk in prange(plans[i].col_pieces):
-        borders = longs(plans[i].col_chunks)
-        _columns(calls[i], plans[i], borders[chunk], borders[chunk + 1])
+    for piece in prange(plans[i].col_pieces):
+        _columns(calls[i], plans[i], piece, calls[i].scratch + get_thread_id() * calls[i].scratch_bytes)
 
 
 @compiled
@@ -284,7 +283,7 @@ def linear_backward(calls, plans, i):
         _take_in_gradient(calls[i], plans[i])
     if calls[i].to_mask:
         _mask_by_all(calls, plans, i)
-    if not calls[i].t_values:
+    if not calls[i].by_input:
         _dots_by_all(calls, plans, i)
     if calls[i].dx:
         _columns_by_all(calls, plans, i)
@@ -297,7 +296,8 @@ def linear_backward_alone(call, plan):
         _take_in_gradient(call, plan)
     if call.to_mask:
         _mask_rows(call, 0, plan.outputs)
-    if not call.t_values:
+    if not call.by_input:
         _dots(call, plan, 0, plan.outputs)
     if call.dx:
-        _columns(call, plan, 0, plan.inputs)
+        for piece in range(plan.col_pieces):
+            _columns(call, plan, piece, call.scratch)

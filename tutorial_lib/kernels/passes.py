@@ -10,9 +10,9 @@ from numba import get_thread_id, prange
 
 from .conv import conv_backward, conv_backward_alone, conv_forward, conv_forward_alone
 from .linear import linear_backward, linear_backward_alone, linear_forward, linear_forward_alone
-from .program import PARTIAL
+from .program import GRADIENTS, PARTIAL
 from .records import LINEAR
-from .simd import add, compiled, floats, load, longs, parallel, shorts, store, words, zeros
+from .simd import add, compiled, floats, load, parallel, store, zeros
 
 PIECES = 64  # of the work before and after the layers; fixed, so that results do not depend on the threads
 
@@ -89,92 +89,35 @@ def _backward_spans(calls, numbers, link, cut, plans):
 
 
 @compiled
-def _sort(source, target, indptr, lines, ranks, first, last):
-    for k in range(first, last):
-        target[k] = source[indptr[lines[k]] + ranks[k]]
-
-
-@compiled
-def _sort_values(calls, plans, piece):
-    """Bring a piece of the values of each linear layer into the order by input."""
-    for i in range(len(calls)):
-        if calls[i].t_values:
-            call, plan = calls[i], plans[i]
-            values, sorted_values, indptr = floats(call.values), floats(call.t_values), longs(plan.indptr)
-            first, last = plan.nnz * piece // PIECES, plan.nnz * (piece + 1) // PIECES
-            if plan.wide:
-                _sort(values, sorted_values, indptr, words(plan.t_rows), words(plan.t_ranks), first, last)
-            else:
-                _sort(values, sorted_values, indptr, shorts(plan.t_rows), shorts(plan.t_ranks), first, last)
-
-
-@parallel
-def _sort_all_values(calls, plans):
-    for piece in prange(PIECES):
-        _sort_values(calls, plans, piece)
-
-
-@compiled
-def _add_up(spans, size, partial, piece):
-    """Add to a piece of the gradients of the first span those of the others."""
-    parts, k, end = floats(partial), size * piece // PIECES, size * (piece + 1) // PIECES
+def _add_up(spans, size, partial, result, piece):
+    parts, sums = floats(partial), floats(result)
+    k, end = size * piece // PIECES, size * (piece + 1) // PIECES
     while k + 16 <= end:
         numbers = load(parts, k, zeros(16))
         for span in range(1, spans):
             numbers = add(numbers, load(parts, span * size + k, numbers))
-        store(parts, k, numbers)
+        store(sums, k, numbers)
         k += 16
     while k < end:
+        number = parts[k]
         for span in range(1, spans):
-            parts[k] += parts[span * size + k]
+            number += parts[span * size + k]
+        sums[k] = number
         k += 1
 
 
 @parallel
-def _add_up_all(spans, size, partial):
+def _add_up_all(spans, size, partial, result):
     for piece in prange(PIECES):
-        _add_up(spans, size, partial, piece)
-
-
-@compiled
-def _copy(source, target, first, last):
-    for k in range(first, last):
-        target[k] = source[k]
-
-
-@compiled
-def _sort_gradients(calls, plans, piece):
-    """Bring a piece of each layer's gradients to where they belong, in the order of its values."""
-    for i in range(len(calls)):
-        call, plan = calls[i], plans[i]
-        first, last = plan.nnz * piece // PIECES, plan.nnz * (piece + 1) // PIECES
-        if call.t_values:
-            sorted_by_input, dvalues, indptr = floats(call.dvalues), floats(call.all_dvalues), longs(plan.t_indptr)
-            if plan.wide:
-                _sort(sorted_by_input, dvalues, indptr, words(plan.cols), words(plan.ranks), first, last)
-            else:
-                _sort(sorted_by_input, dvalues, indptr, shorts(plan.cols), shorts(plan.ranks), first, last)
-        elif call.all_dvalues:
-            _copy(floats(call.dvalues), floats(call.all_dvalues), first, last)
-        if call.all_dbias:
-            first, last = plan.outputs * piece // PIECES, plan.outputs * (piece + 1) // PIECES
-            _copy(floats(call.dbias), floats(call.all_dbias), first, last)
-
-
-@parallel
-def _sort_all_gradients(calls, plans):
-    for piece in prange(PIECES):
-        _sort_gradients(calls, plans, piece)
+        _add_up(spans, size, partial, result, piece)
 
 
 @compiled
 def run_backward(calls, numbers, link, cut, plans, size):
     """Do the backward pass of a chain with ``size`` gradients of values and biases."""
-    _link(calls[0], numbers[0], link, cut, 0, 0)
-    _sort_all_values(calls[0], plans)
     if len(calls) == 1:
+        _link(calls[0], numbers[0], link, cut, 0, 0)
         _backward_layers(calls[0], plans)
     else:
         _backward_spans(calls, numbers, link, cut, plans)
-        _add_up_all(len(calls), size, link[0][PARTIAL])
-    _sort_all_gradients(calls[0], plans)
+        _add_up_all(len(calls), size, link[0][PARTIAL], link[0][GRADIENTS])

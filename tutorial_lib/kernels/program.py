@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 from ..errors import InvalidArgumentError
-from .index import SORTED, ConvIndex, LinearIndex
+from .index import ConvIndex, LinearIndex
 from .memory import LANES, row_floats, row_lanes
 from .records import CONV, LINEAR, PLAN, Call, Plan
 from .simd import NATIVE
 from .stage import Stage, Trace
 
+SMALL = 2**20  # up to so many weights a chain is cut into spans, and a linear layer goes backward by input alone
 SPAN = 32  # samples that one thread takes through a whole chain
 KEPT = 16  # programs per index: topologies of the layers behind it and shapes of inputs come and go
 
@@ -111,7 +112,6 @@ class Program(NamedTuple):
         kept: whether that outlasts the span; if not, a thread uses it again for its next one.
         scratch: bytes that each thread needs besides.
         shared: bytes that the threads share.
-        partial: bytes of the gradients before they are added up and sorted, of all spans.
         gradient_sizes: how many numbers the gradients of each stage's values and bias have.
     """
 
@@ -127,7 +127,6 @@ class Program(NamedTuple):
     kept: bool
     scratch: int = 0
     shared: int = 0
-    partial: int = 0
     gradient_sizes: tuple[int, ...] = ()
 
     @property
@@ -177,7 +176,7 @@ def _kept(first: Stage, key: tuple, make: Callable[[], Program]) -> Program:
 def _forward_program(
     stages: Sequence[Stage], batch: int, size: tuple[int, ...], innermost: bool, remember: bool
 ) -> Program:
-    several = batch > SPAN and sum(stage.index.nnz for stage in stages) <= SORTED
+    several = batch > SPAN and sum(stage.index.nnz for stage in stages) <= SMALL
     span, row = (SPAN, SPAN) if several else (max(row_lanes(batch), LANES), row_floats(batch))
     given, memory, parts = size, _Memory(), []
     for i, stage in enumerate(stages):
@@ -217,6 +216,7 @@ def _backward_program(
     row = SPAN if several else row_floats(batch)
     sizes = [size for stage in stages for size in (stage.index.nnz, stage.index.shape[0])]
     starts = [4 * start for start in np.cumsum([0, *sizes]).tolist()]
+    gathered = PARTIAL if several else GRADIENTS  # the gradients of a span among several are added up afterwards
     memory, shared, calls, layers, scratch = _Memory(), _Memory(), [], [], 0
     as_it_is = _used_as_it_is(result.plan, innermost, several)
     form, at = _theirs(result.y.size, GRAD_ROW), (GRAD, 0)
@@ -226,13 +226,11 @@ def _backward_program(
         stage, layer = stages[i], forward.layers[i]._replace(g=form, g_at=at)
         plan, first, last = layer.plan, i == 0, i == len(stages) - 1
         want = need_input or not first
-        by_input = layer.linear and want and span <= SPAN and plan.nnz <= SORTED
+        by_input = layer.linear and want and span <= SPAN and plan.nnz <= SMALL
         masks = layer.linear and not first and forward.layers[i - 1].linear
         for_caller = want and first and layer.linear  # the gradient is written where the caller finds it
         dx = (DX, 0) if for_caller else (ROOM, memory.take(4 * layer.x.floats)) if want else 0
         dvalues, dbias, before = starts[2 * i], starts[2 * i + 1], starts[2 * i - 1]
-        # the gradients of a span among several are added up afterwards, those by input sorted
-        of_values, of_bias = (PARTIAL if several or by_input else GRADIENTS), (PARTIAL if several else GRADIENTS)
         calls.append(
             Call(
                 **_common(i, stage, layer),
@@ -247,18 +245,18 @@ def _backward_program(
                 dx_row=(DX_ROW, 0) if for_caller else layer.x.row if want else 0,
                 result=(DX, 0) if want and first and not layer.linear else 0,
                 result_row=(DX_ROW, 0),
-                t_values=(SHARED, shared.take(4 * plan.nnz)) if by_input else 0,
-                dvalues=(of_values, dvalues),
-                dbias=(of_bias, dbias),
-                all_dvalues=(GRADIENTS, dvalues) if of_values == PARTIAL else 0,
-                all_dbias=(GRADIENTS, dbias) if of_bias == PARTIAL else 0,
-                dbias_before=(of_bias, before) if masks else 0,
+                by_input=by_input,
+                dvalues=(gathered, dvalues),
+                dbias=(gathered, dbias),
+                dbias_before=(gathered, before) if masks else 0,
                 relu_before=masks and stages[i - 1].relu,
                 pieces=0
                 if layer.linear or several
                 else (SHARED, shared.take(4 * span // NATIVE * (plan.nnz + plan.outputs))),
             )
         )
+        if by_input:  # gradients of the weights of a piece of the inputs, before each is put in its place
+            scratch = max(scratch, 4 * np.diff(stage.index.t_indptr[stage.index.col_chunks]).max(initial=0).item())
         if not layer.linear:  # sums over lanes, and images of the gradient
             images = LANES * (plan.lead + plan.outputs * plan.plane) if want else 0
             scratch = max(scratch, 4 * (NATIVE * (plan.nnz + plan.outputs) + images))
@@ -277,7 +275,6 @@ def _backward_program(
         kept=trace or not several,
         scratch=scratch,
         shared=shared.size,
-        partial=starts[-1] * forward.spans if any(call.all_dvalues for call in calls) else 0,
         gradient_sizes=tuple(sizes),
     )
 
@@ -406,11 +403,11 @@ def _linear_plan(index: LinearIndex, size: tuple[int, ...]) -> tuple[Plan, tuple
         *index.shape,
         _address(index.indptr),
         t_indptr=_address(index.t_indptr),
-        t_rows=_address(index.t_rows),
-        t_ranks=_address(index.t_ranks),
+        t_perm=_address(index.t_perm),
         cols=_address(index.cols),
-        ranks=_address(index.ranks),
-        wide=index.cols.itemsize == 4,
+        t_rows=_address(index.t_rows),
+        wide_cols=index.cols.itemsize == 4,
+        wide_rows=index.t_rows.itemsize == 4,
         row_chunks=_address(index.row_chunks),
         row_pieces=len(index.row_chunks) - 1,
         col_chunks=_address(index.col_chunks),

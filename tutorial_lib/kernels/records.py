@@ -50,11 +50,9 @@ class Call(NamedTuple):
     dx_row: int = 0
     result: int = 0  # where dx has to be brought in the end; 0 if it is there already
     result_row: int = 0
-    t_values: int = 0  # the values by input
-    dvalues: int = 0  # gradients of this span; by input if the values are
+    by_input: int = 0  # whether the weights' gradients are computed together with the input's (linear layers)
+    dvalues: int = 0
     dbias: int = 0
-    all_dvalues: int = 0  # where those of all spans belong in the end; 0 if they are there already
-    all_dbias: int = 0
     dbias_before: int = 0  # of the layer before, if both are linear
     relu_before: int = 0
     pieces: int = 0  # gradients of each piece of the batch (convolutions that threads share)
@@ -78,11 +76,11 @@ class Plan(NamedTuple):
     out_w: int = 1
     t_indptr: int = 0  # the weights by input
     # linear
-    t_rows: int = 0
-    t_ranks: int = 0
+    t_perm: int = 0
     cols: int = 0
-    ranks: int = 0
-    wide: int = 0  # whether these four take 4 bytes instead of 2
+    t_rows: int = 0
+    wide_cols: int = 0  # whether cols takes 4 bytes instead of 2
+    wide_rows: int = 0
     row_chunks: int = 0
     row_pieces: int = 0
     col_chunks: int = 0

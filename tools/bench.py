@@ -64,7 +64,7 @@ class Size:
 
 
 FULL = Size(
-    runs=20,
+    runs=60,
     epochs=10,
     train_size=None,
     widths=(256, 1000, 2000),

@@ -166,7 +166,9 @@ def fit(
     steps_per_epoch = math.ceil(len(data.train_x) / batch_size)
     total_steps = epochs * steps_per_epoch
     settings = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "optimizer": optimizer, "schedule": schedule}
-    settings |= {"sparsity": _describe(sparsity), "seed": seed, "data": data.sha256()}
+    settings |= {"sparsity": _describe(sparsity), "seed": seed}
+    if checkpoint is not None:
+        settings["data"] = data.sha256()
     if isinstance(sparsity, Rewirer):
         opt = sparsity.optimizer
     else:
@@ -196,7 +198,7 @@ def fit(
         model.train()
         start = time.perf_counter() - at.seconds
         for batch in batches[at.batch :]:
-            x, y = data.train_x[batch], data.train_y[batch]
+            x, y = data.train_x.index_select(0, batch), data.train_y.index_select(0, batch)
             opt.zero_grad()
             logits = model(x)
             loss = F.cross_entropy(logits, y)

@@ -73,12 +73,13 @@ def forward(
     x, is_innermost = _readable(x)
     parameters = _checked(stages, parameters, with_bias=True)
     program = forward_program(stages, x, is_innermost, remember)
-    y = empty_batch_innermost((len(x), *program.y_size))
+    batch = x.shape[0]
+    y = empty_batch_innermost((batch, *program.y_size))
     arena = borrow(program.pieces(_threads()) * program.bytes)
     addresses = _addresses(parameters)
     addresses[X], addresses[X_ROW], addresses[ARENA] = x.data_ptr(), x.stride(-1), arena.data_ptr()
     addresses[Y], addresses[Y_ROW] = y.data_ptr(), y.stride(-1)
-    run_forward(*_records(program, addresses, len(x)))
+    run_forward(*_records(program, addresses, batch))
     return y, (x, arena, y if stages[-1].relu and not stages[-1].pool else None)
 
 
@@ -107,12 +108,13 @@ def backward(
     grad, grad_innermost = _readable(grad)
     parameters = _checked(stages, parameters, with_bias=False)
     program = backward_program(stages, x, (not x.is_contiguous(), grad_innermost), need_input, trace)
-    if grad.shape != (len(x), *program.y_size):
-        expected = (len(x), *program.y_size)
+    batch = x.shape[0]
+    if grad.shape != (batch, *program.y_size):
+        expected = (batch, *program.y_size)
         raise InvalidArgumentError(f"the gradient has shape {tuple(grad.shape)}; give one of the result's, {expected}.")
     threads, numbers = _threads(), sum(program.gradient_sizes)
     dx = empty_batch_innermost(x.shape) if need_input else None
-    gradients = (torch.empty if len(x) else torch.zeros)(numbers, dtype=torch.float32, device="cpu")
+    gradients = (torch.empty if batch else torch.zeros)(numbers, dtype=torch.float32, device="cpu")
     parts = program.pieces(threads) * program.bytes, threads * program.scratch, program.shared
     room = borrow(sum(parts) + (4 * numbers * program.spans if program.spans > 1 else 0))
     addresses = _addresses(parameters)
@@ -124,8 +126,8 @@ def backward(
     for tensor, at, row in ((y, Y, Y_ROW), (dx, DX, DX_ROW)):
         if tensor is not None:
             addresses[at], addresses[row] = tensor.data_ptr(), tensor.stride(-1)
-    if len(x):
-        run_backward(*_records(program, addresses, len(x)), numbers)
+    if batch:
+        run_backward(*_records(program, addresses, batch), numbers)
     traces = traced(program, x, arena, y, room, grad) if trace else []
     return Gradients(dx, gradients.split_with_sizes(program.gradient_sizes), traces)
 

@@ -234,7 +234,15 @@ def works(model, nnz):
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_ctrl_c_while_training_leaves_a_model_that_works(survived, digits, tmp_path):
+@pytest.fixture
+def ctrl_c():
+    """Let Ctrl-C interrupt also where a shell has started the tests in its background, and so has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_while_training_leaves_a_model_that_works(ctrl_c, survived, digits, tmp_path):
     model = network(0)
     nnz, path = [len(layer.values) for layer in sparse_layers(model).values()], tmp_path / "run"
     recipe = RigL(every=1, until=1.0)
@@ -257,7 +265,7 @@ def test_ctrl_c_while_training_leaves_a_model_that_works(survived, digits, tmp_p
     survived("compiled code", interrupted)
 
 
-def test_ctrl_c_waits_until_a_rewiring_is_complete(survived):
+def test_ctrl_c_waits_until_a_rewiring_is_complete(ctrl_c, survived):
     def rewired(interrupt):
         model = network(0)
         optimizer = torch.optim.Adam(model.parameters())

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tutorial_lib import DynamicSparsity, RigL, fit, fuse, load_checkpoint, mask_model, sparsify
+from tutorial_lib import DynamicSparsity, RigL, fit, fuse, load_checkpoint, mask_model, sparsify, warmup
 from tutorial_lib.interface import sparse_layers
 from tutorial_lib.project import ROOT
 
@@ -243,6 +243,7 @@ def ctrl_c():
 
 
 def test_ctrl_c_while_training_leaves_a_model_that_works(ctrl_c, survived, digits, tmp_path):
+    warmup()
     model = network(0)
     nnz, path = [len(layer.values) for layer in sparse_layers(model).values()], tmp_path / "run"
     recipe = RigL(every=1, until=1.0)
@@ -263,6 +264,27 @@ def test_ctrl_c_while_training_leaves_a_model_that_works(ctrl_c, survived, digit
     assert interrupted == 20 and sorted(tmp_path.iterdir()) in ([], [path])
     fit(model, digits, epochs=1, sparsity=recipe, progress=False)
     survived("compiled code", interrupted)
+
+
+INTERRUPTED_START = """
+import os, signal, torch
+from tutorial_lib.kernels import kernels_for
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+signal.setitimer(signal.ITIMER_REAL, 0.1)
+try:
+    kernels_for(torch.ones(1))
+except KeyboardInterrupt:
+    print("interrupted,", kernels_for(torch.ones(1)).__name__)
+"""
+
+
+def test_ctrl_c_while_the_kernels_are_imported_leaves_them_whole(survived):
+    run = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_START], capture_output=True, text=True, cwd=ROOT, timeout=600
+    )
+    assert run.stdout.endswith("interrupted, tutorial_lib.kernels.cpu\n"), run.stdout + run.stderr
+    survived("compiled code")
 
 
 def test_ctrl_c_waits_until_a_rewiring_is_complete(ctrl_c, survived):

@@ -18,9 +18,9 @@ from tutorial_lib.project import FIGURES, ROOT
 
 # What pyproject.toml says, as installed.
 PROJECT = metadata("decade-of-sparse-training")
-# Without the rival of `make bench` and what drives a browser: extras of their own that no reader needs.
+# Without the rival of `make bench`, what drives a browser and the guided fuzzing: extras that no reader needs.
 REQUIREMENTS = [
-    Requirement(line) for line in PROJECT.get_all("Requires-Dist") if not re.search('extra == "(bench|browser)"', line)
+    Requirement(line) for line in PROJECT.get_all("Requires-Dist") if not re.search('extra == "(bench|browser|fuzz)"', line)
 ]
 ADDRESS = PROJECT["Project-URL"].removeprefix("Repository, ")
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -5,12 +5,9 @@ Everything here speaks to layers through ``interface.py`` only, so simulated and
 
 from __future__ import annotations
 
-import contextlib
 import math
-import signal
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +16,7 @@ from torch import nn
 
 from .errors import InvalidArgumentError, TrainingError
 from .interface import Carry, SparsifiableLayer, sparse_layers
+from .interrupt import undivided
 from .topology import SCHEMES, check_sparsity, contained, layer_nnz, sample_distinct
 from .validate import check_choice, check_connections, check_seed, checked, is_dense, require, shown
 
@@ -305,7 +303,7 @@ class Rewirer(ABC):
             if not layer.active_values().isfinite().all():
                 raise TrainingError(f"a weight of {name!r} is not finite; lower the learning rate")
         plans = self._plans()
-        with _undivided():
+        with undivided():
             for name, plan in plans.items():
                 layer = self.layers[name]
                 self._carry_optimizer_state(layer.weight_parameter, layer.rewire(*plan))
@@ -589,23 +587,6 @@ class GradualPruning(Rewirer):
 
     def _due(self, step: int) -> bool:
         return super()._due(step) or step == self.until  # the final sparsity is reached whatever the interval
-
-
-@contextlib.contextmanager
-def _undivided() -> Iterator[None]:
-    """Let Ctrl-C wait until a change is complete: half of one would leave weights in places that are not theirs."""
-    before = signal.getsignal(signal.SIGINT)
-    if not callable(before) or threading.current_thread() is not threading.main_thread():
-        yield  # nobody would be interrupted here
-        return
-    waiting: list[tuple] = []
-    signal.signal(signal.SIGINT, lambda *event: waiting.append(event))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if waiting:
-        before(*waiting[0])
 
 
 def _checked_score(score: torch.Tensor, name: str, layer: SparsifiableLayer) -> torch.Tensor:

@@ -11,6 +11,7 @@ from types import ModuleType
 import torch
 
 from ..errors import InvalidArgumentError
+from ..interrupt import undivided
 from ..validate import shown
 from . import reference
 from .index import ConvIndex, LinearIndex
@@ -37,12 +38,12 @@ def _compiled() -> ModuleType | None:
         if _threads_lost:
             torch.set_num_threads(1)  # torch's own threads are gone as well: waiting for them would take forever
             raise RuntimeError("this process was forked from one that used them; start it with 'spawn'")
-        import numba
+        with undivided():  # a module that is half imported stays so
+            import numba
 
-        if numba.config.DISABLE_JIT:
-            raise RuntimeError("NUMBA_DISABLE_JIT is set, which keeps them from being compiled; unset it")
-        from . import cpu
-
+            if numba.config.DISABLE_JIT:
+                raise RuntimeError("NUMBA_DISABLE_JIT is set, which keeps them from being compiled; unset it")
+            from . import cpu
         cpu.warmup()
     except Exception as error:
         warnings.warn(f"the fast sparse kernels cannot be used ({error}); using plain torch, slower", stacklevel=3)

@@ -20,7 +20,9 @@ from tutorial_lib.project import FIGURES, ROOT
 PROJECT = metadata("decade-of-sparse-training")
 # Without the rival of `make bench`, what drives a browser and the guided fuzzing: extras that no reader needs.
 REQUIREMENTS = [
-    Requirement(line) for line in PROJECT.get_all("Requires-Dist") if not re.search('extra == "(bench|browser|fuzz)"', line)
+    Requirement(line)
+    for line in PROJECT.get_all("Requires-Dist")
+    if not re.search('extra == "(bench|browser|fuzz)"', line)
 ]
 ADDRESS = PROJECT["Project-URL"].removeprefix("Repository, ")
 README = (ROOT / "README.md").read_text(encoding="utf-8")

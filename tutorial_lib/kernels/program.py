@@ -262,6 +262,7 @@ def _backward_program(
             scratch = max(scratch, 4 * (NATIVE * (plan.nnz + plan.outputs) + images))
         layers.insert(0, layer)
         form, at = layer.x, dx
+    scratch = -(-scratch // 64) * 64  # each thread's begins on a cache line
     calls = [call._replace(scratch_bytes=scratch) for call in calls]
     by_span = {Y: 4 * span, ARENA: forward.bytes, DX: 4 * span, GRAD: _step(span, result.y.size, innermost)}
     by_span |= {PARTIAL: starts[-1], ROOM: memory.size if trace else 0}

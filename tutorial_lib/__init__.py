@@ -27,6 +27,7 @@ from .project import default_device, profile
 from .recipes import SET, SNFS, GradualMagnitudePruning, RigL, Static
 from .recorder import TopologyRecorder
 from .sparse import SparseConv2d, SparseLinear, sparsify
+from .step import TrainingStep
 from .topology import layer_nnz
 from .train import History, evaluate, fit
 
@@ -51,6 +52,7 @@ __all__ = [
     "SparseLinear",
     "Static",
     "TopologyRecorder",
+    "TrainingStep",
     "TutorialCNN",
     "ask",
     "benchmark",

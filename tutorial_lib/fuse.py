@@ -75,6 +75,16 @@ def fuse(model: nn.Module) -> fx.GraphModule:
     return fx.GraphModule(model, graph)
 
 
+def chain_of(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the layers in a fused model that is one chain of them and nothing else; else no names."""
+    nodes = list(model.graph.nodes) if isinstance(model, fx.GraphModule) else []
+    calls = [node for node in nodes if node.op not in ("placeholder", "get_attr", "output")]
+    if [node.target for node in calls] != [run_chain] or sum(node.op == "placeholder" for node in nodes) != 1:
+        return ()
+    x, layers = calls[0].args
+    return tuple(layer.target for layer in layers) if (x, nodes[-1].args[0]) == (nodes[0], calls[0]) else ()
+
+
 def _chain_from(node: fx.Node, modules: dict[str, nn.Module], once: set[str]) -> list[fx.Node]:
     chain = [node]
     while (following := _next_layer(chain[-1], modules)) is not None and following.target in once:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -63,11 +63,6 @@ class SparseLayer(SparsifiableLayer, nn.Module):
         super().__init__()
         self._record_gradient = False
         self._recorded: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    @property
-    def has_hooks(self) -> bool:
-        """Whether somebody watches this layer being called."""
-        return bool(self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks)
 
     def build_index(self, connections: torch.Tensor) -> LinearIndex | ConvIndex:
         """Return the index of sorted flat ``connections``, checked."""
@@ -205,7 +200,7 @@ class _Chain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layers: tuple[SparseLayer, ...], *parameters: torch.Tensor | None) -> Any:
         kernels = kernels_for(x)
-        stages = _stages(layers)
+        stages = stages_of(layers)
         y, memory = kernels.forward(x, stages, parameters, remember=True)
         ctx.save_for_backward(*parameters[::2], *memory)
         ctx.kernels, ctx.layers, ctx.stages = kernels, layers, stages
@@ -235,7 +230,7 @@ def run_chain(x: torch.Tensor, layers: tuple[nn.Module, ...]) -> torch.Tensor:
         layers: sparse layers, in order. Where one has hooks, or was made dense since, or the input is not a plain
             batch (``[B, C, H, W]`` for a convolution, else ``[B, in]``), they are called singly.
     """
-    if len(layers) > 1 and not _can_run_at_once(x, layers):
+    if len(layers) > 1 and not can_run_at_once(x, layers):
         for before, layer in zip((None, *layers), layers, strict=False):
             flat = before is not None and _is_linear(layer) and not _is_linear(before)
             x = layer(x.flatten(1) if flat else x)
@@ -243,16 +238,25 @@ def run_chain(x: torch.Tensor, layers: tuple[nn.Module, ...]) -> torch.Tensor:
     parameters = [parameter for layer in layers for parameter in (layer.values, layer.bias)]
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *parameters)):
         return _Chain.apply(x, layers, *parameters)
-    return kernels_for(x).forward(x, _stages(layers), parameters)[0]
+    return kernels_for(x).forward(x, stages_of(layers), parameters)[0]
 
 
-def _stages(layers: tuple[SparseLayer, ...]) -> list[Stage]:
+def stages_of(layers: Sequence[SparseLayer]) -> list[Stage]:
+    """Return the layers as kernels see them."""
     return [Stage(layer.index, layer.relu, layer.pool) for layer in layers]
 
 
-def _can_run_at_once(x: torch.Tensor, layers: tuple[nn.Module, ...]) -> bool:
+def can_run_at_once(x: torch.Tensor, layers: Sequence[nn.Module]) -> bool:
+    """Return whether these layers can be one operation on ``x``: nobody watches, and all are (still) sparse."""
     plain = x.dim() == (2 if _is_linear(layers[0]) else 4)
-    return plain and all(isinstance(layer, SparseLayer) and not layer.has_hooks for layer in layers)
+    return plain and all(isinstance(layer, SparseLayer) and not has_hooks(layer) for layer in layers)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Return whether somebody watches this module being called."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def _is_linear(layer: nn.Module) -> bool:

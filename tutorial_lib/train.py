@@ -24,6 +24,7 @@ from .interface import sparse_layers
 from .optim import PerWeightAdam
 from .recipes import Recipe, describe
 from .recorder import TopologyRecorder
+from .step import TrainingStep
 from .topology import check_has_numbers
 from .validate import check_choice, check_device, check_path, check_seed, checked, require
 
@@ -177,6 +178,7 @@ def fit(
     if isinstance(sparsity, Recipe):
         sparsity = sparsity.attach(model, opt, steps_per_epoch=steps_per_epoch, total_steps=total_steps, seed=seed)
     scheduler = _make_schedule(schedule, opt, lr, total_steps)
+    step = TrainingStep(model, opt)
     order = torch.Generator().manual_seed(seed)
     history, at = History(), _Progress()
     parts = {"model": model, "optimizer": opt, "scheduler": scheduler, "driver": sparsity, "history": history, "at": at}
@@ -198,22 +200,16 @@ def fit(
         model.train()
         start = time.perf_counter() - at.seconds
         for batch in batches[at.batch :]:
-            x, y = data.train_x.index_select(0, batch), data.train_y.index_select(0, batch)
-            opt.zero_grad()
-            logits = model(x)
-            loss = F.cross_entropy(logits, y)
-            loss.backward()
-            loss_value = loss.item()
-            if not math.isfinite(loss_value):
-                raise TrainingError(f"the loss is {loss_value} at step {done + 1} (epoch {epoch}); lower lr={lr}")
-            opt.step()
+            loss, correct = step(data.train_x.index_select(0, batch), data.train_y.index_select(0, batch))
+            if not math.isfinite(loss):
+                raise TrainingError(f"the loss is {loss} at step {done + 1} (epoch {epoch}); lower lr={lr}")
             done += 1
             if sparsity is not None and _rewired(sparsity, done, epoch):
                 _record_topology(history, model, done)
             if scheduler is not None:
                 scheduler.step()
-            at.loss_sum += loss_value * len(batch)
-            at.correct += (logits.argmax(1) == y).sum().item()
+            at.loss_sum += loss * len(batch)
+            at.correct += correct
             at.batch += 1
             bar.update()
             save_due |= checkpoint is not None and done % CHECKPOINT_STEPS == 0

@@ -6,11 +6,15 @@
 
 from __future__ import annotations
 
+import math
+
 from numba import get_thread_id, prange
 
+from .adam import adam, count_step
 from .conv import conv_backward, conv_backward_alone, conv_forward, conv_forward_alone
 from .linear import linear_backward, linear_backward_alone, linear_forward, linear_forward_alone
-from .program import GRADIENTS, PARTIAL
+from .loss import cross_entropy
+from .program import GRAD, GRAD_ROW, GRADIENTS, PARTIAL, Y_ROW, Y
 from .records import LINEAR
 from .simd import add, compiled, floats, load, parallel, store, zeros
 
@@ -89,16 +93,16 @@ def _backward_spans(calls, numbers, link, cut, plans):
 
 
 @compiled
-def _add_up(spans, size, partial, result, piece):
-    parts, sums = floats(partial), floats(result)
-    k, end = size * piece // PIECES, size * (piece + 1) // PIECES
-    while k + 16 <= end:
+def _add_up(spans, size, partial, result, first, last):
+    """Gradients ``first`` to ``last`` of all spans."""
+    parts, sums, k = floats(partial), floats(result), first
+    while k + 16 <= last:
         numbers = load(parts, k, zeros(16))
         for span in range(1, spans):
             numbers = add(numbers, load(parts, span * size + k, numbers))
         store(sums, k, numbers)
         k += 16
-    while k < end:
+    while k < last:
         number = parts[k]
         for span in range(1, spans):
             number += parts[span * size + k]
@@ -109,7 +113,7 @@ def _add_up(spans, size, partial, result, piece):
 @parallel
 def _add_up_all(spans, size, partial, result):
     for piece in prange(PIECES):
-        _add_up(spans, size, partial, result, piece)
+        _add_up(spans, size, partial, result, size * piece // PIECES, size * (piece + 1) // PIECES)
 
 
 @compiled
@@ -121,3 +125,76 @@ def run_backward(calls, numbers, link, cut, plans, size):
     else:
         _backward_spans(calls, numbers, link, cut, plans)
         _add_up_all(len(calls), size, link[0][PARTIAL], link[0][GRADIENTS])
+
+
+@compiled
+def _loss_of_span(addresses, cut, labels, classes, span, outcome):
+    (batch, samples), first = cut, span * cut[1]
+    y, g, last = (addresses[Y], addresses[Y_ROW]), (addresses[GRAD], addresses[GRAD_ROW]), min(batch, first + samples)
+    cross_entropy(*y, *g, labels, classes, batch, first, last, outcome[span])
+
+
+@compiled
+def _step_span(calls, numbers, link, cut, plans, b_calls, b_numbers, b_link, b_plans, labels, classes, outcome, span):
+    _forward_span(calls[span], numbers[span], link, cut, plans, span)
+    _loss_of_span(link[0], cut, labels, classes, span, outcome)
+    _backward_span(b_calls[span], b_numbers[span], b_link, cut, b_plans, span)
+
+
+@parallel
+def _step_spans(calls, numbers, link, cut, plans, b_calls, b_numbers, b_link, b_plans, labels, classes, outcome):
+    for span in prange(len(calls)):
+        _step_span(
+            calls, numbers, link, cut, plans, b_calls, b_numbers, b_link, b_plans, labels, classes, outcome, span
+        )
+
+
+@compiled
+def _update(spans, size, addresses, weights, settings, factors, piece):
+    """Add up a piece of the gradients of each tensor, and update the weights."""
+    partial, result = addresses[PARTIAL], addresses[GRADIENTS]
+    for i in range(len(weights)):
+        first, last = weights[i].size * piece // PIECES, weights[i].size * (piece + 1) // PIECES
+        if spans > 1:
+            _add_up(spans, size, partial, result, weights[i].start + first, weights[i].start + last)
+        adam(weights[i], result + 4 * weights[i].start, first, last, settings, factors[i])
+
+
+@parallel
+def _update_all(spans, size, addresses, weights, settings, factors):
+    for piece in prange(PIECES):
+        _update(spans, size, addresses, weights, settings, factors, piece)
+
+
+@compiled
+def run_step(
+    calls,
+    numbers,
+    link,
+    cut,
+    plans,
+    b_calls,
+    b_numbers,
+    b_link,
+    b_cut,
+    b_plans,
+    size,
+    weights,
+    factors,
+    settings,
+    labels,
+    classes,
+    outcome,
+):
+    """Do a step of training. Where the loss is not finite or a label is no class, nothing is updated."""
+    if len(calls) == 1:
+        _link(calls[0], numbers[0], link, cut, 0, 0)
+        _forward_layers(calls[0], plans)
+        _loss_of_span(link[0], cut, labels, classes, 0, outcome)
+        _link(b_calls[0], b_numbers[0], b_link, b_cut, 0, 0)
+        _backward_layers(b_calls[0], b_plans)
+    else:
+        _step_spans(calls, numbers, link, cut, plans, b_calls, b_numbers, b_link, b_plans, labels, classes, outcome)
+    if math.isfinite(outcome[:, 0].sum()) and outcome[:, 2].sum() == 0:
+        count_step(weights, settings, factors)
+        _update_all(len(calls), size, link[0], weights, settings, factors)

@@ -1,7 +1,7 @@
 """What compiled code is told of a layer: a ``Call``, where the tensors of this pass are, and a ``Plan`` of the work.
 
 Both are plain integers (addresses, sizes, yes or no) in an array of records, one record for each layer of a chain: one
-call from Python then does any number of layers.
+call from Python then does any number of layers. ``Weights`` are the same for what an optimizer updates.
 
 Activations are told by an address and strides in floats: ``row`` from a pixel to the next, ``width`` pixels from a row
 of the image to the next, ``plane`` pixels from a channel to the next, ``group`` from 16 samples of the batch to the
@@ -98,6 +98,18 @@ class Plan(NamedTuple):
     lead: int = 0  # pixels of zeros before these images
 
 
+class Weights(NamedTuple):
+    """Values or biases of a layer, as Adam sees them."""
+
+    values: int
+    means: int  # the moments
+    squares: int
+    step: int  # one float: how often these were updated
+    start: int  # number of their first gradient among those of the chain
+    size: int
+
+
 LINEAR, CONV = 0, 1
 CALL = np.dtype([(name, np.int64) for name in Call._fields])
 PLAN = np.dtype([(name, np.int64) for name in Plan._fields])
+WEIGHTS = np.dtype([(name, np.int64) for name in Weights._fields])

@@ -154,6 +154,18 @@ def add(context: Any, x: Any, y: Any) -> Any:
 
 
 @intrinsic
+def quotient(context: Any, x: Any, y: Any) -> Any:
+    """``quotient(x, y)``: x / y."""
+    return _word(x, (x, y), lambda b, v: b.fdiv(*v))
+
+
+@intrinsic
+def root(context: Any, x: Any) -> Any:
+    """``root(x)``: the square root."""
+    return _word(x, (x,), lambda b, v: _llvm(b, f"sqrt.v{x.lanes}f32", v[0].type, v))
+
+
+@intrinsic
 def maximum(context: Any, x: Any, y: Any) -> Any:
     """``maximum(x, y)`` lane by lane; a NaN in either stays a NaN."""
 

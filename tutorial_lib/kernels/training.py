@@ -1,0 +1,156 @@
+"""Steps of training a chain, one compiled call each: forward, cross-entropy, backward, Adam."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ..errors import InvalidArgumentError
+from ..validate import shown
+from .door import borrow_room, list_bases, readable, records_of, use_threads
+from .memory import borrow, empty_batch_innermost
+from .passes import run_step
+from .program import GRAD, X_ROW, Program, X, Y, backward_program, forward_program
+from .records import WEIGHTS
+from .stage import Stage
+
+Trained = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # a parameter, its two moments, its step count
+
+
+class _Ready(NamedTuple):
+    """All that a step needs beside its batch.
+
+    Attributes:
+        programs: of the two passes.
+        tensors: what is updated.
+        places: the number of threads, and of each tensor the address and size.
+        bases: where the parts of a pass begin (``program.py``).
+        gradients: of each parameter.
+        outcome: what compiled code says of each span's loss (``loss.py``).
+        arguments: what else it takes.
+        memory: where it works, kept alive.
+    """
+
+    programs: tuple[Program, Program]
+    tensors: list[torch.Tensor]
+    places: list[int]
+    bases: np.ndarray
+    gradients: Sequence[torch.Tensor]
+    outcome: np.ndarray
+    arguments: tuple
+    memory: tuple[torch.Tensor, ...]
+
+
+class Trainer:
+    """Trains a chain whose last stage is linear.
+
+    Checking fifty tensors and listing where they are would take a tenth of a small network's step: what lies where it
+    lay at the step before is taken as it is.
+    """
+
+    def __init__(self) -> None:
+        self._ready: _Ready | None = None
+
+    @property
+    def gradients(self) -> Sequence[torch.Tensor]:
+        """Those of the last step, of values ``[nnz]`` and bias ``[out]`` of each stage in turn."""
+        return self._ready.gradients if self._ready else []
+
+    def step(
+        self,
+        x: torch.Tensor,
+        labels: torch.Tensor,
+        stages: Sequence[Stage],
+        weights: Sequence[Trained | None],
+        settings: tuple[float, float, float, float, float],
+    ) -> tuple[float, int] | None:
+        """Do one step, in place.
+
+        Args:
+            x: float32 on the CPU, ``[B, in]`` or ``[B, C, H, W]``, at least one sample.
+            labels: the classes, int64 ``[B]`` on the CPU.
+            stages: the layers, in order.
+            weights: values ``[nnz]`` and bias ``[out]`` of each stage in turn, with Adam's moments of that shape and
+                the count of its steps; None for a bias that is not there.
+            settings: learning rate, β₁, β₂, ε, and by what weights are multiplied first (1 but for AdamW).
+
+        Returns:
+            The mean cross-entropy before the step, and how many samples were right. None, and nothing was updated,
+            where the loss is not finite, a label is no class, or something in ``weights`` is not contiguous float32
+            on the CPU.
+
+        Raises:
+            InvalidArgumentError: the same of ``x``, or shapes do not fit.
+        """
+        x, innermost = readable(x)
+        batch = x.shape[0]
+        there = forward_program(stages, x, innermost, remember=True)
+        back = backward_program(stages, x, (innermost, True), need_input=False, trace=False)
+        if len(there.y_size) != 1 or batch == 0 or labels.shape != (batch,) or labels.dtype is not torch.int64:
+            raise InvalidArgumentError(
+                f"labels={shown(labels)} for a result of shape {(batch, *there.y_size)}; "
+                "give int64 [B] of at least one sample, and layers that return [B, classes]."
+            )
+        tensors = [tensor for each in weights if each is not None for tensor in each]
+        places = [use_threads(), *[t.data_ptr() for t in tensors], *[t.numel() for t in tensors]]
+        if not self._is_ready(there, back, tensors, places):
+            self._ready = _prepared(x, there, back, weights, tensors, places)
+        if self._ready is None:
+            return None
+        ready, labels = self._ready, labels.contiguous()
+        ready.bases[X], ready.bases[X_ROW] = x.data_ptr(), x.stride(-1)
+        run_step(*ready.arguments, settings, labels.data_ptr(), *there.y_size, ready.outcome)
+        loss, right, outside = ready.outcome.sum(0).tolist()
+        return (loss / batch, int(right)) if math.isfinite(loss) and not outside else None
+
+    def _is_ready(self, there: Program, back: Program, tensors: list[torch.Tensor], places: list[int]) -> bool:
+        ready = self._ready
+        if ready is None or ready.programs[0] is not there or ready.programs[1] is not back or ready.places != places:
+            return False
+        return all(one is other for one, other in zip(ready.tensors, tensors, strict=True))
+
+
+def _prepared(
+    x: torch.Tensor,
+    there: Program,
+    back: Program,
+    weights: Sequence[Trained | None],
+    tensors: list[torch.Tensor],
+    places: list[int],
+) -> _Ready | None:
+    """Return what a step needs; None if something cannot be updated where it is."""
+    sizes, batch = back.gradient_sizes, x.shape[0]
+    records = _records(weights, sizes)
+    if records is None:
+        return None
+    zeros = torch.zeros(max(sizes), dtype=torch.float32, device="cpu")  # for a bias that is not there
+    y, grad = (empty_batch_innermost((batch, *there.y_size)) for _ in range(2))
+    gradients = torch.empty(sum(sizes), dtype=torch.float32, device="cpu")
+    arena = borrow(there.pieces(use_threads()) * there.bytes)
+    bases = list_bases([zeros if each is None else each[0] for each in weights], arena, {X: x, Y: y, GRAD: grad})
+    room = borrow_room(back, bases, gradients)
+    bases = np.array(bases)
+    passes = *records_of(there, bases, batch), *records_of(back, bases, batch)
+    update = sum(sizes), records, np.empty((len(records), 2))
+    memory = zeros, y, grad, arena, room
+    outcome = np.empty((there.spans, 3))
+    return _Ready((there, back), tensors, places, bases, gradients.split(sizes), outcome, (*passes, *update), memory)
+
+
+def _records(weights: Sequence[Trained | None], sizes: Sequence[int]) -> np.ndarray | None:
+    """Return where each parameter and its moments are; None if one of them is of another kind or size."""
+    records, start = [], 0
+    for each, size in zip(weights, sizes, strict=True):
+        if each is not None:
+            for tensor, count in zip(each, (size, size, size, 1), strict=True):
+                ours = tensor.dtype is torch.float32 and tensor.is_cpu and tensor.layout is torch.strided
+                if not ours or tensor.numel() != count or not tensor.is_contiguous() or tensor.is_neg():
+                    return None
+                records.append(tensor.data_ptr())
+            records += start, size
+        start += size
+    return np.array(records, np.int64).view(WEIGHTS)

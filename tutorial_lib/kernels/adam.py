@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from .simd import compiled, floats, fma, load, quotient, root, splat, store, zeros
+from .simd import compiled, floats, flushed, fma, load, quotient, root, splat, store, zeros
 
 
 @compiled
@@ -33,6 +33,8 @@ def _step(weight, gradients, k, settings, factor, like):
     square = fma(np.float32(beta2), square, fma(gradient, fma(np.float32(1 - beta2), gradient, zero), zero))
     below = fma(np.float32(factor[1]), root(square), fma(np.float32(eps), one, zero))
     value = fma(np.float32(shrink), load(values, k, like), zero)
+    # The mean of a weight whose gradient has become zero shrinks for ever, and would end among the slowest numbers.
+    mean, square = flushed(mean), flushed(square)
     store(values, k, fma(np.float32(-factor[0]), quotient(mean, below), value))
     store(means, k, mean)
     store(squares, k, square)

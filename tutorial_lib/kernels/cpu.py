@@ -27,7 +27,7 @@ from .door import borrow_room, checked_parameters, list_bases, readable, records
 from .index import ConvIndex, LinearIndex
 from .memory import borrow, empty_batch_innermost
 from .passes import run_backward, run_forward
-from .program import DX, GRAD, X, Y, backward_program, forward_program, traced
+from .program import DX, GRAD, GRADIENTS, X, Y, backward_program, forward_program, traced
 from .stage import Gradients, Stage
 from .training import Trainer
 
@@ -96,7 +96,8 @@ def backward(
     gradients = (torch.empty if batch else torch.zeros)(numbers, dtype=torch.float32, device="cpu")
     dx = empty_batch_innermost(x.shape) if need_input else None
     bases = list_bases(parameters, arena, {X: x, Y: y, GRAD: grad, DX: dx})
-    room = borrow_room(program, bases, gradients)
+    room = borrow_room(program, bases, 4 * numbers * program.spans if program.spans > 1 else 0)
+    bases[GRADIENTS] = gradients.data_ptr()
     if batch:
         run_backward(*records_of(program, np.array(bases), batch), numbers)
     traces = traced(program, x, arena, y, room, grad) if trace else []

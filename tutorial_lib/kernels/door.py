@@ -12,7 +12,7 @@ from ..errors import InvalidArgumentError
 from ..validate import shown
 from . import memory
 from .memory import borrow, is_batch_innermost
-from .program import ARENA, GRADIENTS, PARAMETERS, PARTIAL, ROOM, SCRATCH, SHARED, Program
+from .program import ARENA, PARAMETERS, PARTIAL, ROOM, SCRATCH, SHARED, Program
 from .records import CALL
 from .stage import Stage
 
@@ -85,13 +85,16 @@ def list_bases(
     return bases
 
 
-def borrow_room(program: Program, bases: list[int], gradients: torch.Tensor) -> torch.Tensor:
-    """Return borrowed memory for a backward pass to work in; where it and ``gradients`` are is added to the bases."""
-    threads, partial = use_threads(), 4 * len(gradients) * program.spans if program.spans > 1 else 0
-    parts = program.pieces(threads) * program.bytes, threads * program.scratch, program.shared, partial
+def borrow_room(program: Program, bases: list[int], extra: int = 0) -> torch.Tensor:
+    """Return borrowed memory for a backward pass to work in, with ``extra`` bytes; where it is is added to the bases.
+
+    The extra bytes are for the gradients of several spans, which are added up in the end (``PARTIAL``).
+    """
+    threads = use_threads()
+    parts = program.pieces(threads) * program.bytes, threads * program.scratch, program.shared, extra
     room = borrow(sum(parts))
-    bases[ROOM], bases[GRADIENTS] = room.data_ptr(), gradients.data_ptr()
-    bases[SCRATCH], bases[SHARED], bases[PARTIAL] = (bases[ROOM] + sum(parts[:n]) for n in (1, 2, 3))
+    starts = [room.data_ptr() + sum(parts[:n]) for n in range(4)]
+    bases[ROOM], bases[SCRATCH], bases[SHARED], bases[PARTIAL] = starts
     return room
 
 

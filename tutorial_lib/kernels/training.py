@@ -14,7 +14,7 @@ from ..validate import shown
 from .door import borrow_room, list_bases, readable, records_of, use_threads
 from .memory import borrow, empty_batch_innermost
 from .passes import run_step
-from .program import GRAD, X_ROW, Program, X, Y, backward_program, forward_program
+from .program import GRAD, GRADIENTS, PARTIAL, X_ROW, Program, X, Y, backward_program, forward_program
 from .records import WEIGHTS
 from .stage import Stage
 
@@ -129,16 +129,20 @@ def _prepared(
         return None
     zeros = torch.zeros(max(sizes), dtype=torch.float32, device="cpu")  # for a bias that is not there
     y, grad = (empty_batch_innermost((batch, *there.y_size)) for _ in range(2))
-    gradients = torch.empty(sum(sizes), dtype=torch.float32, device="cpu")
+    numbers = sum(sizes)
+    gradients = torch.empty(there.spans * numbers, dtype=torch.float32, device="cpu")
     arena = borrow(there.pieces(use_threads()) * there.bytes)
     bases = list_bases([zeros if each is None else each[0] for each in weights], arena, {X: x, Y: y, GRAD: grad})
-    room = borrow_room(back, bases, gradients)
+    room = borrow_room(back, bases)
+    bases[PARTIAL] = bases[GRADIENTS] = gradients.data_ptr()  # those of all spans are added up in the first one's place
     bases = np.array(bases)
     passes = *records_of(there, bases, batch), *records_of(back, bases, batch)
-    update = sum(sizes), records, np.empty((len(records), 2))
+    update = numbers, records, np.empty((len(records), 2))
     memory = zeros, y, grad, arena, room
     outcome = np.empty((there.spans, 3))
-    return _Ready((there, back), tensors, places, bases, gradients.split(sizes), outcome, (*passes, *update), memory)
+    return _Ready(
+        (there, back), tensors, places, bases, gradients[:numbers].split(sizes), outcome, (*passes, *update), memory
+    )
 
 
 def _records(weights: Sequence[Trained | None], sizes: Sequence[int]) -> np.ndarray | None:

@@ -557,6 +557,12 @@ DOORS = [
         },
     ),
     # training, checkpoints
+    Door(lib.TrainingStep, driver, DRIVER_BAD | {"model": MODEL}),
+    Door(
+        lib.TrainingStep(**driver()).__call__,
+        lambda: {"x": torch.randn(6, 1, 28, 28), "y": torch.arange(6)},
+        {"x": [*TENSOR, torch.tensor(1.0)], "y": [*TENSOR, torch.arange(5), torch.zeros(6), torch.zeros(6, 1)]},
+    ),
     Door(
         train.fit,
         lambda: {"model": net(), "data": digits(), "epochs": 1, "batch_size": 6, "progress": False},

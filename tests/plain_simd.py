@@ -100,6 +100,18 @@ def add(x, y):
     return x + y
 
 
+def quotient(x, y):
+    return x / y
+
+
+def root(x):
+    return np.sqrt(x)
+
+
+def flushed(x):
+    return np.where(np.abs(x) < np.float32(2.0**-126), np.float32(0), x)
+
+
 def maximum(x, y):
     return np.maximum(x, y)
 
@@ -153,8 +165,9 @@ def note(start: int, size: int, what: Any) -> int:
 
 def _data_ptr(tensor: torch.Tensor) -> int:
     """Stand in for ``tensor.data_ptr``: of a batch-innermost tensor, the last row's padding may be read too."""
-    numbers, row, shape = tensor.numel(), tensor.stride(-1), tensor.shape
-    if numbers and row % memory.LANES == 0 and tensor.stride() == memory.strides(shape, row):
+    numbers, shape = tensor.numel(), tensor.shape
+    row = tensor.stride(-1) if shape else 0
+    if numbers and len(shape) > 1 and row % memory.LANES == 0 and tensor.stride() == memory.strides(shape, row):
         numbers = (math.prod(shape[1:]) - 1) * row + memory.row_lanes(len(tensor))
     return note(torch._C.TensorBase.data_ptr(tensor), numbers * tensor.element_size(), tensor)
 
@@ -205,22 +218,28 @@ def _borrow(size: int) -> torch.Tensor:
 @contextmanager
 def checked_kernels(lanes: int) -> Iterator[ModuleType]:
     """Give ``kernels/cpu.py`` over these words, with registers of so many lanes; nothing else is changed for long."""
+    modules = ("adam", "convert", "conv", "cpu", "door", "linear", "loss", "passes", "program", "training")
     package, here = kernels.__name__, sys.modules[__name__]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(here, "NATIVE", lanes)
         importlib.import_module(f"{package}.cpu")
-        for name in ("convert", "conv", "linear", "program", "passes", "cpu"):  # to be imported once more
+        for name in modules:  # to be imported once more
             patch.setattr(kernels, name, getattr(kernels, name))
             patch.delitem(sys.modules, f"{package}.{name}")
         patch.setitem(sys.modules, simd.__name__, here)
-        for name in ("CALL", "PLAN"):  # whose fields can be read as attributes also where nothing is compiled
+        for name in (
+            "CALL",
+            "PLAN",
+            "WEIGHTS",
+        ):  # whose fields then are attributes in Python too
             patch.setattr(records, name, np.dtype((np.record, getattr(records, name))))
         checked = importlib.import_module(f"{package}.cpu")
         program = sys.modules[f"{package}.program"]
         address = program._address
         patch.setattr(program, "_address", lambda array: note(address(array), array.nbytes, array))
         patch.setattr(program, "_Memory", Memory)
-        patch.setattr(checked, "borrow", _borrow)
+        for name in ("cpu", "door", "training"):
+            patch.setattr(sys.modules[f"{package}.{name}"], "borrow", _borrow)
         patch.setattr(torch.Tensor, "data_ptr", _data_ptr)
         patch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
         torch.use_deterministic_algorithms(True)

@@ -22,7 +22,7 @@ from tutorial_lib.errors import TutorialError
 from tutorial_lib.validate import is_dense, shown
 
 MODULES = (
-    "topology masked sparse fuse dst recipes optim init csr cost data train checkpoint compare bench viz player "
+    "topology masked sparse fuse step dst recipes optim init csr cost data train checkpoint compare bench viz player "
     "predict checks small_dense models project kernels kernels.index kernels.memory kernels.reference kernels.cpu"
 ).split()
 # Names that take no case of their own, and why.
@@ -39,6 +39,10 @@ WITHOUT_CASES = {
     "CheckFailedError": "an exception",
     "describe": "takes anything",
     "run_chain": "called in every pass; test_sparse.py",
+    "can_run_at_once": "called in every pass; test_sparse.py",
+    "stages_of": "called in every pass; test_sparse.py",
+    "has_hooks": "called in every pass; test_step.py",
+    "chain_of": "asked by TrainingStep, which checks the model; test_step.py",
     "strides": "called in every pass with shapes that were checked; test_kernels.py",
     "borrow": "called in every pass with a size of its own; test_kernels.py",
     "empty_batch_innermost": "called in every pass with shapes that were checked; test_kernels.py",

@@ -115,6 +115,32 @@ def test_chains_stay_within_their_memory(kernels, batch, innermost, survived):
     survived("compiled code")
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@inputs
+def test_steps_of_training_stay_within_their_memory(kernels, batch, innermost, bias, survived):
+    stages = [conv(1, 2, (3, 3), padding=(1, 1), relu=True, pool=True), linear(12, 21, relu=True), linear(21, 3)]
+    sizes = [size for stage in stages for size in (stage.index.nnz, stage.index.shape[0])]
+    weights = [
+        (0.1 * torch.randn(size), torch.zeros(size), torch.zeros(size), torch.zeros(())) if n % 2 == 0 or bias else None
+        for n, size in enumerate(sizes)
+    ]
+    x, y = torch.randn(batch, 1, 4, 6), torch.randint(3, (batch,))
+    given, trainer = (to_batch_innermost(x) if innermost else x.clone()), kernels.Trainer()
+    for _ in range(2):
+        parameters = [torch.zeros(n) if w is None else w[0].clone() for w, n in zip(weights, sizes, strict=True)]
+        logits, passed = reference.forward(x, stages, parameters, remember=True)
+        logits.requires_grad_()
+        loss = torch.nn.functional.cross_entropy(logits, y)
+        wanted = reference.backward(*torch.autograd.grad(loss, logits), passed, stages, parameters)
+        found, right = trainer.step(given, y, stages, weights, (0.01, 0.9, 0.99, 1e-8, 1.0))
+        assert found == pytest.approx(loss.item(), rel=1e-4) and right == (logits.argmax(1) == y).sum()
+        for w, gradient, expected in zip(weights, trainer.gradients, wanted.parameters, strict=True):
+            if w is not None:
+                torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+        assert torch.equal(given, x)
+    survived("compiled code")
+
+
 @inputs
 @pytest.mark.parametrize("kind", ["linear", "conv"])
 def test_an_index_that_is_wrong_by_one_is_noticed(kernels, kind, batch, innermost):

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .errors import InvalidArgumentError
 from .fuse import chain_of
 from .kernels import kernels_for, reference
 from .sparse import SparseLinear, can_run_at_once, has_hooks, stages_of
-from .validate import checked
+from .validate import checked, is_dense, shown
 
 Trained = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -33,9 +34,18 @@ class TrainingStep:
     Args:
         model: maps inputs to logits ``[B, classes]``.
         optimizer: holds its parameters.
+
+    Raises:
+        InvalidArgumentError: it holds none of them.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if held.isdisjoint(map(id, model.parameters())):
+            raise InvalidArgumentError(
+                f"optimizer={type(optimizer).__name__} holds no parameter of model={type(model).__name__}; "
+                "build it from this model's parameters, after sparsify and fuse, which return copies"
+            )
         self.model, self.optimizer = model, optimizer
         names = chain_of(model)
         self._layers = operator.attrgetter(*names) if names else None
@@ -47,7 +57,14 @@ class TrainingStep:
         Returns:
             The loss before the step, and how many samples were right. Where the loss is not finite, nothing is
             updated.
+
+        Raises:
+            InvalidArgumentError: not such tensors.
         """
+        if not is_dense(x) or x.dim() == 0:
+            raise InvalidArgumentError(f"x={shown(x)}; give a dense tensor of inputs, [B, ...]")
+        if not is_dense(y) or y.dtype is not torch.int64 or y.shape != x.shape[:1]:
+            raise InvalidArgumentError(f"y={shown(y)}; give a class for each input, int64 [{x.shape[0]}]")
         return self._at_once(x, y) or self._by_torch(x, y)
 
     def _by_torch(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float, int]:
@@ -96,10 +113,8 @@ class TrainingStep:
 
 def _is_plain(x: torch.Tensor, y: torch.Tensor) -> bool:
     """Whether compiled code could take the batch, and nobody wants the gradient of it."""
-    if not isinstance(x, torch.Tensor) or not isinstance(y, torch.Tensor) or not torch.is_grad_enabled():
-        return False
-    fits = x.dim() in (2, 4) and x.dtype is torch.float32 and x.is_cpu and not x.requires_grad
-    return fits and y.dtype is torch.int64 and y.is_cpu and y.shape == x.shape[:1] and y.numel() > 0
+    ours = x.dtype is torch.float32 and x.is_cpu and y.is_cpu and x.dim() in (2, 4) and y.numel() > 0
+    return ours and torch.is_grad_enabled() and not x.requires_grad
 
 
 def _adam_settings(optimizer: torch.optim.Optimizer) -> tuple[float, float, float, float, float] | None:

@@ -154,7 +154,7 @@ def _update(spans, size, addresses, weights, settings, factors, piece):
     """Add up a piece of the gradients of each tensor, and update the weights."""
     partial, result = addresses[PARTIAL], addresses[GRADIENTS]
     for i in range(len(weights)):
-        first, last = weights[i].size * piece // PIECES, weights[i].size * (piece + 1) // PIECES
+        first, last = weights[i].length * piece // PIECES, weights[i].length * (piece + 1) // PIECES
         if spans > 1:
             _add_up(spans, size, partial, result, weights[i].start + first, weights[i].start + last)
         adam(weights[i], result + 4 * weights[i].start, first, last, settings, factors[i])

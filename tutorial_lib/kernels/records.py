@@ -106,7 +106,7 @@ class Weights(NamedTuple):
     squares: int
     step: int  # one float: how often these were updated
     start: int  # number of their first gradient among those of the chain
-    size: int
+    length: int
 
 
 LINEAR, CONV = 0, 1

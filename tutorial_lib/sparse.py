@@ -230,7 +230,7 @@ def run_chain(x: torch.Tensor, layers: tuple[nn.Module, ...]) -> torch.Tensor:
         layers: sparse layers, in order. Where one has hooks, or was made dense since, or the input is not a plain
             batch (``[B, C, H, W]`` for a convolution, else ``[B, in]``), they are called singly.
     """
-    if len(layers) > 1 and not can_run_at_once(x, layers):
+    if len(layers) > 1 and not _can_run_at_once(x, layers):
         for before, layer in zip((None, *layers), layers, strict=False):
             flat = before is not None and _is_linear(layer) and not _is_linear(before)
             x = layer(x.flatten(1) if flat else x)
@@ -246,17 +246,14 @@ def stages_of(layers: Sequence[SparseLayer]) -> list[Stage]:
     return [Stage(layer.index, layer.relu, layer.pool) for layer in layers]
 
 
-def can_run_at_once(x: torch.Tensor, layers: Sequence[nn.Module]) -> bool:
-    """Return whether these layers can be one operation on ``x``: nobody watches, and all are (still) sparse."""
+def _can_run_at_once(x: torch.Tensor, layers: tuple[nn.Module, ...]) -> bool:
     plain = x.dim() == (2 if _is_linear(layers[0]) else 4)
-    return plain and all(isinstance(layer, SparseLayer) and not has_hooks(layer) for layer in layers)
+    return plain and all(isinstance(layer, SparseLayer) and not any(hooks_of(layer)) for layer in layers)
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Return whether somebody watches this module being called."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+def hooks_of(module: nn.Module) -> tuple[dict, ...]:
+    """Return the dictionaries of those who watch this module being called."""
+    return module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
 
 
 def _is_linear(layer: nn.Module) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +12,36 @@ from torch import nn
 
 from .errors import InvalidArgumentError
 from .fuse import chain_of
-from .kernels import kernels_for, reference
-from .sparse import SparseLinear, can_run_at_once, has_hooks, stages_of
+from .kernels import Stage, kernels_for, reference
+from .sparse import SparseLayer, SparseLinear, hooks_of, stages_of
 from .validate import checked, is_dense, shown
 
-Trained = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # the names of Adam's state
+Trained = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # a parameter with that
+
+
+class _Found(NamedTuple):
+    """What a compiled step works with. To look for it takes as long as a small layer; to compare it does not.
+
+    Attributes:
+        places: the dictionary and the key of whatever decides what a step has to do.
+        things: what stood there.
+        hooks: dictionaries that are empty while nobody watches.
+        held: the list of the optimizer's parameters, and a copy of it.
+        stages: the layers as kernels see them.
+        parameters: values and bias of each layer.
+        weights: each with Adam's state of it.
+        dim: dimensions of an input.
+    """
+
+    places: list[tuple[dict, Any]]
+    things: list[Any]
+    hooks: list[dict]
+    held: tuple[list[nn.Parameter], list[nn.Parameter]]
+    stages: list[Stage]
+    parameters: list[nn.Parameter | None]
+    weights: list[Trained | None]
+    dim: int
 
 
 @checked
@@ -47,8 +72,8 @@ class TrainingStep:
                 "build it from this model's parameters, after sparsify and fuse, which return copies"
             )
         self.model, self.optimizer = model, optimizer
-        names = chain_of(model)
-        self._layers = operator.attrgetter(*names) if names else None
+        self._chain = chain_of(model)
+        self._found: _Found | None = None
         self._trainer: Any = None  # made when the kernels are first needed
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float, int]:
@@ -80,40 +105,71 @@ class TrainingStep:
     def _at_once(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float, int] | None:
         """Return the same after one compiled call; None, and nothing has happened, if it takes torch's loop."""
         settings = _adam_settings(self.optimizer)
-        if self._layers is None or settings is None or has_hooks(self.model) or not _is_plain(x, y):
+        if not self._chain or settings is None or not _is_plain(x, y):
             return None
-        layers = self._layers(self.model)
-        if not can_run_at_once(x, layers) or not isinstance(layers[-1], SparseLinear):
+        if self._found is None or not _still_stands(self._found):
+            self._found = self._find()
+        found = self._found
+        if found is None or x.dim() != found.dim or kernels_for(x) is reference:
             return None
-        parameters = [parameter for layer in layers for parameter in (layer.values, layer.bias)]
-        weights = [None if parameter is None else self._trained(parameter) for parameter in parameters]
-        each = [id(parameter) for parameter in parameters if parameter is not None]
-        held = {id(parameter) for parameter in self.optimizer.param_groups[0]["params"]}
-        if len(set(each) & held) < len(each) or len(each) > sum(state is not None for state in weights):
-            return None
-        kernels = kernels_for(x)
-        if kernels is reference or any(layer.record_gradient for layer in layers):
-            return None
-        self._trainer = self._trainer or kernels.Trainer()
-        done = self._trainer.step(x, y, stages_of(layers), weights, settings)
+        self._trainer = self._trainer or kernels_for(x).Trainer()
+        done = self._trainer.step(x, y, found.stages, found.weights, settings)
         if done is not None:
-            for parameter, gradient in zip(parameters, self._trainer.gradients, strict=True):
+            for parameter, gradient in zip(found.parameters, self._trainer.gradients, strict=True):
                 if parameter is not None:
                     parameter.grad = gradient
         return done
 
-    def _trained(self, parameter: nn.Parameter) -> Trained | None:
-        """Return a parameter with Adam's state; None where there is none yet, or somebody watches its gradient."""
-        state = self.optimizer.state.get(parameter)
-        watched = parameter._backward_hooks or parameter._post_accumulate_grad_hooks
-        if not state or watched or not parameter.requires_grad:
+    def _find(self) -> _Found | None:
+        """Look for all that a compiled step needs; None where something is unusual."""
+        layers = [self.model.get_submodule(name) for name in self._chain]
+        (group,), state = self.optimizer.param_groups, self.optimizer.state
+        if not all(isinstance(layer, SparseLayer) and not layer.record_gradient for layer in layers):
             return None
-        return parameter, state["exp_avg"], state["exp_avg_sq"], state["step"]
+        parameters = [parameter for layer in layers for parameter in (layer.values, layer.bias)]
+        trained = [parameter for parameter in parameters if parameter is not None]
+        own = {id(parameter) for parameter in trained} & {id(parameter) for parameter in group["params"]}
+        if not isinstance(layers[-1], SparseLinear) or len(own) < len(trained) or not all(map(state.get, trained)):
+            return None
+        places = [(vars(self.optimizer), name) for name in ("state", "param_groups")] + [(group, "params")]
+        for name in self._chain:
+            steps = name.split(".")
+            parents = (self.model.get_submodule(".".join(steps[:n])) for n in range(len(steps)))
+            places += [(parent._modules, step) for parent, step in zip(parents, steps, strict=True)]
+        for layer in layers:
+            places += [(layer._parameters, name) for name in ("values", "bias")]
+            places += [(vars(layer), name) for name in ("index", "relu", "pool", "_record_gradient")]
+        for parameter in trained:
+            places += [(state, parameter), *((state[parameter], name) for name in MOMENTS)]
+        found = _Found(
+            places,
+            [place.get(key) for place, key in places],
+            [hooks for module in (self.model, *layers) for hooks in hooks_of(module)],
+            (group["params"], list(group["params"])),
+            stages_of(layers),
+            parameters,
+            [None if each is None else (each, *(state[each][name] for name in MOMENTS)) for each in parameters],
+            2 if isinstance(layers[0], SparseLinear) else 4,
+        )
+        return found if _still_stands(found) else None
+
+
+def _still_stands(found: _Found) -> bool:
+    """Whether everything is where it was found, and nobody watches."""
+    things, (held, before) = [place.get(key) for place, key in found.places], found.held
+    same = all(map(operator.is_, things, found.things)) and len(held) == len(before)
+    if not same or not all(map(operator.is_, held, before)) or any(found.hooks):
+        return False
+    return all(
+        parameter.requires_grad and not parameter._backward_hooks and not parameter._post_accumulate_grad_hooks
+        for parameter in found.parameters
+        if parameter is not None
+    )
 
 
 def _is_plain(x: torch.Tensor, y: torch.Tensor) -> bool:
     """Whether compiled code could take the batch, and nobody wants the gradient of it."""
-    ours = x.dtype is torch.float32 and x.is_cpu and y.is_cpu and x.dim() in (2, 4) and y.numel() > 0
+    ours = x.dtype is torch.float32 and x.is_cpu and y.is_cpu and y.numel() > 0
     return ours and torch.is_grad_enabled() and not x.requires_grad
 
 

@@ -26,7 +26,8 @@ class _Ready(NamedTuple):
 
     Attributes:
         programs: of the two passes.
-        tensors: what is updated.
+        weights: what is updated.
+        tensors: the same in one list.
         places: the number of threads, and of each tensor the address and size.
         bases: where the parts of a pass begin (``program.py``).
         gradients: of each parameter.
@@ -36,6 +37,7 @@ class _Ready(NamedTuple):
     """
 
     programs: tuple[Program, Program]
+    weights: Sequence[Trained | None]
     tensors: list[torch.Tensor]
     places: list[int]
     bases: np.ndarray
@@ -75,7 +77,7 @@ class Trainer:
             labels: the classes, int64 ``[B]`` on the CPU.
             stages: the layers, in order.
             weights: values ``[nnz]`` and bias ``[out]`` of each stage in turn, with Adam's moments of that shape and
-                the count of its steps; None for a bias that is not there.
+                the count of its steps; None for a bias that is not there. Another list where it holds others.
             settings: learning rate, β₁, β₂, ε, and by what weights are multiplied first (1 but for AdamW).
 
         Returns:
@@ -95,33 +97,28 @@ class Trainer:
                 f"labels={shown(labels)} for a result of shape {(batch, *there.y_size)}; "
                 "give int64 [B] of at least one sample, and layers that return [B, classes]."
             )
-        tensors = [tensor for each in weights if each is not None for tensor in each]
-        places = [use_threads(), *[t.data_ptr() for t in tensors], *[t.numel() for t in tensors]]
-        if not self._is_ready(there, back, tensors, places):
-            self._ready = _prepared(x, there, back, weights, tensors, places)
-        if self._ready is None:
+        ready = self._ready
+        if ready is None or not _is_still_there(ready, there, back, weights):
+            self._ready = ready = _prepared(x, there, back, weights)
+        if ready is None:
             return None
-        ready, labels = self._ready, labels.contiguous()
+        labels = labels.contiguous()
         ready.bases[X], ready.bases[X_ROW] = x.data_ptr(), x.stride(-1)
         run_step(*ready.arguments, settings, labels.data_ptr(), *there.y_size, ready.outcome)
         loss, right, outside = ready.outcome.sum(0).tolist()
         return (loss / batch, int(right)) if math.isfinite(loss) and not outside else None
 
-    def _is_ready(self, there: Program, back: Program, tensors: list[torch.Tensor], places: list[int]) -> bool:
-        ready = self._ready
-        if ready is None or ready.programs[0] is not there or ready.programs[1] is not back or ready.places != places:
-            return False
-        return all(one is other for one, other in zip(ready.tensors, tensors, strict=True))
+
+def _is_still_there(ready: _Ready, there: Program, back: Program, weights: Sequence[Trained | None]) -> bool:
+    same = ready.weights is weights and ready.programs[0] is there and ready.programs[1] is back
+    return same and ready.places == _places(ready.tensors)
 
 
-def _prepared(
-    x: torch.Tensor,
-    there: Program,
-    back: Program,
-    weights: Sequence[Trained | None],
-    tensors: list[torch.Tensor],
-    places: list[int],
-) -> _Ready | None:
+def _places(tensors: list[torch.Tensor]) -> list[int]:
+    return [use_threads(), *[tensor.data_ptr() for tensor in tensors], *[tensor.numel() for tensor in tensors]]
+
+
+def _prepared(x: torch.Tensor, there: Program, back: Program, weights: Sequence[Trained | None]) -> _Ready | None:
     """Return what a step needs; None if something cannot be updated where it is."""
     sizes, batch = back.gradient_sizes, x.shape[0]
     records = _records(weights, sizes)
@@ -137,11 +134,18 @@ def _prepared(
     bases[PARTIAL] = bases[GRADIENTS] = gradients.data_ptr()  # those of all spans are added up in the first one's place
     bases = np.array(bases)
     passes = *records_of(there, bases, batch), *records_of(back, bases, batch)
-    update = numbers, records, np.empty((len(records), 2))
-    memory = zeros, y, grad, arena, room
-    outcome = np.empty((there.spans, 3))
+    arguments = *passes, numbers, records, np.empty((len(records), 2))
+    tensors = [tensor for each in weights if each is not None for tensor in each]
     return _Ready(
-        (there, back), tensors, places, bases, gradients[:numbers].split(sizes), outcome, (*passes, *update), memory
+        programs=(there, back),
+        weights=weights,
+        tensors=tensors,
+        places=_places(tensors),
+        bases=bases,
+        gradients=gradients[:numbers].split(sizes),
+        outcome=np.empty((there.spans, 3)),
+        arguments=arguments,
+        memory=(zeros, y, grad, arena, room),
     )
 
 

@@ -268,6 +268,14 @@ def test_weights_and_moments_may_move_between_steps(model, compiled_steps):
     assert len(compiled_steps) == 4
 
 
+def test_a_graph_that_saved_a_weight_notices_the_step(model):
+    step, (x, y) = started(model), next(batches(64))
+    before = model(x).sum()
+    step(x, y)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        before.backward()
+
+
 def test_means_do_not_end_among_the_slowest_numbers(model):
     step = started(model)
     for state in step.optimizer.state.values():

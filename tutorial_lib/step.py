@@ -118,6 +118,7 @@ class TrainingStep:
             for parameter, gradient in zip(found.parameters, self._trainer.gradients, strict=True):
                 if parameter is not None:
                     parameter.grad = gradient
+            torch.autograd.graph.increment_version(found.held[1])  # graphs that saved a weight notice
         return done
 
     def _find(self) -> _Found | None:

@@ -128,10 +128,10 @@ def run_backward(calls, numbers, link, cut, plans, size):
 
 
 @compiled
-def _loss_of_span(addresses, cut, labels, classes, span, outcome):
-    (batch, samples), first = cut, span * cut[1]
-    y, g, last = (addresses[Y], addresses[Y_ROW]), (addresses[GRAD], addresses[GRAD_ROW]), min(batch, first + samples)
-    cross_entropy(*y, *g, labels, classes, batch, first, last, outcome[span])
+def _loss_of_span(at, cut, labels, classes, span, outcome):
+    batch, samples = cut
+    first, last = span * samples, min(batch, (span + 1) * samples)
+    cross_entropy(at[Y], at[Y_ROW], at[GRAD], at[GRAD_ROW], labels, classes, batch, first, last, outcome[span])
 
 
 @compiled

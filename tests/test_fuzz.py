@@ -28,6 +28,7 @@ from tutorial_lib import (
     DynamicSparsity,
     SparseConv2d,
     SparseLinear,
+    TrainingStep,
     densify,
     fuse,
     load_checkpoint,
@@ -207,6 +208,27 @@ def test_chains_of_layers_are_their_dense_twins(survived, network, batch, sparsi
     sparse = sparsify(masked)
     x = whole_numbers(seed + 9, batch, channels, size, size)
     agree(fuse(sparse) if fused else sparse, densify(masked), x, seed)
+    survived("fuzzing")
+
+
+@given(networks(), batches.filter(bool), st.sampled_from([0.0, 0.3, 0.8]), st.booleans(), layouts, seeds)
+def test_compiled_steps_are_torchs(survived, network, batch, sparsity, decoupled, layout, seed):
+    """Two models from one start; ε is large, so that Adam makes no step of what is only rounding."""
+    model, (channels, size) = network
+    model = fuse(sparsify(mask_model(model, sparsity, seed=seed % 1000)))
+    kind = torch.optim.AdamW if decoupled else torch.optim.Adam
+    twins = model, copy.deepcopy(model)
+    step, other = (TrainingStep(twin, kind(twin.parameters(), lr=0.01, eps=0.1)) for twin in twins)
+    generator = torch.Generator().manual_seed(seed)
+    classes = model(torch.zeros(1, channels, size, size)).shape[1]
+    for _ in range(3):
+        x = laid_out(torch.randn(batch, channels, size, size, generator=generator), layout)
+        y = torch.randint(classes, (batch,), generator=generator)
+        (loss, _), (expected, _) = step(x, y), other._by_torch(x, y)
+        assert loss == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        for a, b in zip(*(twin.parameters() for twin in twins), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
     survived("fuzzing")
 
 

@@ -12,12 +12,11 @@ from torch import nn
 
 from .errors import InvalidArgumentError
 from .fuse import chain_of
-from .kernels import Stage, kernels_for, reference
+from .kernels import Stage, Trained, kernels_for, reference
 from .sparse import SparseLayer, SparseLinear, hooks_of, stages_of
 from .validate import checked, is_dense, shown
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # the names of Adam's state
-Trained = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # a parameter with that
 
 
 class _Found(NamedTuple):
@@ -118,7 +117,8 @@ class TrainingStep:
             for parameter, gradient in zip(found.parameters, self._trainer.gradients, strict=True):
                 if parameter is not None:
                     parameter.grad = gradient
-            torch.autograd.graph.increment_version(found.held[1])  # graphs that saved a weight notice
+            changed = [parameter for parameter in found.parameters if parameter is not None]
+            torch.autograd.graph.increment_version(changed)  # graphs that saved a weight notice
         return done
 
     def _find(self) -> _Found | None:

@@ -15,9 +15,9 @@ from ..interrupt import undivided
 from ..validate import shown
 from . import reference
 from .index import ConvIndex, LinearIndex
-from .stage import Stage
+from .stage import Stage, Trained
 
-__all__ = ["ConvIndex", "LinearIndex", "Stage", "kernels_for", "warmup"]
+__all__ = ["ConvIndex", "LinearIndex", "Stage", "Trained", "kernels_for", "warmup"]
 
 
 def kernels_for(x: torch.Tensor) -> ModuleType:

@@ -58,6 +58,9 @@ class Gradients(NamedTuple):
     traces: list[Trace]
 
 
+Trained = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # a parameter, Adam's two moments, its steps
+
+
 def check_kinds(kind: type | tuple[type, ...], index: Any, **tensors: Any) -> None:
     """Refuse an index of another kind, and what is no tensor: cheap enough for every pass.
 

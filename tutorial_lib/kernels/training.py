@@ -16,9 +16,7 @@ from .memory import borrow, empty_batch_innermost
 from .passes import run_step
 from .program import GRAD, GRADIENTS, PARTIAL, X_ROW, Program, X, Y, backward_program, forward_program
 from .records import WEIGHTS
-from .stage import Stage
-
-Trained = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # a parameter, its two moments, its step count
+from .stage import Stage, Trained
 
 
 class _Ready(NamedTuple):

@@ -125,7 +125,7 @@ def fit(
     progress: bool = True,
     checkpoint: str | Path | None = None,
 ) -> History:
-    """Train ``model`` in place and evaluate it after every epoch.
+    """Train ``model`` in place and evaluate it after every epoch. Each batch is one :class:`TrainingStep`.
 
     Args:
         model: maps images to logits. Its 4-D weights are put into ``channels_last``, the faster format here.

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tutorial_lib import RigL, fit, fuse, load_checkpoint, mask_model, sparsify, train
+from tutorial_lib import RigL, fit, fuse, load_checkpoint, mask_model, sparsify, step
 from tutorial_lib.errors import TrainingError
 from tutorial_lib.project import ROOT
 
@@ -101,7 +101,7 @@ def test_a_loss_that_is_not_a_number_stops_and_the_run_can_go_on(survived, digit
         return loss * math.nan if sum(steps) == 8 and steps[-1] else loss
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "F", type("F", (), {"cross_entropy": staticmethod(spoiled)}))
+        patch.setattr(step, "F", type("F", (), {"cross_entropy": staticmethod(spoiled)}))
         with pytest.raises(TrainingError, match=r"loss is nan at step 8 \(epoch 2\)"):
             run(digits, tmp_path / "run")
     assert load_checkpoint(tmp_path / "run")["history"]["seconds"]  # one epoch

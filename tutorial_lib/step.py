@@ -9,13 +9,21 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules import module as modules
+from torch.optim import optimizer as optim
 
 from .errors import InvalidArgumentError
 from .fuse import chain_of
 from .kernels import Stage, Trained, kernels_for, reference
-from .sparse import SparseLayer, SparseLinear, hooks_of, stages_of
+from .sparse import SparseLayer, SparseLinear, stages_of
 from .validate import checked, is_dense, shown
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+GLOBAL_HOOKS = (
+    *(getattr(modules, f"_global{name}") for name in HOOKS),
+    optim._global_optimizer_pre_hooks,
+    optim._global_optimizer_post_hooks,
+)
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # the names of Adam's state
 
 
@@ -25,6 +33,7 @@ class _Found(NamedTuple):
     Attributes:
         places: the dictionary and the key of whatever decides what a step has to do.
         things: what stood there.
+        groups: the optimizer's list of groups, and the one that was in it.
         hooks: dictionaries that are empty while nobody watches.
         held: the list of the optimizer's parameters, and a copy of it.
         stages: the layers as kernels see them.
@@ -35,6 +44,7 @@ class _Found(NamedTuple):
 
     places: list[tuple[dict, Any]]
     things: list[Any]
+    groups: tuple[list[dict], dict]
     hooks: list[dict]
     held: tuple[list[nn.Parameter], list[nn.Parameter]]
     stages: list[Stage]
@@ -53,7 +63,8 @@ class TrainingStep:
     ``.grad`` (overwritten by the next step) and the optimizer's state, equal to rounding.
 
     torch's own loop does the rest: the first step, in which the optimizer makes its state; steps whose gradients a
-    layer records; everything where somebody has hooks; labels that are no class; a loss that is not finite.
+    layer records; everything where somebody has hooks; labels that are no class; a loss that is not finite. Only what
+    lies within torch's graph is not looked for: hooks of ``AccumulateGrad`` nodes and of saved tensors.
 
     Args:
         model: maps inputs to logits ``[B, classes]``.
@@ -70,10 +81,23 @@ class TrainingStep:
                 f"optimizer={type(optimizer).__name__} holds no parameter of model={type(model).__name__}; "
                 "build it from this model's parameters, after sparsify and fuse, which return copies"
             )
-        self.model, self.optimizer = model, optimizer
-        self._chain = chain_of(model)
+        self._model, self._optimizer = model, optimizer
         self._found: _Found | None = None
         self._trainer: Any = None  # made when the kernels are first needed
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
+        return self._model
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """What trains it."""
+        return self._optimizer
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs; it looks for itself."""
+        return vars(self) | {"_found": None, "_trainer": None}
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float, int]:
         """Take one step with inputs ``x`` of the classes ``y``, int64 ``[B]``.
@@ -104,7 +128,7 @@ class TrainingStep:
     def _at_once(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float, int] | None:
         """Return the same after one compiled call; None, and nothing has happened, if it takes torch's loop."""
         settings = _adam_settings(self.optimizer)
-        if not self._chain or settings is None or not _is_plain(x, y):
+        if settings is None or not _is_plain(x, y):
             return None
         if self._found is None or not _still_stands(self._found):
             self._found = self._find()
@@ -119,13 +143,19 @@ class TrainingStep:
                     parameter.grad = gradient
             changed = [parameter for parameter in found.parameters if parameter is not None]
             torch.autograd.graph.increment_version(changed)  # graphs that saved a weight notice
+            self.optimizer._opt_called = True  # schedulers see that the optimizer goes first
         return done
 
     def _find(self) -> _Found | None:
         """Look for all that a compiled step needs; None where something is unusual."""
-        layers = [self.model.get_submodule(name) for name in self._chain]
+        chain = chain_of(self.model)
+        layers = [self.model.get_submodule(name) for name in chain]
         (group,), state = self.optimizer.param_groups, self.optimizer.state
-        if not all(isinstance(layer, SparseLayer) and not layer.record_gradient for layer in layers):
+        if (
+            not chain
+            or "forward" in vars(self.model)
+            or not all(isinstance(layer, SparseLayer) and not layer.record_gradient for layer in layers)
+        ):
             return None
         parameters = [parameter for layer in layers for parameter in (layer.values, layer.bias)]
         trained = [parameter for parameter in parameters if parameter is not None]
@@ -133,7 +163,9 @@ class TrainingStep:
         if not isinstance(layers[-1], SparseLinear) or len(own) < len(trained) or not all(map(state.get, trained)):
             return None
         places = [(vars(self.optimizer), name) for name in ("state", "param_groups")] + [(group, "params")]
-        for name in self._chain:
+        places += [(vars(self.model), "forward"), (vars(type(self.model)), "forward")]
+        places += [(vars(module), name) for module in (self.model, *layers) for name in HOOKS]
+        for name in chain:
             steps = name.split(".")
             parents = (self.model.get_submodule(".".join(steps[:n])) for n in range(len(steps)))
             places += [(parent._modules, step) for parent, step in zip(parents, steps, strict=True)]
@@ -145,7 +177,8 @@ class TrainingStep:
         found = _Found(
             places,
             [place.get(key) for place, key in places],
-            [hooks for module in (self.model, *layers) for hooks in hooks_of(module)],
+            (self.optimizer.param_groups, group),
+            [*GLOBAL_HOOKS, *(vars(module)[name] for module in (self.model, *layers) for name in HOOKS)],
             (group["params"], list(group["params"])),
             stages_of(layers),
             parameters,
@@ -159,6 +192,7 @@ def _still_stands(found: _Found) -> bool:
     """Whether everything is where it was found, and nobody watches."""
     things, (held, before) = [place.get(key) for place, key in found.places], found.held
     same = all(map(operator.is_, things, found.things)) and len(held) == len(before)
+    same = same and found.groups[0][0] is found.groups[1]
     if not same or not all(map(operator.is_, held, before)) or any(found.hooks):
         return False
     return all(
@@ -180,6 +214,8 @@ def _adam_settings(optimizer: torch.optim.Optimizer) -> tuple[float, float, floa
         return None
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         return None
+    if not getattr(vars(optimizer).get("step"), "_wrapped_by_lr_sched", "step" not in vars(optimizer)):
+        return None  # somebody's own step
     group = optimizer.param_groups[0]
     numbers, decay = (group["lr"], *group["betas"], group["eps"]), group["weight_decay"]
     if group["amsgrad"] or group["maximize"] or group["capturable"] or group["differentiable"]:

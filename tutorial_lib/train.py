@@ -178,9 +178,6 @@ def fit(
     if isinstance(sparsity, Recipe):
         sparsity = sparsity.attach(model, opt, steps_per_epoch=steps_per_epoch, total_steps=total_steps, seed=seed)
     scheduler = _make_schedule(schedule, opt, lr, total_steps)
-    if scheduler is not None:  # which warns unless the optimizer goes first; a step without gradients does nothing
-        opt.zero_grad()
-        opt.step()
     step = TrainingStep(model, opt)
     order = torch.Generator().manual_seed(seed)
     history, at = History(), _Progress()

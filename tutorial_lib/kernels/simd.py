@@ -5,7 +5,7 @@ registers, and LLVM splits it into whatever the CPU has. A vector of 64 floats i
 belongs to the type, so code that is handed a vector works for every width; ``zeros(64)`` makes the first one.
 
 Tensors arrive as addresses (``tensor.data_ptr()`` costs a tenth of a NumPy view) and become pointers here. Nothing is
-checked: whatever reaches these words was validated in ``index.py``, ``program.py`` and ``cpu.py``.
+checked: whatever reaches these words was validated in ``index.py``, ``program.py``, ``door.py`` and ``training.py``.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ class _Ready(NamedTuple):
         programs: of the two passes.
         weights: what is updated.
         tensors: the same in one list.
-        places: the number of threads, and of each tensor the address and size.
+        places: the number of threads, and of each tensor the address, size and kind.
         bases: where the parts of a pass begin (``program.py``).
         gradients: of each parameter.
         outcome: what compiled code says of each span's loss (``loss.py``).
@@ -37,7 +37,7 @@ class _Ready(NamedTuple):
     programs: tuple[Program, Program]
     weights: Sequence[Trained | None]
     tensors: list[torch.Tensor]
-    places: list[int]
+    places: list[Any]
     bases: np.ndarray
     gradients: Sequence[torch.Tensor]
     outcome: np.ndarray
@@ -112,8 +112,8 @@ def _is_still_there(ready: _Ready, there: Program, back: Program, weights: Seque
     return same and ready.places == _places(ready.tensors)
 
 
-def _places(tensors: list[torch.Tensor]) -> list[int]:
-    return [use_threads(), *[tensor.data_ptr() for tensor in tensors], *[tensor.numel() for tensor in tensors]]
+def _places(tensors: list[torch.Tensor]) -> list[Any]:
+    return [use_threads()] + [(t.data_ptr(), t.numel(), t.dtype, t.is_contiguous(), t.is_neg()) for t in tensors]
 
 
 def _prepared(x: torch.Tensor, there: Program, back: Program, weights: Sequence[Trained | None]) -> _Ready | None:

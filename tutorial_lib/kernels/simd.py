@@ -167,7 +167,7 @@ def root(context: Any, x: Any) -> Any:
 
 @intrinsic
 def flushed(context: Any, x: Any) -> Any:
-    """``flushed(x)``: ``x``, but zero where it is so small that a CPU takes a hundred times as long for it."""
+    """``flushed(x)``: ``x``, but zero where it is too small for full speed: some CPUs take far longer for it."""
 
     def emit(b: Any, v: list) -> Any:
         smallest = ir.Constant(v[0].type, [2.0**-126] * x.lanes)

@@ -1,10 +1,13 @@
 """The measuring tools run from beginning to end; how fast things are is their business, not a test's."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from tools import referee
+import pytest
+
+from tools import lab, referee
 from tutorial_lib import load_result
 
 ROOT = Path(__file__).parent.parent
@@ -37,3 +40,12 @@ def test_a_study_is_complete_only_with_every_run_of_its_plan():
         for lost in (0, len(runs[race]["seed"]) - 1):
             without = {name: column[:lost] + column[lost + 1 :] for name, column in runs[race].items()}
             assert not referee.is_complete(runs | {race: without})
+
+
+@pytest.mark.parametrize("handler, status", [("SIG_DFL", -signal.SIGTERM), ("SIG_IGN", -signal.SIGKILL)])
+def test_a_server_that_hangs_while_closing_is_ended(handler, status):
+    program = f"import signal, time; signal.signal(signal.SIGTERM, signal.{handler}); print(flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    with process.stdout as said:
+        said.readline()
+        assert lab.ended(process, seconds=0.5 if handler == "SIG_IGN" else 30) == status

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 NOTEBOOKS = ROOT / "notebooks"
 START_SECONDS = 60
+STOP_SECONDS = 30
 # Of README's pictures: the notebook, and the text of the cell whose output is to be seen.
 PICTURES = {"lab_player": ("04_mask_visualization", "topology_player("), "lab_race": ("01_paradox", "axis.plot(")}
 
@@ -111,8 +112,17 @@ def jupyter_lab(home: Path) -> Iterator[Lab]:
         _wait_for(server, f"{address}/api/status?token={token}", log)
         yield Lab(address, token, folder)
     finally:
-        server.terminate()
-        server.wait(30)
+        ended(server, STOP_SECONDS)
+
+
+def ended(process: subprocess.Popen, seconds: float) -> int:
+    """Ask a process to end; end it by force where it hangs while closing. Return its exit status."""
+    process.terminate()
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 def _wait_for(server: subprocess.Popen, url: str, log: Path) -> None:

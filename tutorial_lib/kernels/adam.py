@@ -24,29 +24,44 @@ def count_step(weights, settings, factors):
 
 
 @compiled
-def _step(weight, gradients, k, settings, factor, like):
-    values, means, squares = floats(weight.values), floats(weight.means), floats(weight.squares)
-    _, beta1, beta2, eps, shrink = settings
+def _find_step(weight, gradients, steps, k, settings, factor, like):
+    means, squares = floats(weight.means), floats(weight.squares)
+    _, beta1, beta2, eps, _ = settings
     zero, one = splat(np.float32(0), like), splat(np.float32(1), like)
     gradient, mean, square = load(gradients, k, like), load(means, k, like), load(squares, k, like)
     mean = fma(np.float32(1 - beta1), fma(np.float32(-1), mean, gradient), mean)
     square = fma(np.float32(beta2), square, fma(gradient, fma(np.float32(1 - beta2), gradient, zero), zero))
-    below = fma(np.float32(factor[1]), root(square), fma(np.float32(eps), one, zero))
-    value = fma(np.float32(shrink), load(values, k, like), zero)
+    store(steps, k, quotient(mean, fma(np.float32(factor[1]), root(square), fma(np.float32(eps), one, zero))))
     # The mean of a weight whose gradient has become zero shrinks for ever, and would end among the slowest numbers.
-    mean, square = flushed(mean), flushed(square)
-    store(values, k, fma(np.float32(-factor[0]), quotient(mean, below), value))
-    store(means, k, mean)
-    store(squares, k, square)
+    store(means, k, flushed(mean))
+    store(squares, k, flushed(square))
 
 
 @compiled
-def adam(weight, gradients, first, last, settings, factor):
-    """Take the step of numbers ``first`` to ``last`` of one tensor, with these gradients (Kingma & Ba, 2015)."""
-    k, gradients = first, floats(gradients)
+def _take_step(weight, steps, k, settings, factor, like):
+    values, shrink = floats(weight.values), np.float32(settings[4])
+    shrunk = fma(shrink, load(values, k, like), splat(np.float32(0), like))
+    store(values, k, fma(np.float32(-factor[0]), load(steps, k, like), shrunk))
+
+
+@compiled
+def adam(weight, gradients, steps, first, last, settings, factor):
+    """Take the step of numbers ``first`` to ``last`` of one tensor, with these gradients (Kingma & Ba, 2015).
+
+    The values wait for a loop of their own. All threads have read them: to write one, a core takes its cache line back
+    from the others, and it asks for many at a time only if no other stores stand in between.
+    """
+    gradients, steps, k = floats(gradients), floats(steps), first
     while k + 16 <= last:
-        _step(weight, gradients, k, settings, factor, zeros(16))
+        _find_step(weight, gradients, steps, k, settings, factor, zeros(16))
         k += 16
     while k < last:
-        _step(weight, gradients, k, settings, factor, zeros(1))
+        _find_step(weight, gradients, steps, k, settings, factor, zeros(1))
+        k += 1
+    k = first
+    while k + 16 <= last:
+        _take_step(weight, steps, k, settings, factor, zeros(16))
+        k += 16
+    while k < last:
+        _take_step(weight, steps, k, settings, factor, zeros(1))
         k += 1

@@ -14,7 +14,7 @@ from .adam import adam, count_step
 from .conv import conv_backward, conv_backward_alone, conv_forward, conv_forward_alone
 from .linear import linear_backward, linear_backward_alone, linear_forward, linear_forward_alone
 from .loss import cross_entropy
-from .program import GRAD, GRAD_ROW, GRADIENTS, PARTIAL, Y_ROW, Y
+from .program import GRAD, GRAD_ROW, GRADIENTS, PARTIAL, STEPS, Y_ROW, Y
 from .records import LINEAR
 from .simd import add, compiled, floats, load, parallel, store, zeros
 
@@ -110,10 +110,16 @@ def _add_up(spans, size, partial, result, first, last):
         k += 1
 
 
+@compiled
+def _border(size, piece):
+    """Where a piece of so many numbers begins: at a whole vector."""
+    return size * piece // PIECES // 16 * 16 if piece < PIECES else size
+
+
 @parallel
 def _add_up_all(spans, size, partial, result):
     for piece in prange(PIECES):
-        _add_up(spans, size, partial, result, size * piece // PIECES, size * (piece + 1) // PIECES)
+        _add_up(spans, size, partial, result, _border(size, piece), _border(size, piece + 1))
 
 
 @compiled
@@ -151,13 +157,15 @@ def _step_spans(calls, numbers, link, cut, plans, b_calls, b_numbers, b_link, b_
 
 @compiled
 def _update(spans, size, addresses, weights, settings, factors, piece):
-    """Add up a piece of the gradients of each tensor, and update the weights."""
-    partial, result = addresses[PARTIAL], addresses[GRADIENTS]
+    """Add up a piece of all gradients, and update the weights that they belong to."""
+    first, last = _border(size, piece), _border(size, piece + 1)
+    gradients, steps = addresses[GRADIENTS], addresses[STEPS]
+    if spans > 1:
+        _add_up(spans, size, addresses[PARTIAL], gradients, first, last)
     for i in range(len(weights)):
-        first, last = weights[i].length * piece // PIECES, weights[i].length * (piece + 1) // PIECES
-        if spans > 1:
-            _add_up(spans, size, partial, result, weights[i].start + first, weights[i].start + last)
-        adam(weights[i], result + 4 * weights[i].start, first, last, settings, factors[i])
+        start, length = weights[i].start, weights[i].length
+        here, end = max(first - start, 0), min(last - start, length)
+        adam(weights[i], gradients + 4 * start, steps + 4 * start, here, end, settings, factors[i])
 
 
 @parallel

@@ -27,12 +27,16 @@ from .stage import Stage, Trace
 
 SMALL = 2**20  # up to so many weights a chain is cut into spans, and a linear layer goes backward by input alone
 SPAN = 32  # samples that one thread takes through a whole chain
+APART = (
+    2**18
+)  # bytes between what two threads write: a CPU reads ahead, by whole channels, and what it has read is shared
 KEPT = 16  # programs per index: topologies of the layers behind it and shapes of inputs come and go
 
 # Bases: where the parts of a pass begin, and the floats from pixel to pixel in the caller's tensors (…_ROW). Values and
 # bias of stage i are number PARAMETERS + 2i and PARAMETERS + 2i + 1.
-NOWHERE, X, X_ROW, Y, Y_ROW, ARENA, GRAD, GRAD_ROW, DX, DX_ROW, ROOM, SCRATCH, SHARED, PARTIAL, GRADIENTS = range(15)
-PARAMETERS = 15
+NOWHERE, X, X_ROW, Y, Y_ROW, ARENA, GRAD, GRAD_ROW = range(8)
+DX, DX_ROW, ROOM, SCRATCH, SHARED, PARTIAL, GRADIENTS, STEPS = range(8, 16)
+PARAMETERS = 16
 Address = tuple[int, int]  # a base and the bytes from it
 
 
@@ -197,14 +201,15 @@ def _forward_program(
         source = {} if i > 0 or as_it_is else _source(X, X_ROW, given, innermost)
         layers.append(layer)
         calls.append(Call(**_common(i, stage, layer), **source))
-    by_span = {X: _step(span, given, innermost), Y: 4 * span, ARENA: memory.size if remember else 0}
-    by_thread = {ARENA: 0 if remember else memory.size}
+    size_apart = memory.size + APART
+    by_span = {X: _step(span, given, innermost), Y: 4 * span, ARENA: size_apart if remember else 0}
+    by_thread = {ARENA: 0 if remember else size_apart}
     return Program(
         layers,
         span,
         -(-batch // span) if several else 1,
         **_linked(calls, [layer.plan for layer in layers], by_span, by_thread),
-        bytes=memory.size,
+        bytes=size_apart,
         kept=remember or not several,
     )
 
@@ -262,17 +267,17 @@ def _backward_program(
             scratch = max(scratch, 4 * (NATIVE * (plan.nnz + plan.outputs) + images))
         layers.insert(0, layer)
         form, at = layer.x, dx
-    scratch = -(-scratch // 64) * 64  # each thread's begins on a cache line
+    scratch, room = -(-scratch // 64) * 64 + APART, memory.size + APART
     calls = [call._replace(scratch_bytes=scratch) for call in calls]
     by_span = {Y: 4 * span, ARENA: forward.bytes, DX: 4 * span, GRAD: _step(span, result.y.size, innermost)}
-    by_span |= {PARTIAL: starts[-1], ROOM: memory.size if trace else 0}
-    by_thread = {ROOM: 0 if trace else memory.size, SCRATCH: scratch if several else 0}
+    by_span |= {PARTIAL: starts[-1], ROOM: room if trace else 0}
+    by_thread = {ROOM: 0 if trace else room, SCRATCH: scratch if several else 0}
     return Program(
         layers,
         span,
         forward.spans,
         **_linked(calls, [layer.plan for layer in reversed(layers)], by_span, by_thread),
-        bytes=memory.size,
+        bytes=room,
         kept=trace or not several,
         scratch=scratch,
         shared=shared.size,

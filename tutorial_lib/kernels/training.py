@@ -14,7 +14,7 @@ from ..validate import shown
 from .door import borrow_room, list_bases, readable, records_of, use_threads
 from .memory import borrow, empty_batch_innermost
 from .passes import run_step
-from .program import GRAD, GRADIENTS, PARTIAL, X_ROW, Program, X, Y, backward_program, forward_program
+from .program import GRAD, GRADIENTS, PARTIAL, STEPS, X_ROW, Program, X, Y, backward_program, forward_program
 from .records import WEIGHTS
 from .stage import Stage, Trained
 
@@ -125,11 +125,12 @@ def _prepared(x: torch.Tensor, there: Program, back: Program, weights: Sequence[
     zeros = torch.zeros(max(sizes), dtype=torch.float32, device="cpu")  # for a bias that is not there
     y, grad = (empty_batch_innermost((batch, *there.y_size)) for _ in range(2))
     numbers = sum(sizes)
-    gradients = torch.empty(there.spans * numbers, dtype=torch.float32, device="cpu")
+    gradients, steps = (torch.empty(spans * numbers, dtype=torch.float32, device="cpu") for spans in (there.spans, 1))
     arena = borrow(there.pieces(use_threads()) * there.bytes)
     bases = list_bases([zeros if each is None else each[0] for each in weights], arena, {X: x, Y: y, GRAD: grad})
     room = borrow_room(back, bases)
     bases[PARTIAL] = bases[GRADIENTS] = gradients.data_ptr()  # those of all spans are added up in the first one's place
+    bases[STEPS] = steps.data_ptr()
     bases = np.array(bases)
     passes = *records_of(there, bases, batch), *records_of(back, bases, batch)
     arguments = *passes, numbers, records, np.empty((len(records), 2))
@@ -143,7 +144,7 @@ def _prepared(x: torch.Tensor, there: Program, back: Program, weights: Sequence[
         gradients=gradients[:numbers].split(sizes),
         outcome=np.empty((there.spans, 3)),
         arguments=arguments,
-        memory=(zeros, y, grad, arena, room),
+        memory=(zeros, y, grad, arena, room, steps),
     )
 
 

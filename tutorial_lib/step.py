@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -31,24 +32,24 @@ class _Found(NamedTuple):
     """What a compiled step works with. To look for it takes as long as a small layer; to compare it does not.
 
     Attributes:
-        places: the dictionary and the key of whatever decides what a step has to do.
+        places: how to look up, and by which key, whatever decides what a step has to do.
         things: what stood there.
         groups: the optimizer's list of groups, and the one that was in it.
-        hooks: dictionaries that are empty while nobody watches.
+        hooks: a module's dictionary, and the name of one in it that is empty while nobody watches.
         held: the list of the optimizer's parameters, and a copy of it.
         stages: the layers as kernels see them.
-        parameters: values and bias of each layer.
+        parameters: values and bias of each layer that are there.
         weights: each with Adam's state of it.
         dim: dimensions of an input.
     """
 
-    places: list[tuple[dict, Any]]
+    places: list[tuple[Callable[[Any], Any], Any]]
     things: list[Any]
     groups: tuple[list[dict], dict]
-    hooks: list[dict]
+    hooks: list[tuple[dict, str]]
     held: tuple[list[nn.Parameter], list[nn.Parameter]]
     stages: list[Stage]
-    parameters: list[nn.Parameter | None]
+    parameters: list[nn.Parameter]
     weights: list[Trained | None]
     dim: int
 
@@ -139,10 +140,8 @@ class TrainingStep:
         done = self._trainer.step(x, y, found.stages, found.weights, settings)
         if done is not None:
             for parameter, gradient in zip(found.parameters, self._trainer.gradients, strict=True):
-                if parameter is not None:
-                    parameter.grad = gradient
-            changed = [parameter for parameter in found.parameters if parameter is not None]
-            torch.autograd.graph.increment_version(changed)  # graphs that saved a weight notice
+                parameter.grad = gradient
+            torch.autograd.graph.increment_version(found.parameters)  # graphs that saved a weight notice
             self.optimizer._opt_called = True  # schedulers see that the optimizer goes first
         return done
 
@@ -164,7 +163,6 @@ class TrainingStep:
             return None
         places = [(vars(self.optimizer), name) for name in ("state", "param_groups")] + [(group, "params")]
         places += [(vars(self.model), "forward"), (vars(type(self.model)), "forward")]
-        places += [(vars(module), name) for module in (self.model, *layers) for name in HOOKS]
         for name in chain:
             steps = name.split(".")
             parents = (self.model.get_submodule(".".join(steps[:n])) for n in range(len(steps)))
@@ -175,13 +173,13 @@ class TrainingStep:
         for parameter in trained:
             places += [(state, parameter), *((state[parameter], name) for name in MOMENTS)]
         found = _Found(
-            places,
+            [(place.get, key) for place, key in places],
             [place.get(key) for place, key in places],
             (self.optimizer.param_groups, group),
-            [*GLOBAL_HOOKS, *(vars(module)[name] for module in (self.model, *layers) for name in HOOKS)],
+            [(vars(module), name) for module in (self.model, *layers) for name in HOOKS],
             (group["params"], list(group["params"])),
             stages_of(layers),
-            parameters,
+            trained,
             [None if each is None else (each, *(state[each][name] for name in MOMENTS)) for each in parameters],
             2 if isinstance(layers[0], SparseLinear) else 4,
         )
@@ -190,16 +188,14 @@ class TrainingStep:
 
 def _still_stands(found: _Found) -> bool:
     """Whether everything is where it was found, and nobody watches."""
-    things, (held, before) = [place.get(key) for place, key in found.places], found.held
+    things, (held, before) = [look_up(key) for look_up, key in found.places], found.held
     same = all(map(operator.is_, things, found.things)) and len(held) == len(before)
     same = same and found.groups[0][0] is found.groups[1]
-    if not same or not all(map(operator.is_, held, before)) or any(found.hooks):
+    if not same or not all(map(operator.is_, held, before)):
         return False
-    return all(
-        parameter.requires_grad and not parameter._backward_hooks and not parameter._post_accumulate_grad_hooks
-        for parameter in found.parameters
-        if parameter is not None
-    )
+    watched = any(GLOBAL_HOOKS) or any([module[name] for module, name in found.hooks])
+    watched = watched or any([p._backward_hooks or p._post_accumulate_grad_hooks for p in found.parameters])
+    return not watched and all([p.requires_grad for p in found.parameters])
 
 
 def _is_plain(x: torch.Tensor, y: torch.Tensor) -> bool:

@@ -2,9 +2,9 @@
 
 The input lies with its zero padding written out (``records.py``), so that a weight (o, c, dy, dx) is one fixed offset
 from where a window starts. The register tile is two windows of 2×2 output pixels, side by side: what two steps of
-pooling need. The forward pass goes by output. The backward pass goes by input, with eight of its pixels as the tile:
-one load of the output's gradient then serves the gradient of a weight and that of the input. For the weights alone,
-where a network begins, it goes by output too.
+pooling need. The forward pass goes by output. The backward pass goes by input, with seven or eight of its pixels as the
+tile: one load of the output's gradient then serves the gradient of a weight and that of the input. For the weights
+alone, where a network begins, it goes by output too.
 """
 # Compiled functions have no type hints: numba infers them. Names stand for the same thing everywhere: x, y, g, dx are
 # activations and gradients, x_row … the floats from one of their pixels to the next, b the first lane of the batch.
@@ -29,6 +29,7 @@ from .simd import (
     maximum,
     octets,
     parallel,
+    products,
     splat,
     store,
     store_winner,
@@ -38,6 +39,8 @@ from .simd import (
     where_winner,
     zeros,
 )
+
+FOUR, TWO = 4 * NATIVE, 2 * NATIVE  # lanes of so many registers
 
 
 @compiled
@@ -279,7 +282,7 @@ def _gradient_of_window(call, plan, o, i, j, b):
 
 @compiled
 def _add_to_bias(sums, at, gradient):
-    store(sums, at * NATIVE, add(gradient, load(sums, at * NATIVE, gradient)))
+    store(sums, at * 16, add(gradient, load(sums, at * 16, gradient)))
 
 
 @compiled
@@ -298,11 +301,11 @@ def _spread_window(call, plan, i, j, b, sums):
         at_g, winner = at_g + step_g, winner + step_winner
         _add_to_bias(sums, nnz + o, over_window)
         for k in range(indptr[o], indptr[o + 1]):
-            at, products = start + offsets[k], load(sums, k * NATIVE, zero)
+            at, so_far = start + offsets[k], load(sums, k * 16, zero)
             below = at + down
-            products = fma(load(x, at, zero), g00, fma(load(x, at + right, zero), g01, products))
-            products = fma(load(x, below, zero), g10, fma(load(x, below + right, zero), g11, products))
-            store(sums, k * NATIVE, products)
+            so_far = fma(load(x, at, zero), g00, fma(load(x, at + right, zero), g01, so_far))
+            so_far = fma(load(x, below, zero), g10, fma(load(x, below + right, zero), g11, so_far))
+            store(sums, k * 16, so_far)
 
 
 @compiled
@@ -323,13 +326,13 @@ def _spread_two_windows(call, plan, i, j, b, sums):
         at_g, winner = at_g + step_g, winner + step_winner
         _add_to_bias(sums, nnz + o, add(over_first, over_second))
         for k in range(indptr[o], indptr[o + 1]):
-            at, products = start + offsets[k], load(sums, k * NATIVE, zero)
+            at, so_far = start + offsets[k], load(sums, k * 16, zero)
             below = at + down
-            products = fma(load(x, at, zero), g00, fma(load(x, at + right, zero), g01, products))
-            products = fma(load(x, at + 2 * right, zero), g02, fma(load(x, at + 3 * right, zero), g03, products))
-            products = fma(load(x, below, zero), g10, fma(load(x, below + right, zero), g11, products))
-            products = fma(load(x, below + 2 * right, zero), g12, fma(load(x, below + 3 * right, zero), g13, products))
-            store(sums, k * NATIVE, products)
+            so_far = fma(load(x, at, zero), g00, fma(load(x, at + right, zero), g01, so_far))
+            so_far = fma(load(x, at + 2 * right, zero), g02, fma(load(x, at + 3 * right, zero), g03, so_far))
+            so_far = fma(load(x, below, zero), g10, fma(load(x, below + right, zero), g11, so_far))
+            so_far = fma(load(x, below + 2 * right, zero), g12, fma(load(x, below + 3 * right, zero), g13, so_far))
+            store(sums, k * 16, so_far)
 
 
 @compiled
@@ -367,80 +370,87 @@ def _lay_out_gradient(call, plan, b, sums, images):
                 store(images, (at + down) * 16 + b % 16, g10)
                 store(images, (at + down + right) * 16 + b % 16, g11)
                 over_image = add(over_image, over_window)
-        store(sums, (plan.nnz + o) * NATIVE, over_image)
+        store(sums, (plan.nnz + o) * 16, over_image)
 
 
 @compiled
-def _gather_pixels(call, plan, c, p, b, sums, images):
-    """Eight pixels of an input channel, in whatever rows: their gradient, and what they add to those of weights."""
-    zero, values, indptr, by_input = zeros(NATIVE), floats(call.values), longs(plan.t_indptr), longs(plan.by_input)
-    start, here = p * 16 + b % 16, c * plan.plane * 16 + p * 16 + b // 16 * call.x_group + b % 16
-    x, dx = floats(call.x), floats(call.dx)
-    x0, x1, x2, x3 = load(x, here, zero), load(x, here + 16, zero), load(x, here + 32, zero), load(x, here + 48, zero)
-    at = here + 64
-    x4, x5, x6, x7 = load(x, at, zero), load(x, at + 16, zero), load(x, at + 32, zero), load(x, at + 48, zero)
-    d0 = d1 = d2 = d3 = d4 = d5 = d6 = d7 = zero
+def _gather_pixels(call, plan, c, p, b, sums, images, rest):
+    """A tile of pixels of an input channel: their gradient, and what they add to those of weights.
+
+    Pixels lie side by side: those of a tile are three vectors, of four and two registers and as wide as ``rest``.
+    """
+    values, indptr, by_input, one = floats(call.values), longs(plan.t_indptr), longs(plan.by_input), zeros(16)
+    start, here = p * 16, (c * plan.plane + p) * 16 + b // 16 * call.x_group
+    x, dx, d0, d1, d2 = floats(call.x), floats(call.dx), zeros(FOUR), zeros(TWO), rest
+    x0, x1, x2 = load(x, here, d0), load(x, here + FOUR, d1), load(x, here + FOUR + TWO, d2)
     for n in range(indptr[c], indptr[c + 1]):
         k, at = by_input[2 * n], start + by_input[2 * n + 1]
-        weight, products = values[k], load(sums, k * NATIVE, zero)
-        g0, g1 = load(images, at, zero), load(images, at + 16, zero)
-        g2, g3 = load(images, at + 32, zero), load(images, at + 48, zero)
-        g4, g5 = load(images, at + 64, zero), load(images, at + 80, zero)
-        g6, g7 = load(images, at + 96, zero), load(images, at + 112, zero)
-        d0, d1, d2, d3 = fma(weight, g0, d0), fma(weight, g1, d1), fma(weight, g2, d2), fma(weight, g3, d3)
-        d4, d5, d6, d7 = fma(weight, g4, d4), fma(weight, g5, d5), fma(weight, g6, d6), fma(weight, g7, d7)
-        products = fma(x0, g0, fma(x1, g1, fma(x2, g2, fma(x3, g3, products))))
-        store(sums, k * NATIVE, fma(x4, g4, fma(x5, g5, fma(x6, g6, fma(x7, g7, products)))))
+        g0, g1, g2 = load(images, at, d0), load(images, at + FOUR, d1), load(images, at + FOUR + TWO, d2)
+        weight, before = values[k], load(sums, k * 16, one)
+        d0, d1, d2 = fma(weight, g0, d0), fma(weight, g1, d1), fma(weight, g2, d2)
+        ends = add(products(x1, g1, one), products(x2, g2, one))
+        store(sums, k * 16, add(add(before, products(x0, g0, one)), ends))
     store(dx, here, d0)
-    store(dx, here + 16, d1)
-    store(dx, here + 32, d2)
-    store(dx, here + 48, d3)
-    store(dx, here + 64, d4)
-    store(dx, here + 80, d5)
-    store(dx, here + 96, d6)
-    store(dx, here + 112, d7)
+    store(dx, here + FOUR, d1)
+    store(dx, here + FOUR + TWO, d2)
+
+
+@compiled
+def _gather_rows(call, plan, b, sums, images, pixels, rest):
+    """By input: the gradients of weights and input, in tiles of so many pixels.
+
+    Rows of whole tiles are taken one by one; others as one long row, with the padding in between.
+    """
+    whole, across = plan.width % pixels == 0, (plan.height - 1) * plan.columns + plan.width
+    for i in range(plan.height if whole else 1):
+        first = (plan.pad_y + i) * plan.columns + plan.pad_x
+        for p in range(first, first + (plan.width if whole else across), pixels):
+            for c in range(plan.inputs):
+                _gather_pixels(call, plan, c, p, b, sums, images, rest)
 
 
 @compiled
 def _gather_images(call, plan, b, sums, images):
-    """By input: the gradients of weights and input, from the first pixel within the padding to the last."""
-    first = plan.pad_y * plan.columns + plan.pad_x
-    for p in range(first, first + (plan.height - 1) * plan.columns + plan.width, 8):
-        for c in range(plan.inputs):
-            _gather_pixels(call, plan, c, p, b, sums, images)
+    """The same in tiles that fill the registers and, if they can, rows: images are often 7, 14, 28 … pixels wide."""
+    if NATIVE == 16 and plan.width % 7 == 0 and plan.width % 8 != 0:
+        _gather_rows(call, plan, b, sums, images, 7, zeros(NATIVE))
+    else:
+        _gather_rows(call, plan, b, sums, images, NATIVE // 2, zeros(TWO))
 
 
 @compiled
 def _total_sums(call, b, sums, first, last, gradients, more):
     """What all lanes add up to; whatever (NaN included) stands beyond the batch is left out."""
     for k in range(first, last):
-        number = total(first_lanes(call.batch - b, load(sums, k * NATIVE, zeros(NATIVE))))
+        number = total(first_lanes(call.batch - b, load(sums, k * 16, zeros(16))))
         gradients[k - first] = gradients[k - first] + number if more else number
 
 
 @compiled
 def _backward_part(call, plan, b, scratch, dvalues, dbias, more):
-    """These lanes' share of all gradients: written, or added to what is there."""
+    """The share of 16 lanes in all gradients: written, or added to what is there."""
     sums, count = floats(scratch), plan.nnz + plan.outputs
+    images = floats(scratch + 4 * 16 * (count + plan.lead))
     for k in range(count):
-        store(sums, k * NATIVE, zeros(NATIVE))
+        store(sums, k * 16, zeros(16))
+    for lane in range(0, 16, NATIVE):
+        if call.dx:
+            _lay_out_gradient(call, plan, b + lane, floats(scratch + 4 * lane), images)
+        else:
+            _spread_windows(call, plan, b + lane, floats(scratch + 4 * lane))
     if call.dx:
-        images = floats(scratch + 4 * (count * NATIVE + plan.lead * 16))
-        _lay_out_gradient(call, plan, b, sums, images)
         _gather_images(call, plan, b, sums, images)
-    else:
-        _spread_windows(call, plan, b, sums)
     _total_sums(call, b, sums, 0, plan.nnz, floats(dvalues), more)
     _total_sums(call, b, sums, plan.nnz, count, floats(dbias), more)
 
 
 @parallel
 def _parts_by_all(calls, plans, i):
-    for part in prange(calls[i].lanes // NATIVE):
+    for part in prange(calls[i].lanes // 16):
         call, plan = calls[i], plans[i]
         piece = call.pieces + 4 * part * (plan.nnz + plan.outputs)
         scratch = call.scratch + get_thread_id() * call.scratch_bytes
-        _backward_part(call, plan, part * NATIVE, scratch, piece, piece + 4 * plan.nnz, False)
+        _backward_part(call, plan, part * 16, scratch, piece, piece + 4 * plan.nnz, False)
 
 
 @compiled
@@ -448,7 +458,7 @@ def _add_pieces(call, plan, first, last, gradients):
     pieces, size = floats(call.pieces), plan.nnz + plan.outputs
     for k in range(first, last):
         number = np.float32(0)
-        for part in range(call.lanes // NATIVE):
+        for part in range(call.lanes // 16):
             number += pieces[part * size + k]
         gradients[k - first] = number
 
@@ -482,7 +492,7 @@ def conv_backward_alone(call, plan):
     """Do the backward pass of a convolution with the thread that calls."""
     if call.source:
         _take_in_gradient(call, plan)
-    for b in range(0, call.lanes, NATIVE):
+    for b in range(0, call.lanes, 16):
         _backward_part(call, plan, b, call.scratch, call.dvalues, call.dbias, b > 0)
     if call.result:
         hand_out(call, plan, 0, plan.inputs)

@@ -22,7 +22,6 @@ from ..errors import InvalidArgumentError
 from .index import ConvIndex, LinearIndex
 from .memory import LANES, row_floats, row_lanes
 from .records import CONV, LINEAR, PLAN, Call, Plan
-from .simd import NATIVE
 from .stage import Stage, Trace
 
 SMALL = 2**20  # up to so many weights a chain is cut into spans, and a linear layer goes backward by input alone
@@ -257,14 +256,14 @@ def _backward_program(
                 relu_before=masks and stages[i - 1].relu,
                 pieces=0
                 if layer.linear or several
-                else (SHARED, shared.take(4 * span // NATIVE * (plan.nnz + plan.outputs))),
+                else (SHARED, shared.take(4 * span // LANES * (plan.nnz + plan.outputs))),
             )
         )
         if by_input:  # gradients of the weights of a piece of the inputs, before each is put in its place
             scratch = max(scratch, 4 * np.diff(stage.index.t_indptr[stage.index.col_chunks]).max(initial=0).item())
         if not layer.linear:  # sums over lanes, and images of the gradient
             images = LANES * (plan.lead + plan.outputs * plan.plane) if want else 0
-            scratch = max(scratch, 4 * (NATIVE * (plan.nnz + plan.outputs) + images))
+            scratch = max(scratch, 4 * (LANES * (plan.nnz + plan.outputs) + images))
         layers.insert(0, layer)
         form, at = layer.x, dx
     scratch, room = -(-scratch // 64) * 64 + APART, memory.size + APART

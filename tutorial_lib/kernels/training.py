@@ -23,17 +23,21 @@ class _Ready(NamedTuple):
     """All that a step needs beside its batch.
 
     Attributes:
+        stages: the layers.
+        inputs: shape of the batch, and whether it is batch innermost.
         programs: of the two passes.
         weights: what is updated.
         tensors: the same in one list.
         places: the number of threads, and of each tensor the address, size and kind.
         bases: where the parts of a pass begin (``program.py``).
-        gradients: of each parameter.
+        gradients: of each parameter that is there.
         outcome: what compiled code says of each span's loss (``loss.py``).
         arguments: what else it takes.
         memory: where it works, kept alive.
     """
 
+    stages: Sequence[Stage]
+    inputs: tuple[torch.Size, bool]
     programs: tuple[Program, Program]
     weights: Sequence[Trained | None]
     tensors: list[torch.Tensor]
@@ -57,7 +61,7 @@ class Trainer:
 
     @property
     def gradients(self) -> Sequence[torch.Tensor]:
-        """Those of the last step, of values ``[nnz]`` and bias ``[out]`` of each stage in turn."""
+        """Those of the last step, of each of its weights that are there."""
         return self._ready.gradients if self._ready else []
 
     def step(
@@ -73,9 +77,9 @@ class Trainer:
         Args:
             x: float32 on the CPU, ``[B, in]`` or ``[B, C, H, W]``, at least one sample.
             labels: the classes, int64 ``[B]`` on the CPU.
-            stages: the layers, in order.
+            stages: the layers, in order. Another list where it holds others.
             weights: values ``[nnz]`` and bias ``[out]`` of each stage in turn, with Adam's moments of that shape and
-                the count of its steps; None for a bias that is not there. Another list where it holds others.
+                the count of its steps; None for a bias that is not there. Likewise.
             settings: learning rate, β₁, β₂, ε, and by what weights are multiplied first (1 but for AdamW).
 
         Returns:
@@ -87,37 +91,43 @@ class Trainer:
             InvalidArgumentError: the same of ``x``, or shapes do not fit.
         """
         x, innermost = readable(x)
-        batch = x.shape[0]
-        there = forward_program(stages, x, innermost, remember=True)
-        back = backward_program(stages, x, (innermost, True), need_input=False, trace=False)
-        if len(there.y_size) != 1 or batch == 0 or labels.shape != (batch,) or labels.dtype is not torch.int64:
+        batch, ready, inputs = x.shape[0], self._ready, (x.shape, innermost)
+        if ready is not None and ready.stages is stages and ready.inputs == inputs:
+            programs = ready.programs
+        else:
+            there = forward_program(stages, x, innermost, remember=True)
+            programs = there, backward_program(stages, x, (innermost, True), need_input=False, trace=False)
+        y_size = programs[0].y_size
+        if len(y_size) != 1 or batch == 0 or labels.shape != (batch,) or labels.dtype is not torch.int64:
             raise InvalidArgumentError(
-                f"labels={shown(labels)} for a result of shape {(batch, *there.y_size)}; "
+                f"labels={shown(labels)} for a result of shape {(batch, *y_size)}; "
                 "give int64 [B] of at least one sample, and layers that return [B, classes]."
             )
-        ready = self._ready
-        if ready is None or not _is_still_there(ready, there, back, weights):
-            self._ready = ready = _prepared(x, there, back, weights)
+        same = ready is not None and ready.programs is programs and ready.weights is weights
+        if not same or ready.places != _places(ready.tensors):
+            self._ready = ready = _prepared(x, stages, inputs, programs, weights)
         if ready is None:
             return None
         labels = labels.contiguous()
         ready.bases[X], ready.bases[X_ROW] = x.data_ptr(), x.stride(-1)
-        run_step(*ready.arguments, settings, labels.data_ptr(), *there.y_size, ready.outcome)
+        run_step(*ready.arguments, settings, labels.data_ptr(), *y_size, ready.outcome)
         loss, right, outside = ready.outcome.sum(0).tolist()
         return (loss / batch, int(right)) if math.isfinite(loss) and not outside else None
-
-
-def _is_still_there(ready: _Ready, there: Program, back: Program, weights: Sequence[Trained | None]) -> bool:
-    same = ready.weights is weights and ready.programs[0] is there and ready.programs[1] is back
-    return same and ready.places == _places(ready.tensors)
 
 
 def _places(tensors: list[torch.Tensor]) -> list[Any]:
     return [use_threads()] + [(t.data_ptr(), t.numel(), t.dtype, t.is_contiguous(), t.is_neg()) for t in tensors]
 
 
-def _prepared(x: torch.Tensor, there: Program, back: Program, weights: Sequence[Trained | None]) -> _Ready | None:
+def _prepared(
+    x: torch.Tensor,
+    stages: Sequence[Stage],
+    inputs: tuple[torch.Size, bool],
+    programs: tuple[Program, Program],
+    weights: Sequence[Trained | None],
+) -> _Ready | None:
     """Return what a step needs; None if something cannot be updated where it is."""
+    there, back = programs
     sizes, batch = back.gradient_sizes, x.shape[0]
     records = _records(weights, sizes)
     if records is None:
@@ -136,12 +146,14 @@ def _prepared(x: torch.Tensor, there: Program, back: Program, weights: Sequence[
     arguments = *passes, numbers, records, np.empty((len(records), 2))
     tensors = [tensor for each in weights if each is not None for tensor in each]
     return _Ready(
-        programs=(there, back),
+        stages=stages,
+        inputs=inputs,
+        programs=programs,
         weights=weights,
         tensors=tensors,
         places=_places(tensors),
         bases=bases,
-        gradients=gradients[:numbers].split(sizes),
+        gradients=[g for g, each in zip(gradients[:numbers].split(sizes), weights, strict=True) if each is not None],
         outcome=np.empty((there.spans, 3)),
         arguments=arguments,
         memory=(zeros, y, grad, arena, room, steps),

@@ -311,6 +311,20 @@ def test_programs_of_many_topologies_are_not_kept():
     assert len(first.programs) <= program.KEPT
 
 
+@pytest.mark.parametrize("remember", [False, True])
+def test_threads_work_far_from_one_another(remember):
+    shapes = (4, 1, 3, 3), (6, 4, 3, 3)
+    convs = [Stage(ConvIndex.build(pick(shape, 0.5), shape, padding=(1, 1)), relu=True, pool=True) for shape in shapes]
+    stages = [*convs, Stage(LinearIndex.build(pick((10, 6 * 49), 0.5), (10, 6 * 49)))]
+    x = torch.randn(64, 1, 28, 28)
+    there = program.forward_program(stages, x, False, remember)
+    back = program.backward_program(stages, x, (False, True), need_input=True, trace=False)
+    ours = [(there, program.ARENA), (back, program.ROOM), (back, program.SCRATCH)]
+    for passed, base in ours:
+        last = passed.offsets[passed.bases == base].max()  # where the last piece of a thread's memory begins
+        assert passed.spans == 2 and passed.by_span[base] + passed.by_thread[base] - last > program.APART
+
+
 def test_indices_come_back():
     flat = pick((70_000, 3), 0.01)
     index = LinearIndex.build(flat, (70_000, 3))

@@ -205,6 +205,11 @@ class Memory:
         self.size.of = (*of, (start, size))
         return start
 
+    def end(self, gap: int) -> Pieces:
+        size = Pieces(self.size + gap)
+        size.of = self.size.of
+        return size
+
 
 def _borrow(size: int) -> torch.Tensor:
     whole = torch.full((size,), 255, dtype=torch.uint8)  # as floats, NaN

@@ -147,6 +147,9 @@ def _dot_rows(call, first, last, b, zero, indptr, cols):
 @compiled
 def _dots_of(call, first, last, indptr, cols):
     b = 0
+    while call.lanes - b >= 64:
+        _dot_rows(call, first, last, b, zeros(64), indptr, cols)
+        b += 64
     while call.lanes - b >= 32:
         _dot_rows(call, first, last, b, zeros(32), indptr, cols)
         b += 32
@@ -234,6 +237,9 @@ def _columns_of(call, plan, first, last, rows, scratch):
     elif call.by_input:
         _add_columns(call, first, last, zeros(16), indptr, rows, perm, scratch)
     else:
+        while call.lanes - b >= 64:  # each pass looks for the values all over memory
+            _add_columns_only(call, first, last, b, zeros(64), indptr, rows, perm)
+            b += 64
         while call.lanes - b >= 32:
             _add_columns_only(call, first, last, b, zeros(32), indptr, rows, perm)
             b += 32

@@ -24,7 +24,7 @@ from .memory import LANES, row_floats, row_lanes
 from .records import CONV, LINEAR, PLAN, Call, Plan
 from .stage import Stage, Trace
 
-SMALL = 2**20  # up to so many weights a chain is cut into spans, and a linear layer goes backward by input alone
+SMALL = 2**18  # up to so many weights a chain is cut into spans, and a linear layer goes backward by input alone
 SPAN = 32  # samples that one thread takes through a whole chain
 APART = (
     2**18
@@ -200,15 +200,15 @@ def _forward_program(
         source = {} if i > 0 or as_it_is else _source(X, X_ROW, given, innermost)
         layers.append(layer)
         calls.append(Call(**_common(i, stage, layer), **source))
-    size_apart = memory.size + APART
-    by_span = {X: _step(span, given, innermost), Y: 4 * span, ARENA: size_apart if remember else 0}
-    by_thread = {ARENA: 0 if remember else size_apart}
+    arena = memory.end(APART if several else 0)
+    by_span = {X: _step(span, given, innermost), Y: 4 * span, ARENA: arena if remember else 0}
+    by_thread = {ARENA: 0 if remember else arena}
     return Program(
         layers,
         span,
         -(-batch // span) if several else 1,
         **_linked(calls, [layer.plan for layer in layers], by_span, by_thread),
-        bytes=size_apart,
+        bytes=arena,
         kept=remember or not several,
     )
 
@@ -266,7 +266,9 @@ def _backward_program(
             scratch = max(scratch, 4 * (LANES * (plan.nnz + plan.outputs) + images))
         layers.insert(0, layer)
         form, at = layer.x, dx
-    scratch, room = -(-scratch // 64) * 64 + APART, memory.size + APART
+    own = _Memory()
+    own.take(scratch)
+    scratch, room = own.end(APART if several else 0), memory.end(APART if several else 0)
     calls = [call._replace(scratch_bytes=scratch) for call in calls]
     by_span = {Y: 4 * span, ARENA: forward.bytes, DX: 4 * span, GRAD: _step(span, result.y.size, innermost)}
     by_span |= {PARTIAL: starts[-1], ROOM: room if trace else 0}
@@ -335,6 +337,10 @@ class _Memory:
         """Return the offset in bytes of a piece of ``size`` bytes."""
         start, self.size = self.size, -(-(self.size + size) // 64) * 64
         return start
+
+    def end(self, gap: int) -> int:
+        """Return the size of all pieces and of as many unused bytes behind them."""
+        return self.size + gap
 
 
 def _linked(

@@ -26,10 +26,10 @@ from .stage import Stage, Trace
 
 SMALL = 2**18  # up to so many weights a chain is cut into spans, and a linear layer goes backward by input alone
 SPAN = 32  # samples that one thread takes through a whole chain
-APART = (
-    2**18
-)  # bytes between what two threads write: a CPU reads ahead, by whole channels, and what it has read is shared
 KEPT = 16  # programs per index: topologies of the layers behind it and shapes of inputs come and go
+# Bytes between what two threads write. A CPU reads ahead, several channels of an image beyond the last: of what lies
+# there, two cores then hold copies, and each has to be taken back before its owner can write again.
+APART = 2**18
 
 # Bases: where the parts of a pass begin, and the floats from pixel to pixel in the caller's tensors (…_ROW). Values and
 # bias of stage i are number PARAMETERS + 2i and PARAMETERS + 2i + 1.

@@ -74,6 +74,7 @@ CONV = {
     "one pixel": ((1, 1, 1), [((1, 1, (1, 1)), {})]),
     "odd size, padding": ((2, 5, 7), [((2, 3, (3, 3)), {"padding": (1, 1), "relu": True})]),
     "stride 2": ((1, 6, 7), [((1, 2, (3, 2)), {"stride": (2, 2), "padding": (1, 0)})]),
+    "rows of two tiles, stride": ((2, 2, 14), [((2, 1, (2, 3)), {"stride": (1, 2), "padding": (1, 1)})]),
     "stride beyond the kernel": ((1, 7, 8), [((1, 1, (1, 2)), {"stride": (3, 3)})]),
     "dilation": ((2, 7, 6), [((2, 2, (2, 3)), {"dilation": (3, 2), "padding": (2, 1)})]),
     "groups": ((4, 4, 4), [((4, 2, (2, 2)), {"groups": 2, "relu": True})]),
@@ -84,10 +85,11 @@ CONV = {
     ),
     "two": ((1, 8, 6), [((1, 2, (3, 3)), {"padding": (1, 1), "relu": True, "pool": True}), ((2, 2, (2, 2)), {})]),
 }
-inputs = pytest.mark.parametrize(("batch", "innermost"), [(1, False), (16, True), (17, True), (40, False), (40, True)])
+INPUTS = [(1, False), (16, True), (17, True), (40, False), (40, True)]
+inputs = pytest.mark.parametrize(("batch", "innermost"), INPUTS)
 
 
-@inputs
+@pytest.mark.parametrize(("batch", "innermost"), [*INPUTS, (80, True)])  # 80: a tile of 64 samples, and one of 16
 @pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
 @pytest.mark.parametrize("widths", LINEAR.values(), ids=LINEAR)
 def test_linear_layers_stay_within_their_memory(kernels, widths, batch, innermost, large, survived, monkeypatch):

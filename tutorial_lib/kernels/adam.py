@@ -48,8 +48,9 @@ def _take_step(weight, steps, k, settings, factor, like):
 def adam(weight, gradients, steps, first, last, settings, factor):
     """Take the step of numbers ``first`` to ``last`` of one tensor, with these gradients (Kingma & Ba, 2015).
 
-    The values wait for a loop of their own. All threads have read them: to write one, a core takes its cache line back
-    from the others, and it asks for many at a time only if no other stores stand in between.
+    ``steps`` is room for as many numbers as there are gradients. The values wait for a loop of their own. All threads
+    have read them: to write one, a core takes its cache line back from the others, and it asks for many at a time only
+    if no other stores stand in between.
     """
     gradients, steps, k = floats(gradients), floats(steps), first
     while k + 16 <= last:

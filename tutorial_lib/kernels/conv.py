@@ -2,9 +2,9 @@
 
 The input lies with its zero padding written out (``records.py``), so that a weight (o, c, dy, dx) is one fixed offset
 from where a window starts. The register tile is two windows of 2×2 output pixels, side by side: what two steps of
-pooling need. The forward pass goes by output. The backward pass goes by input, with seven or eight of its pixels as the
-tile: one load of the output's gradient then serves the gradient of a weight and that of the input. For the weights
-alone, where a network begins, it goes by output too.
+pooling need. The forward pass goes by output. The backward pass goes by input, with seven or eight of its pixels as
+the tile (four without AVX-512): one load of the output's gradient then serves the gradient of a weight and that of the
+input. For the weights alone, where a network begins, it goes by output too.
 """
 # Compiled functions have no type hints: numba infers them. Names stand for the same thing everywhere: x, y, g, dx are
 # activations and gradients, x_row … the floats from one of their pixels to the next, b the first lane of the batch.
@@ -377,7 +377,7 @@ def _lay_out_gradient(call, plan, b, sums, images):
 def _gather_pixels(call, plan, c, p, b, sums, images, rest):
     """A tile of pixels of an input channel: their gradient, and what they add to those of weights.
 
-    Pixels lie side by side: those of a tile are three vectors, of four and two registers and as wide as ``rest``.
+    Pixels lie side by side, so a tile is three vectors: four registers, two registers, and one as wide as ``rest``.
     """
     values, indptr, by_input, one = floats(call.values), longs(plan.t_indptr), longs(plan.by_input), zeros(16)
     start, here = p * 16, (c * plan.plane + p) * 16 + b // 16 * call.x_group
@@ -399,7 +399,8 @@ def _gather_pixels(call, plan, c, p, b, sums, images, rest):
 def _gather_rows(call, plan, b, sums, images, pixels, rest):
     """By input: the gradients of weights and input, in tiles of so many pixels.
 
-    Rows of whole tiles are taken one by one; others as one long row, with the padding in between.
+    Rows of whole tiles are taken one by one; others as one long row, with the padding in between. What lies in the
+    padding of dx means nothing.
     """
     whole, across = plan.width % pixels == 0, (plan.height - 1) * plan.columns + plan.width
     for i in range(plan.height if whole else 1):

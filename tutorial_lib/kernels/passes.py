@@ -112,7 +112,7 @@ def _add_up(spans, size, partial, result, first, last):
 
 @compiled
 def _border(size, piece):
-    """Where a piece of so many numbers begins: at a whole vector."""
+    """Where piece number ``piece`` of ``size`` numbers begins: at a whole vector."""
     return size * piece // PIECES // 16 * 16 if piece < PIECES else size
 
 

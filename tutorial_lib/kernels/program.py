@@ -27,8 +27,9 @@ from .stage import Stage, Trace
 SMALL = 2**18  # up to so many weights a chain is cut into spans, and a linear layer goes backward by input alone
 SPAN = 32  # samples that one thread takes through a whole chain
 KEPT = 16  # programs per index: topologies of the layers behind it and shapes of inputs come and go
-# Bytes between what two threads write. A CPU reads ahead, several channels of an image beyond the last: of what lies
-# there, two cores then hold copies, and each has to be taken back before its owner can write again.
+# Bytes between the activations of two threads, and between their working memory. A CPU reads ahead, several channels of
+# an image beyond the last: of what lies there, two cores then hold copies, and each has to be taken back before its
+# owner can write again.
 APART = 2**18
 
 # Bases: where the parts of a pass begin, and the floats from pixel to pixel in the caller's tensors (…_ROW). Values and
@@ -339,7 +340,7 @@ class _Memory:
         return start
 
     def end(self, gap: int) -> int:
-        """Return the size of all pieces and of as many unused bytes behind them."""
+        """Return the size of all pieces with ``gap`` unused bytes behind them."""
         return self.size + gap
 
 
@@ -439,7 +440,7 @@ def _conv_plan(index: ConvIndex, size: tuple[int, ...]) -> tuple[Plan, tuple[int
     # Windows of two pixels may stand out over an odd last row or column, and see what is not there: more zeros.
     rows = max(height + 2 * pad_y, (out_h + out_h % 2 - 1) * stride_y + reach[0])
     columns = max(width + 2 * pad_x, (out_w + out_w % 2 - 1) * stride_x + reach[1])
-    seen = -(-((height - 1) * columns + width) // 8) * 8  # the backward pass sees eight pixels at a time
+    seen = -(-((height - 1) * columns + width) // 8) * 8  # in tiles of four or eight pixels, backward
     rows = max(rows, -(-(pad_y * columns + pad_x + seen) // columns))
     plane = rows * columns | 1  # odd: else the same pixels of all channels would share a cache set
     channel, dy, dx = index.taps.astype(np.int64).T

@@ -33,7 +33,8 @@ from .simd import (
     zeros,
 )
 
-TILES = (32, 16)  # lanes of the batch that are added up at a time: 32 still fit the registers of a CPU without AVX-512
+# Lanes of the batch that are added up at a time; a CPU without AVX-512 has no registers for more than 32.
+TILES = (64, 32, 16) if NATIVE == 16 else (32, 16)
 
 
 @compiled
@@ -56,8 +57,10 @@ def _add_rows(call, first, last, b, zero, indptr, cols):
 
 
 @compiled
-def _tile_of(call, plan, width, first, last, b, cols):
-    if width == 32:
+def _tile_of(call, plan, first, last, b, width, cols):
+    if width == 64:
+        _add_rows(call, first, last, b, zeros(64), longs(plan.indptr), cols)
+    elif width == 32:
         _add_rows(call, first, last, b, zeros(32), longs(plan.indptr), cols)
     else:
         _add_rows(call, first, last, b, zeros(16), longs(plan.indptr), cols)
@@ -66,16 +69,17 @@ def _tile_of(call, plan, width, first, last, b, cols):
 @compiled
 def _tile(call, plan, first, last, b, width):
     if plan.wide_cols:
-        _tile_of(call, plan, width, first, last, b, words(plan.cols))
+        _tile_of(call, plan, first, last, b, width, words(plan.cols))
     else:
-        _tile_of(call, plan, width, first, last, b, shorts(plan.cols))
+        _tile_of(call, plan, first, last, b, width, shorts(plan.cols))
 
 
 @parallel
-def _tile_by_all(calls, plans, i, b, width):
-    for chunk in prange(plans[i].row_pieces):
+def _tiles_by_all(calls, plans, i, b, width, tiles):
+    for part in prange(tiles * plans[i].row_pieces):
+        tile, chunk = part // plans[i].row_pieces, part % plans[i].row_pieces
         borders = longs(plans[i].row_chunks)
-        _tile(calls[i], plans[i], borders[chunk], borders[chunk + 1], b, width)
+        _tile(calls[i], plans[i], borders[chunk], borders[chunk + 1], b + tile * width, width)
 
 
 @compiled
@@ -92,7 +96,7 @@ def _take_in_by_all(calls, plans, i):
 
 @compiled
 def linear_forward(calls, plans, i):
-    """Do the forward pass of linear layer number ``i`` of a chain with all threads, one tile of the batch at a time.
+    """Do the forward pass of linear layer number ``i`` of a chain with all threads, a thread one tile after the other.
 
     The part of the input that a tile reads then stays in the cache while all outputs pass.
     """
@@ -100,9 +104,10 @@ def linear_forward(calls, plans, i):
         _take_in_by_all(calls, plans, i)
     b, lanes = 0, calls[i].lanes
     for width in TILES:
-        while lanes - b >= width:
-            _tile_by_all(calls, plans, i, b, width)
-            b += width
+        tiles = (lanes - b) // width
+        if tiles > 0:
+            _tiles_by_all(calls, plans, i, b, width, tiles)
+        b += tiles * width
 
 
 @compiled
@@ -185,16 +190,17 @@ def _product(g, at, value, tile, row, like):
 
 
 @compiled
-def _add_columns(call, first, last, zero, indptr, rows, perm, scratch):
+def _add_columns(call, first, last, b, zero, indptr, rows, perm, scratch):
     """By input: its gradient is the sum of weight × output gradient; the weights' gradients share the loads.
 
-    There is one tile. The weights' gradients wait in ``scratch`` until the last input is done: a store whose place is
-    only just known would hold up the loads behind it.
+    They are written to ``scratch`` and, from the second tile on, added to what is there: by a mask, as LLVM would do
+    half of the products before a branch and half behind it, and what is in between would not fit the registers.
     """
-    x, x_row, g, g_row, like = floats(call.x), call.x_row, floats(call.masked), call.masked_row, zeros(NATIVE)
-    values, dvalues, waiting, start = floats(call.values), floats(call.dvalues), floats(scratch), indptr[first]
+    x, x_row, g, g_row = floats(call.x + 4 * b), call.x_row, floats(call.masked + 4 * b), call.masked_row
+    values, sums, start, like, eight = floats(call.values), floats(scratch), indptr[first], zeros(NATIVE), zeros(8)
+    there = 8 if b > 0 else 0
     for i in range(first, last):
-        row = first_lanes(call.batch, load(x, i * x_row, zero))
+        row = first_lanes(call.batch - b, load(x, i * x_row, zero))
         even = odd = zero  # two sums, so that none waits for the one before
         k, end = indptr[i], indptr[i + 1]
         while k + 8 <= end:
@@ -206,45 +212,35 @@ def _add_columns(call, first, last, zero, indptr, rows, perm, scratch):
             odd, u = _product(g, rows[k + 5] * g_row, values[perm[k + 5]], odd, row, like)
             even, v = _product(g, rows[k + 6] * g_row, values[perm[k + 6]], even, row, like)
             odd, w = _product(g, rows[k + 7] * g_row, values[perm[k + 7]], odd, row, like)
-            store(waiting, k - start, totals(p, q, r, s, t, u, v, w))
+            before = first_lanes(there, load(sums, k - start, eight))
+            store(sums, k - start, add(before, totals(p, q, r, s, t, u, v, w)))
             k += 8
         while k < end:
             even, p = _product(g, rows[k] * g_row, values[perm[k]], even, row, like)
-            waiting[k - start] = total(p)
+            sums[k - start] = total(p) if b == 0 else sums[k - start] + total(p)
             k += 1
-        _store_input_gradient(call, i, 0, add(even, odd), row)
-    for k in range(start, indptr[last]):
-        dvalues[perm[k]] = waiting[k - start]
-
-
-@compiled
-def _add_columns_only(call, first, last, b, zero, indptr, rows, perm):
-    """By input: its gradient alone."""
-    x, x_row, g, g_row = floats(call.x), call.x_row, floats(call.masked), call.masked_row
-    values = floats(call.values)
-    for i in range(first, last):
-        tile = zero
-        for k in range(indptr[i], indptr[i + 1]):
-            tile = fma(values[perm[k]], load(g, rows[k] * g_row + b, zero), tile)
-        _store_input_gradient(call, i, b, tile, load(x, i * x_row + b, zero))
+        _store_input_gradient(call, i, b, add(even, odd), row)
 
 
 @compiled
 def _columns_of(call, plan, first, last, rows, scratch):
-    indptr, perm, b = longs(plan.t_indptr), words(plan.t_perm), 0
-    if call.by_input and call.lanes == 32:
-        _add_columns(call, first, last, zeros(32), indptr, rows, perm, scratch)
-    elif call.by_input:
-        _add_columns(call, first, last, zeros(16), indptr, rows, perm, scratch)
-    else:
-        while call.lanes - b >= 64:  # each pass looks for the values all over memory
-            _add_columns_only(call, first, last, b, zeros(64), indptr, rows, perm)
-            b += 64
-        while call.lanes - b >= 32:
-            _add_columns_only(call, first, last, b, zeros(32), indptr, rows, perm)
-            b += 32
-        if call.lanes - b >= 16:
-            _add_columns_only(call, first, last, b, zeros(16), indptr, rows, perm)
+    """The weights' gradients wait in ``scratch`` for all tiles of the batch to pass, and then go to their places.
+
+    A store whose place is only just known would hold up the loads behind it.
+    """
+    indptr, perm, sums, dvalues = longs(plan.t_indptr), words(plan.t_perm), floats(scratch), floats(call.dvalues)
+    start, end, b = indptr[first], indptr[last], 0
+    for width in TILES:
+        while call.lanes - b >= width:
+            if width == 64:
+                _add_columns(call, first, last, b, zeros(64), indptr, rows, perm, scratch)
+            elif width == 32:
+                _add_columns(call, first, last, b, zeros(32), indptr, rows, perm, scratch)
+            else:
+                _add_columns(call, first, last, b, zeros(16), indptr, rows, perm, scratch)
+            b += width
+    for k in range(start, end):
+        dvalues[perm[k]] = sums[k - start]
 
 
 @compiled
@@ -289,10 +285,10 @@ def linear_backward(calls, plans, i):
         _take_in_gradient(calls[i], plans[i])
     if calls[i].to_mask:
         _mask_by_all(calls, plans, i)
-    if not calls[i].by_input:
-        _dots_by_all(calls, plans, i)
     if calls[i].dx:
         _columns_by_all(calls, plans, i)
+    else:
+        _dots_by_all(calls, plans, i)
 
 
 @compiled
@@ -302,8 +298,8 @@ def linear_backward_alone(call, plan):
         _take_in_gradient(call, plan)
     if call.to_mask:
         _mask_rows(call, 0, plan.outputs)
-    if not call.by_input:
-        _dots(call, plan, 0, plan.outputs)
     if call.dx:
         for piece in range(plan.col_pieces):
             _columns(call, plan, piece, call.scratch)
+    else:
+        _dots(call, plan, 0, plan.outputs)

@@ -5,8 +5,8 @@ each address as an offset from a *base*; a pass lists its bases (a handful of te
 Activations between the layers lie in one piece of memory, the *arena*, and have no tensors of their own.
 
 A batch of more than 32 is cut into *spans* of 32. A thread takes a span through the whole chain: nothing that lies
-between layers passes from one core to another, and threads meet once. Smaller batches, and layers so large that
-gradients for each span would cost too much, are one span, and threads share the work of each layer.
+between layers passes from one core to another, and threads meet once. Smaller batches, layers so large that gradients
+for each span would cost too much, and layers by themselves are one span, and threads share the work of each layer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .memory import LANES, row_floats, row_lanes
 from .records import CONV, LINEAR, PLAN, Call, Plan
 from .stage import Stage, Trace
 
-SMALL = 2**18  # up to so many weights a chain is cut into spans, and a linear layer goes backward by input alone
+SMALL = 2**18  # up to so many weights a chain is cut into spans
 SPAN = 32  # samples that one thread takes through a whole chain
 KEPT = 16  # programs per index: topologies of the layers behind it and shapes of inputs come and go
 # Bytes between the activations of two threads, and between their working memory. A CPU reads ahead, several channels of
@@ -180,7 +180,7 @@ def _kept(first: Stage, key: tuple, make: Callable[[], Program]) -> Program:
 def _forward_program(
     stages: Sequence[Stage], batch: int, size: tuple[int, ...], innermost: bool, remember: bool
 ) -> Program:
-    several = batch > SPAN and sum(stage.index.nnz for stage in stages) <= SMALL
+    several = batch > SPAN and len(stages) > 1 and sum(stage.index.nnz for stage in stages) <= SMALL
     span, row = (SPAN, SPAN) if several else (max(row_lanes(batch), LANES), row_floats(batch))
     given, memory, parts = size, _Memory(), []
     for i, stage in enumerate(stages):
@@ -231,7 +231,6 @@ def _backward_program(
         stage, layer = stages[i], forward.layers[i]._replace(g=form, g_at=at)
         plan, first, last = layer.plan, i == 0, i == len(stages) - 1
         want = need_input or not first
-        by_input = layer.linear and want and span <= SPAN and plan.nnz <= SMALL
         masks = layer.linear and not first and forward.layers[i - 1].linear
         for_caller = want and first and layer.linear  # the gradient is written where the caller finds it
         dx = (DX, 0) if for_caller else (ROOM, memory.take(4 * layer.x.floats)) if want else 0
@@ -250,7 +249,6 @@ def _backward_program(
                 dx_row=(DX_ROW, 0) if for_caller else layer.x.row if want else 0,
                 result=(DX, 0) if want and first and not layer.linear else 0,
                 result_row=(DX_ROW, 0),
-                by_input=by_input,
                 dvalues=(gathered, dvalues),
                 dbias=(gathered, dbias),
                 dbias_before=(gathered, before) if masks else 0,
@@ -260,7 +258,7 @@ def _backward_program(
                 else (SHARED, shared.take(4 * span // LANES * (plan.nnz + plan.outputs))),
             )
         )
-        if by_input:  # gradients of the weights of a piece of the inputs, before each is put in its place
+        if layer.linear and want:  # gradients of the weights of a piece of the inputs, before each is put in its place
             scratch = max(scratch, 4 * np.diff(stage.index.t_indptr[stage.index.col_chunks]).max(initial=0).item())
         if not layer.linear:  # sums over lanes, and images of the gradient
             images = LANES * (plan.lead + plan.outputs * plan.plane) if want else 0

@@ -50,7 +50,6 @@ class Call(NamedTuple):
     dx_row: int = 0
     result: int = 0  # where dx has to be brought in the end; 0 if it is there already
     result_row: int = 0
-    by_input: int = 0  # whether the weights' gradients are computed together with the input's (linear layers)
     dvalues: int = 0
     dbias: int = 0
     dbias_before: int = 0  # of the layer before, if both are linear

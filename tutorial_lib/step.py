@@ -16,7 +16,7 @@ from torch.optim import optimizer as optim
 from .errors import InvalidArgumentError
 from .fuse import chain_of
 from .kernels import Stage, Trained, kernels_for, reference
-from .sparse import SparseLayer, SparseLinear, stages_of
+from .sparse import SparseLayer, SparseLinear, parameters_of, stages_of
 from .validate import checked, is_dense, shown
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -156,7 +156,7 @@ class TrainingStep:
             or not all(isinstance(layer, SparseLayer) and not layer.record_gradient for layer in layers)
         ):
             return None
-        parameters = [parameter for layer in layers for parameter in (layer.values, layer.bias)]
+        parameters = parameters_of(layers)
         trained = [parameter for parameter in parameters if parameter is not None]
         own = {id(parameter) for parameter in trained} & {id(parameter) for parameter in group["params"]}
         if not isinstance(layers[-1], SparseLinear) or len(own) < len(trained) or not all(map(state.get, trained)):

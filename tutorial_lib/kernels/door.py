@@ -70,7 +70,7 @@ def our_kind(name: str, tensor: torch.Tensor) -> torch.Tensor:
             f"{name} are {tensor.dtype} on {tensor.device}, {tensor.layout}; these kernels take float32 on the CPU, "
             "torch.strided; use reference.py for any other."
         )
-    return tensor.resolve_neg()
+    return tensor.resolve_neg() if tensor.is_neg() else tensor
 
 
 def list_bases(

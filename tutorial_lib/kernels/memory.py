@@ -20,7 +20,7 @@ from ..validate import shown
 LANES = 16  # floats to a vector: one 64-byte cache line
 LENT_AT_MOST, KEPT_AT_MOST = 2**24, 8  # bytes of a piece of memory that is kept for the next pass, and pieces
 _lock = threading.Lock()
-_kept: list[tuple[torch.Tensor, weakref.ref]] = []  # pieces, and who has each or had it last
+_kept: list[tuple[int, torch.Tensor, weakref.ref]] = []  # sizes, pieces, and who has each or had it last
 conversions = 0  # how many tensors were copied into this format since the import; a test counts with it
 
 
@@ -94,16 +94,12 @@ def borrow(size: int) -> torch.Tensor:
     Fresh memory costs a page fault for every 4 KiB, more than a small layer's arithmetic, and is in no cache. Views of
     the tensor do not hold it: what outlives it has to be copied.
     """
-    if size > LENT_AT_MOST:
+    if not 0 < size <= LENT_AT_MOST:
         return torch.empty(size, dtype=torch.uint8, device="cpu")
     with _lock:
-        for n, (piece, holder) in enumerate(_kept):
-            if len(piece) == size and holder() is None:
-                del _kept[n]
-                break
-        else:
-            piece = torch.empty(size, dtype=torch.uint8, device="cpu")
+        back = next((n for n, (kept, _, holder) in enumerate(_kept) if kept == size and holder() is None), None)
+        piece = torch.empty(size, dtype=torch.uint8, device="cpu") if back is None else _kept.pop(back)[1]
         lent = piece.view(-1)
-        _kept.append((piece, weakref.ref(lent)))
+        _kept.append((size, piece, weakref.ref(lent)))
         del _kept[:-KEPT_AT_MOST]
         return lent

@@ -93,10 +93,12 @@ inputs = pytest.mark.parametrize(("batch", "innermost"), INPUTS)
 @pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
 @pytest.mark.parametrize("widths", LINEAR.values(), ids=LINEAR)
 def test_linear_layers_stay_within_their_memory(kernels, widths, batch, innermost, large, survived, monkeypatch):
-    """Small and large layers take different loops, and the positions in large ones are wider numbers."""
+    """Threads share large layers, which have wider numbers for their positions and go backward block by block."""
     if large:
         monkeypatch.setattr(sys.modules[kernels.forward_program.__module__], "SMALL", 0)
         monkeypatch.setattr(index, "_unsigned", lambda size: np.uint32)
+        monkeypatch.setattr(index, "BLOCK", 3)
+        monkeypatch.setattr(index, "RUN", 1)
     stages = [linear(n_in, n_out, relu=True) for n_in, n_out in pairwise(widths)]
     works(kernels, stages, widths[:1], batch, innermost)
     survived("compiled code")

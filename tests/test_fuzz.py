@@ -41,6 +41,7 @@ from tutorial_lib import data as data_module
 from tutorial_lib.checkpoint import DIGEST, NAME, VERSION
 from tutorial_lib.errors import CheckpointError, DataError
 from tutorial_lib.interface import sparse_layers
+from tutorial_lib.kernels import index as index_module
 from tutorial_lib.kernels.index import LinearIndex
 from tutorial_lib.project import ROOT
 from tutorial_lib.topology import sample_distinct, to_connections, to_mask
@@ -108,13 +109,16 @@ def agree(model, dense, x, seed):
             assert torch.equal(layer.bias.grad.double(), twin.bias.grad)
 
 
-@given(st.integers(1, 60), st.integers(1, 90), densities, st.floats(0, 1), seeds)
-def test_topologies_come_back_from_every_form(survived, n_out, n_in, density, share, seed):
+@given(st.integers(1, 60), st.integers(1, 90), densities, st.floats(0, 1), st.sampled_from([1, 20, 2**20]), seeds)
+def test_topologies_come_back_from_every_form(survived, n_out, n_in, density, share, block, seed):
     shape, size = (n_out, n_in), n_out * n_in
     active = drawn(size, density, seed)
     assert torch.equal(to_connections(to_mask(active, shape)), active)
-    index = LinearIndex.build(active, shape)
-    by_input = np.repeat(np.arange(n_in), np.diff(index.t_indptr))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index_module, "BLOCK", block)
+        patch.setattr(index_module, "RUN", 1)
+        index = LinearIndex.build(active, shape)
+    by_input = np.repeat(np.tile(np.arange(n_in), index.blocks), np.diff(index.t_indptr))
     places = index.t_rows.astype(np.int64) * n_in + by_input
     assert np.array_equal(places, active.numpy()[index.t_perm]) and torch.equal(index.flat(), active)
     layer = SparseLinear(n_in, n_out, connections=active)

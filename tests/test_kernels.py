@@ -6,6 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tutorial_lib.kernels import cpu, memory, program, reference
+from tutorial_lib.kernels import index as index_module
 from tutorial_lib.kernels.index import ConvIndex, LinearIndex
 from tutorial_lib.kernels.memory import empty_batch_innermost, is_batch_innermost, to_batch_innermost
 from tutorial_lib.kernels.stage import Stage
@@ -37,6 +39,16 @@ def one_thread():
 def pick(shape, density, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return (torch.rand(torch.Size(shape).numel(), generator=generator) < density).nonzero().flatten()
+
+
+@contextmanager
+def small_ones_treated_as_large():
+    """Threads share chains of any size, and layers of 30 weights go backward in blocks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "SMALL", 0)
+        patch.setattr(index_module, "BLOCK", 30)
+        patch.setattr(index_module, "RUN", 1)
+        yield
 
 
 def close(got, expected, scale=1.0):
@@ -84,12 +96,11 @@ def agree(stages, parameters, x, g, need_input=True, scale=1.0, winners=True):
     st.booleans(),
 )
 def test_linear_agrees_with_reference(batch, n_out, n_in, density, relu, with_bias, need_input, large):
-    index = LinearIndex.build(pick((n_out, n_in), density), (n_out, n_in))
-    values, bias = torch.randn(index.nnz), torch.randn(n_out) if with_bias else None
-    x, g = torch.randn(batch, n_in), torch.randn(batch, n_out)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(program, "SMALL", 0 if large else program.SMALL)
-        agree([Stage(index, relu)], [values, bias], x, g, need_input, scale=batch)
+    with small_ones_treated_as_large() if large else nullcontext():
+        of = LinearIndex.build(pick((n_out, n_in), density), (n_out, n_in))
+        values, bias = torch.randn(of.nnz), torch.randn(n_out) if with_bias else None
+        x, g = torch.randn(batch, n_in), torch.randn(batch, n_out)
+        agree([Stage(of, relu)], [values, bias], x, g, need_input, scale=batch)
 
 
 @st.composite
@@ -129,8 +140,9 @@ def test_conv_agrees_with_reference(geometry, batch, density, relu, pool, with_b
     st.booleans(),
     st.booleans(),
     st.booleans(),
+    st.booleans(),
 )
-def test_chains_agree_with_reference(batch, widths, density, relu, pool, with_bias):
+def test_chains_agree_with_reference(batch, widths, density, relu, pool, with_bias, large):
     shapes = [(3, 2, 3, 3), (4, 3, 2, 2)]
     stages = [
         Stage(ConvIndex.build(pick(s, 0.5), s, (1, 1), (1, 1)), relu, pool and i == 0) for i, s in enumerate(shapes)
@@ -140,13 +152,16 @@ def test_chains_agree_with_reference(batch, widths, density, relu, pool, with_bi
         size = stage.index.output_size(*size)
         size = tuple(n // 2 for n in size) if stage.pool else size
     widths = [4 * size[0] * size[1], *widths]
-    for i, shape in enumerate(zip(widths[1:], widths[:-1], strict=True)):
-        stages.append(Stage(LinearIndex.build(pick(shape, density), shape), relu and i % 2 == 0))
-    parameters = []
-    for stage in stages:
-        parameters += [torch.randn(stage.index.nnz), torch.randn(stage.index.shape[0]) if with_bias else None]
-    scale = 10.0 ** len(stages) * max(batch, 1)
-    agree(stages, parameters, torch.randn(batch, 2, 8, 10), torch.randn(batch, widths[-1]), True, scale, winners=False)
+    with small_ones_treated_as_large() if large else nullcontext():
+        for i, shape in enumerate(zip(widths[1:], widths[:-1], strict=True)):
+            stages.append(Stage(LinearIndex.build(pick(shape, density), shape), relu and i % 2 == 0))
+        parameters = []
+        for stage in stages:
+            parameters += [torch.randn(stage.index.nnz), torch.randn(stage.index.shape[0]) if with_bias else None]
+        scale = 10.0 ** len(stages) * max(batch, 1)
+        agree(
+            stages, parameters, torch.randn(batch, 2, 8, 10), torch.randn(batch, widths[-1]), True, scale, winners=False
+        )
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -200,14 +215,16 @@ def everything(batch):
     return results
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("batch", [1, 50, 64])
-def test_same_bits_for_any_number_of_threads(batch):
+def test_same_bits_for_any_number_of_threads(batch, large):
     before = torch.get_num_threads()
     try:
         results = []
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            results.append(everything(batch))
+            with small_ones_treated_as_large() if large else nullcontext():
+                results.append(everything(batch))
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ from ..validate import check_connections, checked, shown
 
 MOST = 2**32  # weights of a layer: kernels count them in 4 bytes
 CHUNKS = 64  # pieces of work of equal nonzeros; their number is fixed, so that results do not depend on the threads
+# By input, weights come from all over ``values``, and those of a large layer lie on more pages of memory than a CPU
+# keeps in mind: it goes block by block of its outputs. A block has about BLOCK weights, and of each input about RUN.
+BLOCK, RUN = 2**20, 8
 
 
 _numbers = itertools.count()
@@ -49,8 +53,9 @@ class LinearIndex(_Index):
         shape: ``(out, in)``.
         indptr: ``values[indptr[o]:indptr[o + 1]]`` are the weights of output ``o``; int64 ``[out + 1]``.
         cols: their inputs; uint16 or uint32 ``[nnz]``.
-        t_indptr: the same by input, ``t_indptr[i]`` to ``t_indptr[i + 1]``; int64 ``[in + 1]``.
-        t_rows: the outputs that input ``i`` reaches; uint16 or uint32 ``[nnz]``.
+        t_indptr: the same by block of outputs, then by input: those of input ``i`` in block ``b`` are number
+            ``t_indptr[b * in + i]`` to ``t_indptr[b * in + i + 1]``; int64 ``[blocks * in + 1]``.
+        t_rows: the outputs that inputs reach; uint16 or uint32 ``[nnz]``.
         t_perm: where the weights of these stand in ``values``; uint32 ``[nnz]``.
         row_chunks: borders between outputs of about equal work; int64 ``[≤ CHUNKS + 1]``.
         col_chunks: borders between inputs of about equal work; int64 ``[≤ CHUNKS + 1]``.
@@ -72,7 +77,9 @@ class LinearIndex(_Index):
         rows, columns = self.shape
         _check_array("indptr", self.indptr, _is_pointers(self.indptr, rows, self.nnz))
         _check_array("cols", self.cols, _is_below(self.cols, columns, self.nnz, _unsigned(columns)))
-        _check_array("t_indptr", self.t_indptr, _is_pointers(self.t_indptr, columns, self.nnz))
+        places = self.blocks * columns
+        fits = _is_pointers(self.t_indptr, places, self.nnz) and (places > 0 or columns == 0)
+        _check_array("t_indptr", self.t_indptr, fits)
         _check_array("t_rows", self.t_rows, _is_below(self.t_rows, rows, self.nnz, _unsigned(rows)))
         _check_array("t_perm", self.t_perm, _is_below(self.t_perm, self.nnz, self.nnz, np.uint32))
         for name, chunks, end in (("row_chunks", self.row_chunks, rows), ("col_chunks", self.col_chunks, columns)):
@@ -90,19 +97,27 @@ class LinearIndex(_Index):
             raise InvalidArgumentError(f"the weight of a linear layer has shape {tuple(shape)}; give (out, in).")
         positions = _checked(flat, shape)
         indptr = np.searchsorted(positions, np.arange(shape[0] + 1) * shape[1])
-        cols = np.empty(len(positions), _signed(shape[1]))
-        np.remainder(positions, max(shape[1], 1), out=cols, casting="unsafe")  # without an array of wider numbers
-        order = np.arange(len(cols), dtype=_signed(len(cols)))
-        by_input = sparse.csr_array((order, cols, indptr), shape=shape).tocsc()
+        nnz, inputs = len(positions), int(shape[1])
+        blocks = max(1, min(nnz // BLOCK, nnz // (RUN * max(inputs, 1))))
+        cols = np.empty(nnz, _signed(blocks * inputs))
+        np.remainder(positions, max(inputs, 1), out=cols, casting="unsafe")  # without an array of wider numbers
+        order = np.arange(nnz, dtype=_signed(nnz))
+        borders = indptr[np.searchsorted(indptr, np.linspace(0, nnz, blocks + 1))]
+        for block, (first, last) in enumerate(pairwise(borders)):
+            cols[first:last] += block * inputs  # each block has inputs of its own, so to speak
+        by_input = sparse.csr_array((order, cols, indptr), shape=(shape[0], blocks * inputs)).tocsc()
+        for block, (first, last) in enumerate(pairwise(borders)):
+            cols[first:last] -= block * inputs
+        of_inputs = np.diff(by_input.indptr).reshape(blocks, inputs).sum(0)
         return cls(
-            (int(shape[0]), int(shape[1])),
+            (int(shape[0]), inputs),
             indptr.astype(np.int64),
-            _narrowed(cols, shape[1]),
+            _narrowed(cols, inputs),
             by_input.indptr.astype(np.int64),
             _narrowed(by_input.indices, shape[0]),
             _narrowed(by_input.data, 2**32),
             _chunks(indptr),
-            _chunks(by_input.indptr),
+            _chunks(np.concatenate([[0], np.cumsum(of_inputs)])),
         )
 
     def __reduce__(self) -> tuple:
@@ -112,6 +127,17 @@ class LinearIndex(_Index):
     def nnz(self) -> int:
         """The number of weights."""
         return len(self.cols)
+
+    @property
+    def blocks(self) -> int:
+        """The number of blocks of outputs that ``t_indptr`` tells apart."""
+        return (len(self.t_indptr) - 1) // max(self.shape[1], 1)
+
+    @property
+    def largest_piece(self) -> int:
+        """How many weights of a block the inputs between two ``col_chunks`` have at most."""
+        starts = self.shape[1] * np.arange(self.blocks)[:, None] + self.col_chunks
+        return int(np.diff(self.t_indptr[starts]).max(initial=0))
 
     @property
     def nbytes(self) -> int:

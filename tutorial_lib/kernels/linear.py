@@ -190,18 +190,20 @@ def _product(g, at, value, tile, row, like):
 
 
 @compiled
-def _add_columns(call, first, last, b, zero, indptr, rows, perm, scratch):
+def _add_columns(call, first, last, b, zero, begun, done, indptr, rows, perm, scratch):
     """By input: its gradient is the sum of weight × output gradient; the weights' gradients share the loads.
 
-    They are written to ``scratch`` and, from the second tile on, added to what is there: by a mask, as LLVM would do
-    half of the products before a branch and half behind it, and what is in between would not fit the registers.
+    It is ``begun`` where blocks of outputs have been added up before, and ``done`` where none follow. The weights' wait
+    in ``scratch`` until the last input is done: a store whose place is only just known would hold up the loads behind
+    it.
     """
     x, x_row, g, g_row = floats(call.x + 4 * b), call.x_row, floats(call.masked + 4 * b), call.masked_row
-    values, sums, start, like, eight = floats(call.values), floats(scratch), indptr[first], zeros(NATIVE), zeros(8)
-    there = 8 if b > 0 else 0
+    dx, dx_row, values, dvalues = floats(call.dx + 4 * b), call.dx_row, floats(call.values), floats(call.dvalues)
+    waiting, start, like = floats(scratch), indptr[first], zeros(NATIVE)
     for i in range(first, last):
         row = first_lanes(call.batch - b, load(x, i * x_row, zero))
-        even = odd = zero  # two sums, so that none waits for the one before
+        even = load(dx, i * dx_row, zero) if begun else zero
+        odd = zero  # two sums, so that none waits for the one before
         k, end = indptr[i], indptr[i + 1]
         while k + 8 <= end:
             even, p = _product(g, rows[k] * g_row, values[perm[k]], even, row, like)
@@ -212,45 +214,44 @@ def _add_columns(call, first, last, b, zero, indptr, rows, perm, scratch):
             odd, u = _product(g, rows[k + 5] * g_row, values[perm[k + 5]], odd, row, like)
             even, v = _product(g, rows[k + 6] * g_row, values[perm[k + 6]], even, row, like)
             odd, w = _product(g, rows[k + 7] * g_row, values[perm[k + 7]], odd, row, like)
-            before = first_lanes(there, load(sums, k - start, eight))
-            store(sums, k - start, add(before, totals(p, q, r, s, t, u, v, w)))
+            store(waiting, k - start, totals(p, q, r, s, t, u, v, w))
             k += 8
         while k < end:
             even, p = _product(g, rows[k] * g_row, values[perm[k]], even, row, like)
-            sums[k - start] = total(p) if b == 0 else sums[k - start] + total(p)
+            waiting[k - start] = total(p)
             k += 1
-        _store_input_gradient(call, i, b, add(even, odd), row)
+        if done:
+            _store_input_gradient(call, i, b, add(even, odd), row)
+        else:
+            store(dx, i * dx_row, add(even, odd))
+    if b == 0:
+        for k in range(start, indptr[last]):
+            dvalues[perm[k]] = waiting[k - start]
+    else:
+        for k in range(start, indptr[last]):
+            dvalues[perm[k]] += waiting[k - start]
 
 
 @compiled
-def _columns_of(call, plan, first, last, rows, scratch):
-    """The weights' gradients wait in ``scratch`` for all tiles of the batch to pass, and then go to their places.
-
-    A store whose place is only just known would hold up the loads behind it.
-    """
-    indptr, perm, sums, dvalues = longs(plan.t_indptr), words(plan.t_perm), floats(scratch), floats(call.dvalues)
-    start, end, b = indptr[first], indptr[last], 0
-    for width in TILES:
-        while call.lanes - b >= width:
-            if width == 64:
-                _add_columns(call, first, last, b, zeros(64), indptr, rows, perm, scratch)
-            elif width == 32:
-                _add_columns(call, first, last, b, zeros(32), indptr, rows, perm, scratch)
-            else:
-                _add_columns(call, first, last, b, zeros(16), indptr, rows, perm, scratch)
-            b += width
-    for k in range(start, end):
-        dvalues[perm[k]] = sums[k - start]
+def _columns_of(call, plan, first, last, block, b, width, rows, scratch):
+    indptr, perm = longs(plan.t_indptr + 8 * block * plan.inputs), words(plan.t_perm)
+    begun, done = block > 0, block + 1 == plan.blocks
+    if width == 64:
+        _add_columns(call, first, last, b, zeros(64), begun, done, indptr, rows, perm, scratch)
+    elif width == 32:
+        _add_columns(call, first, last, b, zeros(32), begun, done, indptr, rows, perm, scratch)
+    else:
+        _add_columns(call, first, last, b, zeros(16), begun, done, indptr, rows, perm, scratch)
 
 
 @compiled
-def _columns(call, plan, piece, scratch):
+def _columns(call, plan, piece, block, b, width, scratch):
     borders = longs(plan.col_chunks)
     first, last = borders[piece], borders[piece + 1]
     if plan.wide_rows:
-        _columns_of(call, plan, first, last, words(plan.t_rows), scratch)
+        _columns_of(call, plan, first, last, block, b, width, words(plan.t_rows), scratch)
     else:
-        _columns_of(call, plan, first, last, shorts(plan.t_rows), scratch)
+        _columns_of(call, plan, first, last, block, b, width, shorts(plan.t_rows), scratch)
 
 
 @parallel
@@ -268,9 +269,10 @@ def _dots_by_all(calls, plans, i):
 
 
 @parallel
-def _columns_by_all(calls, plans, i):
+def _columns_by_all(calls, plans, i, block, b, width):
     for piece in prange(plans[i].col_pieces):
-        _columns(calls[i], plans[i], piece, calls[i].scratch + get_thread_id() * calls[i].scratch_bytes)
+        scratch = calls[i].scratch + get_thread_id() * calls[i].scratch_bytes
+        _columns(calls[i], plans[i], piece, block, b, width, scratch)
 
 
 @compiled
@@ -285,10 +287,15 @@ def linear_backward(calls, plans, i):
         _take_in_gradient(calls[i], plans[i])
     if calls[i].to_mask:
         _mask_by_all(calls, plans, i)
-    if calls[i].dx:
-        _columns_by_all(calls, plans, i)
-    else:
+    if not calls[i].dx:
         _dots_by_all(calls, plans, i)
+        return
+    for block in range(plans[i].blocks):
+        b = 0
+        for width in TILES:
+            while calls[i].lanes - b >= width:
+                _columns_by_all(calls, plans, i, block, b, width)
+                b += width
 
 
 @compiled
@@ -298,8 +305,13 @@ def linear_backward_alone(call, plan):
         _take_in_gradient(call, plan)
     if call.to_mask:
         _mask_rows(call, 0, plan.outputs)
-    if call.dx:
-        for piece in range(plan.col_pieces):
-            _columns(call, plan, piece, call.scratch)
-    else:
+    if not call.dx:
         _dots(call, plan, 0, plan.outputs)
+        return
+    for block in range(plan.blocks):
+        b = 0
+        for width in TILES:
+            while call.lanes - b >= width:
+                for piece in range(plan.col_pieces):
+                    _columns(call, plan, piece, block, b, width, call.scratch)
+                b += width

@@ -259,7 +259,7 @@ def _backward_program(
             )
         )
         if layer.linear and want:  # gradients of the weights of a piece of the inputs, before each is put in its place
-            scratch = max(scratch, 4 * np.diff(stage.index.t_indptr[stage.index.col_chunks]).max(initial=0).item())
+            scratch = max(scratch, 4 * stage.index.largest_piece)
         if not layer.linear:  # sums over lanes, and images of the gradient
             images = LANES * (plan.lead + plan.outputs * plan.plane) if want else 0
             scratch = max(scratch, 4 * (LANES * (plan.nnz + plan.outputs) + images))
@@ -412,6 +412,7 @@ def _linear_plan(index: LinearIndex, size: tuple[int, ...]) -> tuple[Plan, tuple
         index.nnz,
         *index.shape,
         _address(index.indptr),
+        blocks=index.blocks,
         t_indptr=_address(index.t_indptr),
         t_perm=_address(index.t_perm),
         cols=_address(index.cols),

@@ -75,6 +75,7 @@ class Plan(NamedTuple):
     out_w: int = 1
     t_indptr: int = 0  # the weights by input
     # linear
+    blocks: int = 0  # of outputs, in the weights by input
     t_perm: int = 0
     cols: int = 0
     t_rows: int = 0

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from bound import seconds_to_read
 from torch import nn
 from tqdm import tqdm
 
@@ -403,6 +404,12 @@ def main() -> None:
         speed[name] = {row: operations * n / run.median(row) / 1e9 for row, n in (("dense", 10**6), (OURS, 50_000))}
         dense, ours = speed[name]["dense"], speed[name][OURS]
         print(f"useful GFLOP/s: dense {dense:.1f}, this project {ours:.1f}, {ours / dense:.0%} of what dense reaches")
+    reading = seconds_to_read(SparseLinear(1000, 1000, sparsity=0.95), size.runs)
+    forward = timings["fc 1000×1000, batch 64, forward"]
+    share = reading / float(np.median(forward[OURS]))
+    print(
+        f"to read each weight's row of inputs alone takes {1e6 * reading:.0f} µs, {share:.0%} of this project's forward"
+    )
 
     seconds = whole_training(data, size)
     judge(f"training, {size.epochs} epochs: faster than dense", seconds["dense"] / seconds[OURS], 8)
@@ -426,6 +433,7 @@ def main() -> None:
         values = {
             "seconds": timings,
             "gflops": speed,
+            "seconds_to_read": reading,
             "whole_training": seconds,
             "bytes": {"dense": dense_bytes, "sparse": sparse_bytes},
             "peak_mb": memory,

@@ -89,18 +89,21 @@ INPUTS = [(1, False), (16, True), (17, True), (40, False), (40, True)]
 inputs = pytest.mark.parametrize(("batch", "innermost"), INPUTS)
 
 
-@pytest.mark.parametrize(("batch", "innermost"), [*INPUTS, (80, True)])  # 80: a tile of 64 samples, and one of 16
+@pytest.mark.parametrize(
+    ("batch", "innermost"), [*INPUTS, (80, True)]
+)  # 80: a tile of 64 samples, and one of 16, or spans
 @pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
 @pytest.mark.parametrize("widths", LINEAR.values(), ids=LINEAR)
 def test_linear_layers_stay_within_their_memory(kernels, widths, batch, innermost, large, survived, monkeypatch):
-    """Threads share large layers, which have wider numbers for their positions and go backward block by block."""
+    """Threads share large chains, whose layers have wider numbers for positions and go backward block by block."""
     if large:
         monkeypatch.setattr(sys.modules[kernels.forward_program.__module__], "SMALL", 0)
         monkeypatch.setattr(index, "_unsigned", lambda size: np.uint32)
         monkeypatch.setattr(index, "BLOCK", 3)
         monkeypatch.setattr(index, "RUN", 1)
     stages = [linear(n_in, n_out, relu=True) for n_in, n_out in pairwise(widths)]
-    works(kernels, stages, widths[:1], batch, innermost)
+    for need_input in (True, False):
+        works(kernels, stages, widths[:1], batch, innermost, need_input)
     survived("compiled code")
 
 

@@ -6,7 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -42,12 +42,14 @@ def pick(shape, density, seed=0):
 
 
 @contextmanager
-def small_ones_treated_as_large():
-    """Threads share chains of any size, and layers of 30 weights go backward in blocks."""
+def treated_as_large(shared, in_blocks):
+    """Threads share chains of any size; layers of 30 weights go backward in blocks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(program, "SMALL", 0)
-        patch.setattr(index_module, "BLOCK", 30)
-        patch.setattr(index_module, "RUN", 1)
+        if shared:
+            patch.setattr(program, "SMALL", 0)
+        if in_blocks:
+            patch.setattr(index_module, "BLOCK", 30)
+            patch.setattr(index_module, "RUN", 1)
         yield
 
 
@@ -94,9 +96,10 @@ def agree(stages, parameters, x, g, need_input=True, scale=1.0, winners=True):
     st.booleans(),
     st.booleans(),
     st.booleans(),
+    st.booleans(),
 )
-def test_linear_agrees_with_reference(batch, n_out, n_in, density, relu, with_bias, need_input, large):
-    with small_ones_treated_as_large() if large else nullcontext():
+def test_linear_agrees_with_reference(batch, n_out, n_in, density, relu, with_bias, need_input, shared, in_blocks):
+    with treated_as_large(shared, in_blocks):
         of = LinearIndex.build(pick((n_out, n_in), density), (n_out, n_in))
         values, bias = torch.randn(of.nnz), torch.randn(n_out) if with_bias else None
         x, g = torch.randn(batch, n_in), torch.randn(batch, n_out)
@@ -141,8 +144,9 @@ def test_conv_agrees_with_reference(geometry, batch, density, relu, pool, with_b
     st.booleans(),
     st.booleans(),
     st.booleans(),
+    st.booleans(),
 )
-def test_chains_agree_with_reference(batch, widths, density, relu, pool, with_bias, large):
+def test_chains_agree_with_reference(batch, widths, density, relu, pool, with_bias, shared, in_blocks):
     shapes = [(3, 2, 3, 3), (4, 3, 2, 2)]
     stages = [
         Stage(ConvIndex.build(pick(s, 0.5), s, (1, 1), (1, 1)), relu, pool and i == 0) for i, s in enumerate(shapes)
@@ -152,7 +156,7 @@ def test_chains_agree_with_reference(batch, widths, density, relu, pool, with_bi
         size = stage.index.output_size(*size)
         size = tuple(n // 2 for n in size) if stage.pool else size
     widths = [4 * size[0] * size[1], *widths]
-    with small_ones_treated_as_large() if large else nullcontext():
+    with treated_as_large(shared, in_blocks):
         for i, shape in enumerate(zip(widths[1:], widths[:-1], strict=True)):
             stages.append(Stage(LinearIndex.build(pick(shape, density), shape), relu and i % 2 == 0))
         parameters = []
@@ -208,7 +212,8 @@ def everything(batch):
         torch.randn(conv.nnz),
     )
     results = []
-    for x_in, stage, of in ((x, Stage(linear, True), values), (image, Stage(conv, True, True), weights)):
+    rows, images = (x, Stage(linear, True), values), (image, Stage(conv, True, True), weights)
+    for x_in, stage, of in (rows, (to_batch_innermost(x), *rows[1:]), images):
         y, passed = cpu.forward(x_in, [stage], [of, None], remember=True)
         gradients = cpu.backward(y, passed, [stage], [of, None])
         results += [y, gradients.x, *gradients.parameters]
@@ -216,14 +221,14 @@ def everything(batch):
 
 
 @pytest.mark.parametrize("large", [False, True])
-@pytest.mark.parametrize("batch", [1, 50, 64])
+@pytest.mark.parametrize("batch", [1, 50, 64, 300])
 def test_same_bits_for_any_number_of_threads(batch, large):
     before = torch.get_num_threads()
     try:
         results = []
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            with small_ones_treated_as_large() if large else nullcontext():
+            with treated_as_large(shared=large, in_blocks=large):
                 results.append(everything(batch))
             assert torch.get_num_threads() == threads
     finally:

@@ -42,7 +42,7 @@ def resident():
 def by_input(index):
     \"\"\"The flat places of a linear layer's weights, by its transposed index, in the order of the values.\"\"\"
     places = np.empty(index.nnz, np.int64)
-    c = np.repeat(np.arange(index.shape[1]), np.diff(index.t_indptr))
+    c = np.repeat(np.tile(np.arange(index.shape[1]), index.blocks), np.diff(index.t_indptr))
     places[index.t_perm] = index.t_rows.astype(np.int64) * index.shape[1] + c
     return torch.from_numpy(places)
 

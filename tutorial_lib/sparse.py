@@ -84,7 +84,8 @@ class SparseLayer(SparsifiableLayer, nn.Module):
         self.index = self.build_index(connections)
         bound = 1 / math.sqrt(max(1, math.prod(self.dense_shape[1:])))
         self.values = nn.Parameter(torch.empty(self.index.nnz, **kind).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(out, **kind).uniform_(-bound, bound)) if bias else None
+        drawn = nn.Parameter(torch.empty(out, **kind).uniform_(-bound, bound)) if bias else None
+        self.register_parameter("bias", drawn)
 
     # ------------------------------------------------------------------------------------ the interface
 

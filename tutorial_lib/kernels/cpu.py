@@ -55,11 +55,11 @@ def forward(
     x, is_innermost = readable(x)
     parameters = checked_parameters(stages, parameters, with_bias=True)
     program = forward_program(stages, x, is_innermost, remember)
-    batch = x.shape[0]
+    batch, threads = x.shape[0], use_threads()
     y = empty_batch_innermost((batch, *program.y_size))
-    arena = borrow(program.pieces(use_threads()) * program.bytes)
+    arena = borrow(program.pieces(threads) * program.bytes)
     bases = list_bases(parameters, arena, {X: x, Y: y})
-    run_forward(*records_of(program, np.array(bases), batch))
+    run_forward(*records_of(program, np.array(bases), batch, threads))
     return y, (x, arena, y if stages[-1].relu and not stages[-1].pool else None)
 
 
@@ -88,7 +88,7 @@ def backward(
     grad, grad_innermost = readable(grad)
     parameters = checked_parameters(stages, parameters, with_bias=False)
     program = backward_program(stages, x, (not x.is_contiguous(), grad_innermost), need_input, trace)
-    batch = x.shape[0]
+    batch, threads = x.shape[0], use_threads()
     if grad.shape != (batch, *program.y_size):
         expected = (batch, *program.y_size)
         raise InvalidArgumentError(f"the gradient has shape {tuple(grad.shape)}; give one of the result's, {expected}.")
@@ -96,10 +96,10 @@ def backward(
     gradients = (torch.empty if batch else torch.zeros)(numbers, dtype=torch.float32, device="cpu")
     dx = empty_batch_innermost(x.shape) if need_input else None
     bases = list_bases(parameters, arena, {X: x, Y: y, GRAD: grad, DX: dx})
-    room = borrow_room(program, bases, 4 * numbers * program.spans if program.spans > 1 else 0)
+    room = borrow_room(program, bases, threads, 4 * numbers * program.spans if program.spans > 1 else 0)
     bases[GRADIENTS] = gradients.data_ptr()
     if batch:
-        run_backward(*records_of(program, np.array(bases), batch), numbers)
+        run_backward(*records_of(program, np.array(bases), batch, threads), numbers)
     traces = traced(program, x, arena, y, room, grad) if trace else []
     return Gradients(dx, gradients.split_with_sizes(program.gradient_sizes), traces)
 

@@ -85,12 +85,11 @@ def list_bases(
     return bases
 
 
-def borrow_room(program: Program, bases: list[int], extra: int = 0) -> torch.Tensor:
+def borrow_room(program: Program, bases: list[int], threads: int, extra: int = 0) -> torch.Tensor:
     """Return borrowed memory for a backward pass to work in, with ``extra`` bytes; where it is is added to the bases.
 
     The extra bytes are for the gradients of several spans, which are added up in the end (``PARTIAL``).
     """
-    threads = use_threads()
     parts = program.pieces(threads) * program.bytes, threads * program.scratch, program.shared, extra
     room = borrow(sum(parts))
     starts = [room.data_ptr() + sum(parts[:n]) for n in range(4)]
@@ -98,11 +97,11 @@ def borrow_room(program: Program, bases: list[int], extra: int = 0) -> torch.Ten
     return room
 
 
-def records_of(program: Program, bases: np.ndarray, batch: int) -> tuple:
+def records_of(program: Program, bases: np.ndarray, batch: int, threads: int) -> tuple:
     """Return what the compiled passes take; ``calls`` and ``numbers`` are the same memory."""
     calls = np.empty((program.spans, len(program.plans)), CALL)
     link = bases, program.bases, program.offsets, program.by_span, program.by_thread
-    return calls, calls.view(np.int64), link, (batch, program.span), program.plans
+    return calls, calls.view(np.int64), link, (batch, program.span, threads), program.plans
 
 
 def use_threads() -> int:

@@ -22,7 +22,7 @@ from ..validate import check_connections, checked, shown
 MOST = 2**32  # weights of a layer: kernels count them in 4 bytes
 CHUNKS = 64  # pieces of work of equal nonzeros; their number is fixed, so that results do not depend on the threads
 # By input, weights come from all over ``values``, and those of a large layer lie on more pages of memory than a CPU
-# keeps in mind: it goes block by block of its outputs. A block has about BLOCK weights, and of each input about RUN.
+# keeps in mind: it goes block by block of its outputs. A block has at least BLOCK weights, RUN of an input on average.
 BLOCK, RUN = 2**20, 8
 
 
@@ -77,13 +77,11 @@ class LinearIndex(_Index):
         rows, columns = self.shape
         _check_array("indptr", self.indptr, _is_pointers(self.indptr, rows, self.nnz))
         _check_array("cols", self.cols, _is_below(self.cols, columns, self.nnz, _unsigned(columns)))
-        places = self.blocks * columns
-        fits = _is_pointers(self.t_indptr, places, self.nnz) and (places > 0 or columns == 0)
-        _check_array("t_indptr", self.t_indptr, fits)
+        _check_array("t_indptr", self.t_indptr, _is_pointers(self.t_indptr, max(1, self.blocks) * columns, self.nnz))
         _check_array("t_rows", self.t_rows, _is_below(self.t_rows, rows, self.nnz, _unsigned(rows)))
         _check_array("t_perm", self.t_perm, _is_below(self.t_perm, self.nnz, self.nnz, np.uint32))
         for name, chunks, end in (("row_chunks", self.row_chunks, rows), ("col_chunks", self.col_chunks, columns)):
-            _check_array(name, chunks, _is_pointers(chunks, len(chunks) - 1, end))
+            _check_array(name, chunks, _is_pointers(chunks, chunks.size - 1, end))
 
     @classmethod
     @checked
@@ -126,12 +124,12 @@ class LinearIndex(_Index):
     @property
     def nnz(self) -> int:
         """The number of weights."""
-        return len(self.cols)
+        return self.cols.size
 
     @property
     def blocks(self) -> int:
         """The number of blocks of outputs that ``t_indptr`` tells apart."""
-        return (len(self.t_indptr) - 1) // max(self.shape[1], 1)
+        return (self.t_indptr.size - 1) // max(self.shape[1], 1)
 
     @property
     def largest_piece(self) -> int:
@@ -284,7 +282,7 @@ def _check_array(name: str, array: np.ndarray, fits: bool) -> None:
 
 
 def _is_pointers(array: np.ndarray, count: int, end: int) -> bool:
-    if array.dtype != np.int64 or array.shape != (count + 1,):
+    if array.dtype != np.int64 or array.shape != (count + 1,) or count < 0:
         return False
     return bool(array[0] == 0 and array[-1] == end and (array[1:] >= array[:-1]).all())
 

@@ -1,6 +1,7 @@
 """The compiled loops of a linear layer, in the words of ``simd.py``, on the records of ``program.py``.
 
-Forward goes by output. Backward goes by input, where the gradients of the input and of the weights share their loads.
+Forward goes by output. Backward goes by input, where the gradients of the input and of the weights share their loads;
+where nobody wants the input's, by output.
 """
 # Compiled functions have no type hints: numba infers them. Names stand for the same thing everywhere: x, y, g, dx are
 # activations and gradients, x_row … the floats from one of their rows to the next, b the first lane of the batch tile.
@@ -35,6 +36,7 @@ from .simd import (
 
 # Lanes of the batch that are added up at a time; a CPU without AVX-512 has no registers for more than 32.
 TILES = (64, 32, 16) if NATIVE == 16 else (32, 16)
+SIDE_BY_SIDE = 64  # features that a thread takes in at a time: whole blocks of 16 are transposed in registers
 
 
 @compiled
@@ -89,9 +91,9 @@ def _take_in_features(call, first, last):
 
 @parallel
 def _take_in_by_all(calls, plans, i):
-    for chunk in prange(plans[i].col_pieces):
-        borders = longs(plans[i].col_chunks)
-        _take_in_features(calls[i], borders[chunk], borders[chunk + 1])
+    for part in prange((plans[i].inputs + SIDE_BY_SIDE - 1) // SIDE_BY_SIDE):
+        first = part * SIDE_BY_SIDE
+        _take_in_features(calls[i], first, min(first + SIDE_BY_SIDE, plans[i].inputs))
 
 
 @compiled
@@ -245,13 +247,20 @@ def _columns_of(call, plan, first, last, block, b, width, rows, scratch):
 
 
 @compiled
-def _columns(call, plan, piece, block, b, width, scratch):
+def _columns(call, plan, first_piece, last_piece, scratch):
+    """All blocks of outputs and tiles of the batch, for some pieces of the inputs."""
     borders = longs(plan.col_chunks)
-    first, last = borders[piece], borders[piece + 1]
-    if plan.wide_rows:
-        _columns_of(call, plan, first, last, block, b, width, words(plan.t_rows), scratch)
-    else:
-        _columns_of(call, plan, first, last, block, b, width, shorts(plan.t_rows), scratch)
+    for block in range(plan.blocks):
+        b = 0
+        for width in TILES:
+            while call.lanes - b >= width:
+                for piece in range(first_piece, last_piece):
+                    first, last = borders[piece], borders[piece + 1]
+                    if plan.wide_rows:
+                        _columns_of(call, plan, first, last, block, b, width, words(plan.t_rows), scratch)
+                    else:
+                        _columns_of(call, plan, first, last, block, b, width, shorts(plan.t_rows), scratch)
+                b += width
 
 
 @parallel
@@ -269,49 +278,47 @@ def _dots_by_all(calls, plans, i):
 
 
 @parallel
-def _columns_by_all(calls, plans, i, block, b, width):
-    for piece in prange(plans[i].col_pieces):
+def _columns_by_all(calls, plans, i):
+    """A piece depends on no other, so that threads need not wait for one another between blocks and tiles."""
+    for thread in prange(calls[i].threads):
+        pieces, threads = plans[i].col_pieces, calls[i].threads
         scratch = calls[i].scratch + get_thread_id() * calls[i].scratch_bytes
-        _columns(calls[i], plans[i], piece, block, b, width, scratch)
+        _columns(calls[i], plans[i], pieces * thread // threads, pieces * (thread + 1) // threads, scratch)
 
 
 @compiled
-def _take_in_gradient(call, plan):
-    take_in(call, 0, call.g, call.g_row, call.g_group, plan.outputs)
+def _take_in_gradients(call, first, last):
+    take_in(call, first, call.g + 4 * first * call.g_row, call.g_row, call.g_group, last - first)
+
+
+@parallel
+def _take_in_gradients_by_all(calls, plans, i):
+    for part in prange((plans[i].outputs + SIDE_BY_SIDE - 1) // SIDE_BY_SIDE):
+        first = part * SIDE_BY_SIDE
+        _take_in_gradients(calls[i], first, min(first + SIDE_BY_SIDE, plans[i].outputs))
 
 
 @compiled
 def linear_backward(calls, plans, i):
     """Do the backward pass of linear layer number ``i`` of a chain with all threads."""
     if calls[i].source:
-        _take_in_gradient(calls[i], plans[i])
+        _take_in_gradients_by_all(calls, plans, i)
     if calls[i].to_mask:
         _mask_by_all(calls, plans, i)
-    if not calls[i].dx:
+    if calls[i].dx:
+        _columns_by_all(calls, plans, i)
+    else:
         _dots_by_all(calls, plans, i)
-        return
-    for block in range(plans[i].blocks):
-        b = 0
-        for width in TILES:
-            while calls[i].lanes - b >= width:
-                _columns_by_all(calls, plans, i, block, b, width)
-                b += width
 
 
 @compiled
 def linear_backward_alone(call, plan):
     """Do the backward pass of a linear layer with the thread that calls."""
     if call.source:
-        _take_in_gradient(call, plan)
+        _take_in_gradients(call, 0, plan.outputs)
     if call.to_mask:
         _mask_rows(call, 0, plan.outputs)
-    if not call.dx:
+    if call.dx:
+        _columns(call, plan, 0, plan.col_pieces, call.scratch)
+    else:
         _dots(call, plan, 0, plan.outputs)
-        return
-    for block in range(plan.blocks):
-        b = 0
-        for width in TILES:
-            while call.lanes - b >= width:
-                for piece in range(plan.col_pieces):
-                    _columns(call, plan, piece, block, b, width, call.scratch)
-                b += width

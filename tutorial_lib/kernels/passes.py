@@ -1,7 +1,7 @@
 """The compiled passes through a chain: say where everything is, then let threads take layers or spans of the batch."""
 # Compiled functions have no type hints: numba infers them. calls[span, stage] and plans[stage] are records; numbers is
 # the memory of calls as plain integers; link holds addresses, bases, offsets, by_span and by_thread; cut is the number
-# of samples, and that of a span.
+# of samples, that of a span, and that of threads.
 # ruff: noqa: ANN001, ANN201, ANN202
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ PIECES = 64  # of the work before and after the layers; fixed, so that results d
 
 @compiled
 def _link(calls, numbers, link, cut, span, thread):
-    (addresses, bases, offsets, by_span, by_thread), (batch, samples) = link, cut
+    (addresses, bases, offsets, by_span, by_thread), (batch, samples, threads) = link, cut
     for at in range(len(bases)):
         base = bases[at]
         numbers[at] = addresses[base] + span * by_span[base] + thread * by_thread[base] + offsets[at]
     for i in range(len(calls)):
         calls[i].batch = min(samples, batch - span * samples)
         calls[i].lanes = (calls[i].batch + 15) // 16 * 16
+        calls[i].threads = threads
 
 
 @compiled
@@ -135,7 +136,7 @@ def run_backward(calls, numbers, link, cut, plans, size):
 
 @compiled
 def _loss_of_span(at, cut, labels, classes, span, outcome):
-    batch, samples = cut
+    batch, samples, _ = cut
     first, last = span * samples, min(batch, (span + 1) * samples)
     cross_entropy(at[Y], at[Y_ROW], at[GRAD], at[GRAD_ROW], labels, classes, batch, first, last, outcome[span])
 

@@ -5,8 +5,9 @@ each address as an offset from a *base*; a pass lists its bases (a handful of te
 Activations between the layers lie in one piece of memory, the *arena*, and have no tensors of their own.
 
 A batch of more than 32 is cut into *spans* of 32. A thread takes a span through the whole chain: nothing that lies
-between layers passes from one core to another, and threads meet once. Smaller batches, layers so large that gradients
-for each span would cost too much, and layers by themselves are one span, and threads share the work of each layer.
+between layers passes from one core to another, and threads meet once. Smaller batches, and layers so large that
+gradients for each span would cost too much, are one span, and threads share the work of each layer. So are batches of
+medium size in a linear layer by itself, if they lie batch innermost.
 """
 
 from __future__ import annotations
@@ -180,7 +181,8 @@ def _kept(first: Stage, key: tuple, make: Callable[[], Program]) -> Program:
 def _forward_program(
     stages: Sequence[Stage], batch: int, size: tuple[int, ...], innermost: bool, remember: bool
 ) -> Program:
-    several = batch > SPAN and len(stages) > 1 and sum(stage.index.nnz for stage in stages) <= SMALL
+    small = sum(stage.index.nnz for stage in stages) <= SMALL
+    several = batch > SPAN and small and not (innermost and _is_shared(stages, batch, remember))
     span, row = (SPAN, SPAN) if several else (max(row_lanes(batch), LANES), row_floats(batch))
     given, memory, parts = size, _Memory(), []
     for i, stage in enumerate(stages):
@@ -292,6 +294,11 @@ def _common(i: int, stage: Stage, layer: Layer) -> dict[str, int | Address]:
     of_x = {"x": layer.x_at, "x_row": layer.x.row, "x_group": layer.x.group}
     of_y = {"y": y, **layer.y.fields("y", layer.image), "winners": layer.winners}
     return parameters | of_x | of_y | {"relu": stage.relu, "pool": stage.pool}
+
+
+def _is_shared(stages: Sequence[Stage], batch: int, remember: bool) -> bool:
+    """Whether threads share a chain that could be cut into spans: one linear layer, where nothing has to be copied."""
+    return len(stages) == 1 and isinstance(stages[0].index, LinearIndex) and batch <= (256 if remember else 64)
 
 
 def _used_as_it_is(plan: Plan, innermost: bool, several: bool) -> bool:

@@ -58,6 +58,7 @@ class Call(NamedTuple):
     # filled in by compiled code
     batch: int = 0  # samples of the span
     lanes: int = 0  # the same rounded up to whole groups
+    threads: int = 0  # that share the work
 
 
 class Plan(NamedTuple):

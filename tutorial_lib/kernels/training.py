@@ -128,7 +128,7 @@ def _prepared(
 ) -> _Ready | None:
     """Return what a step needs; None if something cannot be updated where it is."""
     there, back = programs
-    sizes, batch = back.gradient_sizes, x.shape[0]
+    sizes, batch, threads = back.gradient_sizes, x.shape[0], use_threads()
     records = _records(weights, sizes)
     if records is None:
         return None
@@ -136,13 +136,13 @@ def _prepared(
     y, grad = (empty_batch_innermost((batch, *there.y_size)) for _ in range(2))
     numbers = sum(sizes)
     gradients, steps = (torch.empty(spans * numbers, dtype=torch.float32, device="cpu") for spans in (there.spans, 1))
-    arena = borrow(there.pieces(use_threads()) * there.bytes)
+    arena = borrow(there.pieces(threads) * there.bytes)
     bases = list_bases([zeros if each is None else each[0] for each in weights], arena, {X: x, Y: y, GRAD: grad})
-    room = borrow_room(back, bases)
+    room = borrow_room(back, bases, threads)
     bases[PARTIAL] = bases[GRADIENTS] = gradients.data_ptr()  # those of all spans are added up in the first one's place
     bases[STEPS] = steps.data_ptr()
     bases = np.array(bases)
-    passes = *records_of(there, bases, batch), *records_of(back, bases, batch)
+    passes = *records_of(there, bases, batch, threads), *records_of(back, bases, batch, threads)
     arguments = *passes, numbers, records, np.empty((len(records), 2))
     tensors = [tensor for each in weights if each is not None for tensor in each]
     return _Ready(

@@ -89,9 +89,7 @@ INPUTS = [(1, False), (16, True), (17, True), (40, False), (40, True)]
 inputs = pytest.mark.parametrize(("batch", "innermost"), INPUTS)
 
 
-@pytest.mark.parametrize(
-    ("batch", "innermost"), [*INPUTS, (80, True)]
-)  # 80: a tile of 64 samples, and one of 16, or spans
+@pytest.mark.parametrize(("batch", "innermost"), [*INPUTS, (80, True)])  # 80: tiles of several widths, or spans
 @pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
 @pytest.mark.parametrize("widths", LINEAR.values(), ids=LINEAR)
 def test_linear_layers_stay_within_their_memory(kernels, widths, batch, innermost, large, survived, monkeypatch):

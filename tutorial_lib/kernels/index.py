@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -101,10 +100,10 @@ class LinearIndex(_Index):
         np.remainder(positions, max(inputs, 1), out=cols, casting="unsafe")  # without an array of wider numbers
         order = np.arange(nnz, dtype=_signed(nnz))
         borders = indptr[np.searchsorted(indptr, np.linspace(0, nnz, blocks + 1))]
-        for block, (first, last) in enumerate(pairwise(borders)):
+        for block, (first, last) in enumerate(itertools.pairwise(borders)):
             cols[first:last] += block * inputs  # each block has inputs of its own, so to speak
         by_input = sparse.csr_array((order, cols, indptr), shape=(shape[0], blocks * inputs)).tocsc()
-        for block, (first, last) in enumerate(pairwise(borders)):
+        for block, (first, last) in enumerate(itertools.pairwise(borders)):
             cols[first:last] -= block * inputs
         of_inputs = np.diff(by_input.indptr).reshape(blocks, inputs).sum(0)
         return cls(

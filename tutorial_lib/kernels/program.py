@@ -297,7 +297,11 @@ def _common(i: int, stage: Stage, layer: Layer) -> dict[str, int | Address]:
 
 
 def _is_shared(stages: Sequence[Stage], batch: int, remember: bool) -> bool:
-    """Whether threads share a chain that could be cut into spans: one linear layer, where nothing has to be copied."""
+    """Whether threads share a chain that could be cut into spans: one linear layer, where nothing has to be copied.
+
+    In larger batches, and without a backward pass already beyond one tile, spans are faster: what a thread reads again
+    and again then lies close together.
+    """
     return len(stages) == 1 and isinstance(stages[0].index, LinearIndex) and batch <= (256 if remember else 64)
 
 

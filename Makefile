@@ -22,7 +22,7 @@ tutorial: $(INSTALLED) ## Run all notebooks in the quick profile into build/ and
 	@$(BIN)/python tools/run_notebooks.py --output build/notebooks
 
 test: $(INSTALLED) ## Run all tests: library, notebooks, README
-	@$(BIN)/python -m pytest tests notebooks --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
+	@$(BIN)/python -m pytest tests notebooks --nbval-lax --nbval-current-env --nbval-sanitize-with tests/notebooks/nbval_sanitize.cfg
 
 test-browser: $(INSTALLED) ## Run the tests that need a headless Chromium, and install what they need
 	@$(BIN)/python -m pip install --quiet --editable '.[test,browser]'
@@ -37,7 +37,7 @@ test-browser: $(INSTALLED) ## Run the tests that need a headless Chromium, and i
 	@touch $@
 
 test-colab: $(INSTALLED) .venv-colab/.installed ## Run all notebooks in an environment with Colab's versions
-	@$(BIN)/python -m pytest tests/test_colab.py -m colab
+	@$(BIN)/python -m pytest tests/notebooks/test_colab.py -m colab
 
 # Setuptools as pyproject.toml asks for; without isolation a notebook's set-up cell builds with it.
 .venv-floor/.installed: tests/floor-constraints.txt pyproject.toml
@@ -48,16 +48,16 @@ test-colab: $(INSTALLED) .venv-colab/.installed ## Run all notebooks in an envir
 	@touch $@
 
 test-floor: .venv-floor/.installed ## Run the tests and two notebooks in the lowest versions that the project accepts
-	@.venv-floor/bin/python -m pytest tests notebooks/02_masked_layers.ipynb notebooks/05_simulated_vs_csr.ipynb --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
+	@.venv-floor/bin/python -m pytest tests notebooks/02_masked_layers.ipynb notebooks/05_simulated_vs_csr.ipynb --nbval-lax --nbval-current-env --nbval-sanitize-with tests/notebooks/nbval_sanitize.cfg
 
 reliability: $(INSTALLED) ## Count what the library survives, at length; writes figures/ and README's table
 	@$(BIN)/python -m pip install --quiet --editable '.[test,fuzz]' || echo "atheris does not install here; going on without it"
-	@$(BIN)/python -m pytest $(addprefix tests/test_,$(addsuffix .py,bad_input odd_inputs safety fuzz bounds compiled long_runs data_faults odd_machines)) --hypothesis-profile=long --record-reliability
+	@$(BIN)/python -m pytest tests/reliability tests/truly_sparse/test_bounds.py tests/truly_sparse/test_compiled.py --hypothesis-profile=long --record-reliability
 	@$(BIN)/python tools/readme_tables.py
 
 fuzz: $(INSTALLED) ## Draw 10,000 networks, checkpoints and data files and try to break the library with them
 	@$(BIN)/python -m pip install --quiet --editable '.[test,fuzz]' || echo "atheris does not install here; going on without it"
-	@$(BIN)/python -m pytest tests/test_fuzz.py --hypothesis-profile=long
+	@$(BIN)/python -m pytest tests/reliability/test_fuzz.py --hypothesis-profile=long
 
 slides: $(INSTALLED) ## Make a deck of slides from each notebook, into build/slides/
 	@$(BIN)/python tools/slides.py
@@ -66,21 +66,21 @@ lab: $(INSTALLED) ## Open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir=notebooks
 
 full: $(INSTALLED) ## Measure everything again: study, notebooks in place, figures/, README's tables
-	@TUTORIAL_PROFILE=full $(BIN)/python tools/study.py
+	@TUTORIAL_PROFILE=full $(BIN)/python benchmarks/study.py
 	@TUTORIAL_PROFILE=full $(BIN)/python tools/run_notebooks.py --output notebooks
 	@TUTORIAL_PROFILE=quick $(BIN)/python tools/run_notebooks.py --output build/notebooks --record
 	@$(BIN)/python tools/readme_tables.py
 
 referee: $(INSTALLED) ## Compare the algorithms at full length (hours; goes on where it was stopped)
-	@$(BIN)/python tools/referee.py
+	@$(BIN)/python benchmarks/referee.py
 	@$(BIN)/python tools/readme_tables.py
 
 bench: $(INSTALLED) ## Race truly sparse layers against dense, masked and CSR; writes figures/ and README's tables
-	@$(BIN)/python tools/bench.py
+	@$(BIN)/python benchmarks/bench.py
 	@$(BIN)/python tools/readme_tables.py
 
 bench-gpu: ## The dense, masked and CSR rows on an NVIDIA GPU, with the torch of $(PYTHON)
-	@$(PYTHON) tools/bench_gpu.py
+	@$(PYTHON) benchmarks/bench_gpu.py
 
 lint: $(INSTALLED) ## Check style
 	@$(BIN)/ruff check .

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tools import lab, referee
+from benchmarks import referee
+from tools import lab
 from tutorial_lib import load_result
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +22,7 @@ def run(*command):
 
 def test_quick_bench_measures_every_row_and_writes_nothing():
     before = {path: path.stat().st_mtime_ns for path in (ROOT / "figures").iterdir()}
-    out = run("tools/bench.py", "--quick")
+    out = run("benchmarks/bench.py", "--quick")
     for row in ("Dense+Mask", "dense channels_last", "truly sparse (this project)", "torch CSR", "scipy CSR"):
         assert f"\n{row} " in out
     for work in ("inference", "training step", "fc 1000", "bytes", "time per nonzero", "layer, peak"):
@@ -30,7 +31,7 @@ def test_quick_bench_measures_every_row_and_writes_nothing():
 
 
 def test_gpu_bench_compares_the_same_work():
-    assert "all 4 rows compute the same" in run("tools/bench_gpu.py", "--check")
+    assert "all 4 rows compute the same" in run("benchmarks/bench_gpu.py", "--check")
 
 
 def test_a_study_is_complete_only_with_every_run_of_its_plan():

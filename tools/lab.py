@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tutorial_lib.bench import save_result
+from tutorial_lib import save_result
 from tutorial_lib.project import FIGURES, ROOT
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from tutorial_lib import Benchmark, load_result, published, viz
+from tutorial_lib import PUBLISHED_INFERENCE_MS, PUBLISHED_RESULTS, Benchmark, load_result, referee_plots, viz
 from tutorial_lib.compare import Comparison, in_words, paired_difference
 from tutorial_lib.project import FIGURES, ROOT
 
@@ -71,7 +71,7 @@ def results_table() -> str:
     recorded = load_result("results")
     rows = []
     for key, label in VARIANTS.items():
-        said = published.RESULTS.get(key, {})
+        said = PUBLISHED_RESULTS.get(key, {})
         measured = recorded["variants"].get(key) if recorded else None
         if measured is None and not said:
             continue
@@ -95,10 +95,10 @@ def inference_table() -> str:
     rows = []
     for name, runs in recorded["runs_ms"].items():
         low, median, high = np.percentile(runs, (25, 50, 75))
-        said = published.INFERENCE_MS.get(PUBLISHED_ROWS.get(name, ""), "")
+        said = PUBLISHED_INFERENCE_MS.get(PUBLISHED_ROWS.get(name, ""), "")
         rows.append([name, str(said), f"{median:.2f}", f"{low:.2f} to {high:.2f}"])
     for name in ("Dense+Mask (GPU)", "Truly sparse CSR (GPU)"):
-        rows.append([name, str(published.INFERENCE_MS[name]), NOT_MEASURED, ""])
+        rows.append([name, str(PUBLISHED_INFERENCE_MS[name]), NOT_MEASURED, ""])
     header = [
         "whole network, 100 images",
         "published ms",
@@ -242,7 +242,7 @@ def draw_figures() -> None:
     recorded = load_result("results")
     if recorded:
         measured = {VARIANTS[key]: row["test_accuracy"] for key, row in recorded["variants"].items()}
-        said = {VARIANTS[key]: row["test_accuracy"] for key, row in published.RESULTS.items()}
+        said = {VARIANTS[key]: row["test_accuracy"] for key, row in PUBLISHED_RESULTS.items()}
         viz.plot_accuracies(measured, said).savefig(FIGURES / "results.png", dpi=110)
     recorded = load_result("bench")
     if recorded:
@@ -258,10 +258,10 @@ def draw_figures() -> None:
     tables = referee_tables()
     if tables:
         everything = pd.concat([tables["grid"], tables["gradual"]])
-        viz.plot_referee(everything).savefig(FIGURES / "referee.png", dpi=110)
-        viz.plot_tradeoff(everything).savefig(FIGURES / "referee_tradeoff.png", dpi=110)
-        said = published.RESULTS["set_uniform"]["test_accuracy"]
-        viz.plot_waterfall(tables["waterfall"], said).savefig(FIGURES / "referee_waterfall.png", dpi=110)
+        referee_plots.plot_referee(everything).savefig(FIGURES / "referee.png", dpi=110)
+        referee_plots.plot_tradeoff(everything).savefig(FIGURES / "referee_tradeoff.png", dpi=110)
+        said = PUBLISHED_RESULTS["set_uniform"]["test_accuracy"]
+        referee_plots.plot_waterfall(tables["waterfall"], said).savefig(FIGURES / "referee_waterfall.png", dpi=110)
         save_drawn("referee_tradeoff", everything)
         save_drawn("referee_waterfall", tables["waterfall"])
     recorded = load_result("inference")

@@ -19,8 +19,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from tqdm import tqdm
 
-from tutorial_lib.bench import load_result, save_result
-from tutorial_lib.project import ROOT, profile
+from tutorial_lib import load_result, profile, save_result
+from tutorial_lib.project import ROOT
 
 NOTEBOOKS = ROOT / "notebooks"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"

@@ -19,15 +19,15 @@ import numpy as np
 import pandas as pd
 import torch
 
+from truly_sparse.arguments import check_choice, require, shown
+from truly_sparse.errors import InvalidArgumentError
+
 from .data import Digits
-from .errors import InvalidArgumentError
-from .project import FIGURES, ROOT, profile
-from .validate import check_choice, check_path, checked, require, shown
+from .project import FIGURES, ROOT, check_path, profile
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "numba", "matplotlib")
 
 
-@checked
 @dataclass(frozen=True)
 class Benchmark:
     """Timings of several candidates that did the same work.
@@ -47,7 +47,6 @@ class Benchmark:
             if not runs or not all(0 <= run < math.inf for run in runs):
                 raise InvalidArgumentError(f"seconds[{name!r}]={shown(runs)}; give at least one finite time")
 
-    @checked
     def median(self, name: str) -> float:
         """Return a candidate's median in seconds.
 
@@ -74,7 +73,6 @@ class Benchmark:
         return table
 
 
-@checked
 def benchmark(
     candidates: dict[str, Callable[[], Any]],
     *,
@@ -168,10 +166,6 @@ def _as_array(name: str, output: Any) -> np.ndarray:
     return array.astype(np.int64) if array.dtype.kind in "bu" else array
 
 
-# ------------------------------------------------------------------------------------------ recorded numbers
-
-
-@checked
 def provenance(command: str, seed: int | None = None, data: Digits | None = None) -> dict[str, Any]:
     """Return where a number comes from: command, commit, date, machine, threads, versions, data, seed."""
     return {
@@ -191,7 +185,6 @@ def provenance(command: str, seed: int | None = None, data: Digits | None = None
     }
 
 
-@checked
 def save_result(
     name: str,
     values: dict[str, Any],
@@ -234,7 +227,6 @@ def save_result(
     return path
 
 
-@checked
 def load_result(name: str, folder: str | Path = FIGURES) -> dict[str, Any] | None:
     """Return the recorded ``values`` of ``name``, or None where nobody has measured it.
 
@@ -256,7 +248,6 @@ def _check_name(name: str) -> None:
     require(plain, "name", name, "use a plain file name, without folders")
 
 
-@checked
 def summarize(samples: list[float]) -> dict[str, Any]:
     """Return ``{"mean", "low", "high", "samples"}`` of repeated measurements.
 

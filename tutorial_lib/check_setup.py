@@ -14,14 +14,15 @@ from pathlib import Path
 
 import torch
 
+from truly_sparse.backend import warmup
+from truly_sparse.convert import sparsify
+from truly_sparse.errors import SparseTrainingError
+from truly_sparse.fuse import fuse
+
 from .data import load_data
-from .errors import TutorialError
-from .fuse import fuse
-from .kernels import warmup
 from .masked import mask_model
 from .models import TutorialCNN
 from .project import ROOT
-from .sparse import sparsify
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "numba", "matplotlib", "pandas", "scikit-learn", "ipywidgets")
 TIMED_STEPS = 5
@@ -78,7 +79,7 @@ def data() -> Finding:
     """Real MNIST, or the digits that stand in for it."""
     try:
         loaded = load_data()
-    except TutorialError as error:
+    except SparseTrainingError as error:
         return Finding("data", "wrong", str(error), "see The data in README")
     if loaded.name == "mnist":
         return Finding("data", "ok", loaded.source)

@@ -13,8 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from .errors import CheckpointError
-from .validate import check_path, checked, require, shown
+from truly_sparse.arguments import require, shown
+from truly_sparse.errors import SparseTrainingError
+
+from .project import check_path
+
+
+class CheckpointError(SparseTrainingError, RuntimeError):
+    """A checkpoint is missing, damaged, of another version, or of another model."""
+
 
 NAME = b"dst-checkpoint "
 VERSION = b"1\n"
@@ -22,7 +29,6 @@ DIGEST = hashlib.sha256
 FIELDS = ("parts", "random")
 
 
-@checked
 def save_checkpoint(path: str | Path, **parts: Any) -> None:
     """Write everything that a run needs to go on into one file, together with the state of every random generator.
 
@@ -56,7 +62,6 @@ def save_checkpoint(path: str | Path, **parts: Any) -> None:
         raise CheckpointError(f"cannot write {path} ({error}); choose another place, or free some space") from error
 
 
-@checked
 def load_checkpoint(path: str | Path, **parts: Any) -> dict[str, Any]:
     """Load a file of :func:`save_checkpoint` into the given objects: all of them or, if anything is wrong, none.
 
@@ -100,7 +105,6 @@ def load_checkpoint(path: str | Path, **parts: Any) -> dict[str, Any]:
     return {name: state for name, state in states.items() if name not in parts}
 
 
-@checked
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return what a file of :func:`save_checkpoint` holds, checked, without loading it into anything.
 

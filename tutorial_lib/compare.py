@@ -8,41 +8,37 @@ import json
 import math
 import multiprocessing
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
-from torch import nn
 from tqdm import tqdm
 
+from truly_sparse.arguments import check_choice, require, shown
+from truly_sparse.errors import InvalidArgumentError
+from truly_sparse.interface import SparsifiableLayer, weight_layers, weight_shape
+from truly_sparse.recipes import DynamicRecipe, Recipe, describe
+from truly_sparse.rules import GROW_RULES, GrowRule
+from truly_sparse.topology import check_sparsity
+
+from .checkpoint import CheckpointError
+from .contenders import IMAGE, Contender
 from .cost import storage_bytes, training_multiply_adds
 from .data import Digits
-from .dst import GROW_RULES, GrowRule
-from .errors import CheckpointError, InvalidArgumentError
-from .fuse import fuse
-from .init import sparse_init
-from .interface import SparsifiableLayer
-from .masked import mask_model
-from .models import TutorialCNN
-from .recipes import DynamicRecipe, GradualMagnitudePruning, Recipe, describe
+from .project import check_path
 from .recorder import TopologyRecorder
-from .small_dense import IMAGE, multiply_add_count, small_dense, weight_count
-from .sparse import sparsify
-from .topology import check_sparsity, layer_nnz, weight_layers, weight_shape
-from .train import OPTIMIZERS, SCHEDULES, fit
-from .validate import check_choice, check_columns, check_path, check_seed, checked, require
+from .train import fit
 
 # Tensors of a weight's shape that each optimizer keeps.
 STATE_TENSORS = {"adam": 2, "adamw": 2, "sgd": 1, "adam per weight": 3}
 
 
-@checked
 @dataclass(frozen=True)
 class Budget:
     """What every contender may spend."""
@@ -55,141 +51,9 @@ class Budget:
             require(getattr(self, name) >= 1, name, getattr(self, name), "use a whole number of at least 1")
 
 
-# ------------------------------------------------------------------------------------------ who takes part
-
-
-@checked
-@dataclass(frozen=True, kw_only=True)
-class Contender(ABC):
-    """A way to build and train the tutorial's network.
-
-    Attributes:
-        lr: see :func:`fit`.
-        schedule: see :func:`fit`.
-        optimizer: see :func:`fit`.
-    """
-
-    lr: float = 3e-3
-    schedule: str = "onecycle"
-    optimizer: str = "adam"
-
-    def __post_init__(self) -> None:
-        require(0 < self.lr < math.inf, "lr", self.lr, "use a positive number such as 1e-3")
-        check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        check_choice("schedule", self.schedule, SCHEDULES)
-
-    @abstractmethod
-    def build(self, sparsity: float, seed: int) -> nn.Module:
-        """Return the network, drawn from ``seed``."""
-
-    def recipe(self, sparsity: float) -> Recipe | None:
-        """Return how its topology changes."""
-        return None
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether it is the same at every sparsity."""
-        return False
-
-
-@checked
-@dataclass(frozen=True)
-class Dense(Contender):
-    """The full network: what the others are measured against."""
-
-    @property
-    def is_dense(self) -> bool:
-        """See :class:`Contender`."""
-        return True
-
-    @checked
-    def build(self, sparsity: float, seed: int) -> nn.Module:
-        """See :class:`Contender`."""
-        torch.manual_seed(seed)
-        return TutorialCNN()
-
-
-@checked
-@dataclass(frozen=True)
-class SmallDense(Contender):
-    """A narrow dense network with as many weights, or as many multiply-adds, as the sparse one with ERK densities.
-
-    Attributes:
-        same: ``"weights"`` or ``"multiply-adds"``.
-    """
-
-    same: str = "weights"
-
-    @checked
-    def build(self, sparsity: float, seed: int) -> nn.Module:
-        """See :class:`Contender`."""
-        with torch.device("meta"):
-            full = TutorialCNN()
-            counts = layer_nnz(full, sparsity, "erk")
-            places = {"conv1": 28 * 28, "conv2": 14 * 14}  # where a convolution applies each of its weights
-        limits = {
-            "weights": (sum(counts.values()), weight_count),
-            "multiply-adds": (sum(nnz * places.get(name, 1) for name, nnz in counts.items()), multiply_add_count),
-        }
-        if self.same not in limits:
-            raise InvalidArgumentError(f"same={self.same!r}; use one of {', '.join(limits)}")
-        torch.manual_seed(seed)
-        return small_dense(*limits[self.same])
-
-
-@checked
-@dataclass(frozen=True)
-class Sparse(Contender):
-    """A truly sparse network from the first step on.
-
-    Attributes:
-        how: how its topology changes.
-        scheme: how its layers share the weights, see :func:`layer_nnz`.
-        init: ``"dense"``: the weights that the dense network would have there; ``"sparse-aware"``: :func:`sparse_init`.
-    """
-
-    how: DynamicRecipe
-    scheme: str = "erk"
-    init: str = "sparse-aware"
-
-    @checked
-    def build(self, sparsity: float, seed: int) -> nn.Module:
-        """See :class:`Contender`."""
-        if self.init not in ("dense", "sparse-aware"):
-            raise InvalidArgumentError(f"init={self.init!r}; use dense or sparse-aware")
-        torch.manual_seed(seed)
-        masked = mask_model(TutorialCNN(), sparsity, self.scheme, seed=seed)
-        return fuse(sparsify(sparse_init(masked, seed) if self.init == "sparse-aware" else masked))
-
-    def recipe(self, sparsity: float) -> Recipe:
-        """See :class:`Contender`."""
-        return self.how
-
-
-@checked
-@dataclass(frozen=True)
-class Gradual(Contender):
-    """Gradual magnitude pruning: a masked network that starts dense, so it is as large and slow as the dense one."""
-
-    scheme: str = "erk"
-
-    @checked
-    def build(self, sparsity: float, seed: int) -> nn.Module:
-        """See :class:`Contender`."""
-        torch.manual_seed(seed)
-        return mask_model(TutorialCNN(), 0.0)
-
-    def recipe(self, sparsity: float) -> Recipe:
-        """See :class:`Contender`."""
-        return GradualMagnitudePruning(sparsity, self.scheme)
-
-
-# ------------------------------------------------------------------------------------------ the races
-
 Job = tuple[str, float, int]  # contender, sparsity, seed
 
 
-@checked
 @dataclass(frozen=True)
 class Comparison:
     """The runs of a comparison, one row each.
@@ -224,7 +88,6 @@ class Comparison:
         return pd.DataFrame(rows)
 
 
-@checked
 def interval(samples: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """Return the two-sided confidence interval of a mean, by Student's t; (nan, nan) for a single sample.
 
@@ -244,13 +107,11 @@ def interval(samples: Sequence[float], level: float = 0.95) -> tuple[float, floa
     return float(low), float(high)
 
 
-@checked
 def in_words(mean: float, low: float, high: float) -> str:
     """Return a mean with its interval as a text, such as ``99.24 (99.18 to 99.30)``."""
     return f"{mean:.2f} (one seed)" if math.isnan(low) else f"{mean:.2f} ({low:.2f} to {high:.2f})"
 
 
-@checked
 def paired_difference(runs: pd.DataFrame, ours: str, theirs: str, sparsity: float) -> tuple[float, float, float]:
     """Return by how many points of accuracy one contender is ahead of another, seed by seed: mean and 95% interval.
 
@@ -275,7 +136,6 @@ def paired_difference(runs: pd.DataFrame, ours: str, theirs: str, sparsity: floa
     return float(difference.mean()), *interval(difference.tolist())
 
 
-@checked
 def compare(
     contenders: Mapping[str, Contender],
     data: Digits,
@@ -311,8 +171,6 @@ def compare(
     """
     for sparsity in sparsities:
         check_sparsity(sparsity)
-    for seed in seeds:
-        check_seed(seed)
     if not contenders or not sparsities or not seeds or workers < 1:
         raise InvalidArgumentError(
             f"{len(contenders)} contenders, sparsities={list(sparsities)}, seeds={list(seeds)}, workers={workers}; "
@@ -381,7 +239,6 @@ def _train_in_worker(job: Job, contender: Contender, budget: Budget, checkpoint:
     return train_one(job, contender, _data[0], budget, checkpoint)
 
 
-@checked
 def train_one(job: Job, contender: Contender, data: Digits, budget: Budget, checkpoint: Path | None) -> dict[str, Any]:
     """Train one contender once and return its row; see :class:`Comparison`."""
     name, sparsity, seed = job
@@ -483,7 +340,6 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-@checked
 def save_runs(
     runs: pd.DataFrame, folder: Path, contenders: Mapping[str, Contender], data: Digits, budget: Budget
 ) -> None:
@@ -498,3 +354,26 @@ def save_runs(
     files = _Files(folder, contenders, data, budget)
     for row in runs.to_dict(orient="records"):
         files.save(row)
+
+
+def check_columns(name: str, table: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Refuse a table that is empty, lacks a column, or holds in one of them something else than its kind.
+
+    Raises:
+        InvalidArgumentError: no rows, a column is missing, one (but the contender's) does not hold numbers, or an
+            accuracy is not finite.
+    """
+    missing = [column for column in columns if column not in table.columns]
+    if missing or not len(table):
+        raise InvalidArgumentError(
+            f"{name} has {len(table)} rows and the columns {shown(list(table.columns))}; "
+            f"give at least one row, and {', '.join(map(repr, columns))}"
+        )
+    for column in columns:
+        held = table[column]
+        if column == "contender":
+            fits = held.map(type).eq(str).all()
+        else:
+            fits = pd.api.types.is_numeric_dtype(held) and (column != "accuracy" or np.isfinite(held).all())
+        what = "texts" if column == "contender" else "finite numbers"
+        require(fits, f"{name}[{column!r}]", held.tolist(), f"give {what}")

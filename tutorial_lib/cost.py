@@ -8,20 +8,17 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .errors import InvalidArgumentError
-from .interface import SparsifiableLayer, sparse_layers
-from .topology import weight_layers, weight_shape
-from .validate import check_memory, checked, require, shown
+from truly_sparse.arguments import check_memory, require, shown
+from truly_sparse.errors import InvalidArgumentError
+from truly_sparse.interface import SparsifiableLayer, sparse_layers, weight_layers, weight_shape
 
 
-@checked
 def storage_bytes(model: nn.Module) -> int:
     """Return the bytes of all parameters and buffers: what the network occupies, masks and indices included."""
     tensors = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     return tensors + sum(layer.index_bytes for layer in sparse_layers(model).values())
 
 
-@checked
 @torch.no_grad()
 def multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFrame:
     """Count the multiply-adds of one forward pass of one sample, per Linear and Conv2d layer and in total.
@@ -69,7 +66,6 @@ def multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFram
     return table
 
 
-@checked
 def training_multiply_adds(
     model: nn.Module, input_shape: tuple[int, ...], images: int, growth_images: int = 0
 ) -> dict[str, int]:

@@ -9,16 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .errors import InvalidArgumentError
-from .interface import SparsifiableLayer, sparse_layers
-from .masked import replace_layer
-from .topology import check_has_numbers, copied, to_mask
-from .validate import checked, is_dense, require, shown
+from truly_sparse.arguments import is_dense, require, shown
+from truly_sparse.convert import copied, replace_layer
+from truly_sparse.errors import InvalidArgumentError
+from truly_sparse.interface import SparsifiableLayer, check_has_numbers, sparse_layers
+from truly_sparse.topology import to_mask
 
 BACKENDS = ("torch", "scipy")
 
 
-@checked
 class CSRProduct(nn.Module):
     """A matrix in compressed sparse row (CSR) form: row pointers, column indices, values; no dense weight.
 
@@ -68,7 +67,6 @@ class CSRProduct(nn.Module):
         return torch.from_numpy(scipy.sparse.csr_matrix(arrays, shape=self.shape) @ x.detach().resolve_neg().numpy())
 
 
-@checked
 class CSRLinear(nn.Module):
     """A linear layer, inference only, over a :class:`CSRProduct`."""
 
@@ -86,7 +84,6 @@ class CSRLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-@checked
 class CSRConv2d(nn.Module):
     """A convolution, inference only: every patch unfolded into a column (im2col), then one CSR product."""
 
@@ -128,7 +125,6 @@ def _check_bias(bias: torch.Tensor | None, product: CSRProduct) -> None:
         raise InvalidArgumentError(f"bias={shown(bias)}; give {rows} numbers of type {product.values.dtype}, or None")
 
 
-@checked
 def to_csr(model: nn.Module, backend: str = "torch") -> nn.Module:
     """Return a copy of ``model`` for inference in which every sparse layer multiplies in CSR form.
 

@@ -20,9 +20,15 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from .errors import DataError, InvalidArgumentError
-from .project import ROOT
-from .validate import check_device, check_path, check_seed, checked, require, shown
+from truly_sparse.arguments import require, shown
+from truly_sparse.errors import InvalidArgumentError, SparseTrainingError
+
+from .project import ROOT, check_path
+
+
+class DataError(SparseTrainingError, RuntimeError):
+    """A data set is missing, damaged or out of reach."""
+
 
 # SHA-256 of the four decompressed files.
 MNIST_SHA256 = {
@@ -38,7 +44,6 @@ MOST_BYTES = 2**26  # more than the largest file, decompressed
 CLASSES = 10
 
 
-@checked
 @dataclass(frozen=True)
 class Digits:
     """A data set of 28×28 grey digits, normalised to about zero mean and unit deviation, in memory.
@@ -67,14 +72,12 @@ class Digits:
             if y.dtype != torch.int64 or y.shape != (len(x),):
                 raise InvalidArgumentError(f"{part}_y={shown(y)}; give int64 labels, one for each of {len(x)} images")
 
-    @checked
     def to(self, device: str | torch.device) -> Digits:
         """Return the same data with its tensors on ``device``.
 
         Raises:
             InvalidArgumentError: there is no such device.
         """
-        check_device(device)
         tensors = {
             f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self) if f.name[-2:] in ("_x", "_y")
         }
@@ -91,7 +94,6 @@ class Digits:
         return f"Digits(name={self.name!r}, train={len(self.train_x)}, test={len(self.test_x)}, source={self.source!r})"
 
 
-@checked
 def load_data(
     name: str = "auto", train_size: int | None = None, root: str | Path | None = None, seed: int = 0
 ) -> Digits:
@@ -115,7 +117,6 @@ def load_data(
         raise InvalidArgumentError(f"unknown data set {name!r}; use 'auto', 'mnist' or 'digits'")
     use = f"use a whole number of at least {CLASSES}, or None"
     require(train_size is None or train_size >= CLASSES, "train_size", train_size, use)
-    check_seed(seed, most=2**32 - 1)
     folder = _home_filled_in(check_path("root", root or os.environ.get("TUTORIAL_DATA") or ROOT / "data"))
     if name == "digits":
         data = _embedded_digits()

@@ -10,31 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .errors import InvalidArgumentError, TrainingError
-from .interface import Carry, SparsifiableLayer, sparse_layers
-from .topology import (
+from truly_sparse.arguments import check_memory, require, shown
+from truly_sparse.convert import copied, replace_layer
+from truly_sparse.errors import InvalidArgumentError, TrainingError
+from truly_sparse.interface import (
+    Carry,
+    SparsifiableLayer,
     check_has_numbers,
+    sparse_layers,
+    weight_layers,
+    weight_shape,
+)
+from truly_sparse.topology import (
+    check_places,
     check_rewiring,
-    copied,
+    check_values,
     layer_nnz,
     sample_distinct,
     to_connections,
     to_mask,
-    weight_layers,
-    weight_shape,
-)
-from .validate import (
-    check_choice,
-    check_convolution,
-    check_memory,
-    check_places,
-    check_seed,
-    check_sizes,
-    check_tensors,
-    check_values,
-    checked,
-    require,
-    shown,
 )
 
 ROWS_PER_BLOCK = 1024
@@ -49,7 +43,6 @@ class MaskedLayer(SparsifiableLayer):
     _gradient: torch.Tensor | None = None
     _record_gradient: bool = False
 
-    @checked
     def set_mask(self, mask: torch.Tensor) -> None:
         """Install a boolean mask of the weight's shape and zero the weights that it removes.
 
@@ -99,14 +92,12 @@ class MaskedLayer(SparsifiableLayer):
         """See :class:`SparsifiableLayer`."""
         return self.weight.detach()[self.mask]
 
-    @checked
     def set_active_values(self, values: torch.Tensor) -> None:
         """See :class:`SparsifiableLayer`."""
         check_values(values, int(self.mask.sum()))
         with torch.no_grad():
             self.weight[self.mask] = values.to(self.weight)
 
-    @checked
     def fade_gradient(self, factor: float) -> None:
         """See :class:`SparsifiableLayer`."""
         require(math.isfinite(factor), "factor", factor, "use a finite number")
@@ -122,13 +113,11 @@ class MaskedLayer(SparsifiableLayer):
         """See :class:`SparsifiableLayer`."""
         yield from self._recorded().split(ROWS_PER_BLOCK)
 
-    @checked
     def gradient_at(self, connections: torch.Tensor) -> torch.Tensor:
         """See :class:`SparsifiableLayer`."""
         check_places("connections", connections, self.dense_shape)
         return self._recorded().reshape(-1)[connections]
 
-    @checked
     def rewire(self, kept: torch.Tensor, grown: torch.Tensor, values: torch.Tensor) -> Carry:
         """See :class:`SparsifiableLayer`."""
         check_rewiring(self, kept, grown, values)
@@ -147,7 +136,6 @@ class MaskedLayer(SparsifiableLayer):
         return f"{super().extra_repr()}, active={int(self.mask.sum())}/{self.mask.numel()}"
 
 
-@checked
 class MaskedLinear(MaskedLayer, nn.Linear):
     """``nn.Linear`` whose weight is multiplied by the boolean buffer ``mask`` in every forward pass."""
 
@@ -159,8 +147,6 @@ class MaskedLinear(MaskedLayer, nn.Linear):
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_sizes(in_features=in_features, out_features=out_features)
-        check_tensors(device, dtype)
         check_memory("out_features × in_features", (out_features, in_features), 5 * in_features * out_features, device)
         super().__init__(in_features, out_features, bias, device, dtype)
         self.register_buffer("mask", torch.ones_like(self.weight, dtype=torch.bool))
@@ -175,7 +161,6 @@ class MaskedLinear(MaskedLayer, nn.Linear):
         return _with_tensors(dense, self.masked_weight(), self.bias)
 
 
-@checked
 class MaskedConv2d(MaskedLayer, nn.Conv2d):
     """``nn.Conv2d`` whose weight is multiplied by the boolean buffer ``mask`` in every forward pass."""
 
@@ -193,11 +178,6 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        kernel_size, stride, padding, dilation = check_convolution(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups
-        )
-        check_choice("padding_mode", padding_mode, ("zeros", "reflect", "replicate", "circular"))
-        check_tensors(device, dtype)
         size = out_channels * in_channels // groups * math.prod(kernel_size)
         check_memory("out_channels × in_channels", (out_channels, in_channels), 5 * size, device)
         super().__init__(
@@ -236,19 +216,6 @@ def _masked_layer(layer: nn.Linear | nn.Conv2d, mask: torch.Tensor) -> MaskedLay
     return masked.train(layer.training)
 
 
-@checked
-def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
-    """Put ``layer`` in the place called ``name``; return the model (the layer itself if that is the whole model)."""
-    if not name:
-        return layer
-    names = [each for each, _ in model.named_modules()]
-    require(name in names, "name", name, f"use one of {', '.join(map(repr, names[:20]))}")
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, layer)
-    return model
-
-
-@checked
 def mask_model(
     model: nn.Module,
     sparsity: float = 0.95,
@@ -270,7 +237,6 @@ def mask_model(
     Raises:
         InvalidArgumentError: see :func:`layer_nnz`; or the model is masked already, or on the meta device.
     """
-    check_seed(seed)
     check_has_numbers(model)
     if sparse_layers(model):
         raise InvalidArgumentError(
@@ -286,21 +252,6 @@ def mask_model(
     return masked
 
 
-@checked
-def densify(model: nn.Module) -> nn.Module:
-    """Return a copy of ``model`` in which every sparse layer is a plain torch layer that computes the same.
-
-    Raises:
-        InvalidArgumentError: the model is on the meta device.
-    """
-    check_has_numbers(model)
-    dense = copied(model)
-    for name, layer in sparse_layers(model).items():
-        dense = replace_layer(dense, name, layer.to_dense_layer().train(layer.training))
-    return dense
-
-
-@checked
 def sparsity_report(model: nn.Module) -> pd.DataFrame:
     """Return a table of weights and active weights per Linear and Conv2d layer, and in total.
 

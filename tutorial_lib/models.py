@@ -1,4 +1,4 @@
-"""The tutorial's network."""
+"""The tutorial's network, and the published tutorial's figures for it (its slides; MNIST, 10 epochs, 95% sparsity)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .validate import check_memory, checked, require
+from truly_sparse.arguments import check_memory, require
 
 
-@checked
 class TutorialCNN(nn.Module):
     """The over-parameterised digit classifier of the tutorial: 1,345,642 parameters, 1,343,456 of them weights.
 
@@ -48,7 +47,22 @@ class TutorialCNN(nn.Module):
         return self.fc4(x)  # [B, 10]
 
 
-@checked
 def count_parameters(model: nn.Module) -> int:
     """Return the number of entries of all parameters, weights and biases, masked or not."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+# Test accuracy in percent and test loss.
+PUBLISHED_RESULTS = {
+    "dense": {"test_accuracy": 98.98, "test_loss": 0.0449, "parameters": "1.3M"},
+    "set_uniform": {"test_accuracy": 96.71, "test_loss": 0.0992, "parameters": "65K"},
+}
+
+
+# Inference on 100 samples, milliseconds, mean of 10 runs.
+PUBLISHED_INFERENCE_MS = {
+    "Dense+Mask (GPU)": 0.68,
+    "Dense+Mask (CPU)": 25.03,
+    "Truly sparse CSR (CPU)": 1351.50,
+    "Truly sparse CSR (GPU)": 1.04,
+}

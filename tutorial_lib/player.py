@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import InvalidArgumentError
+from truly_sparse.errors import InvalidArgumentError
+
+from .project import check_path
 from .recorder import TopologyRecorder
-from .validate import check_path, checked
 from .viz import PALETTES
 
 TEMPLATE = Path(__file__).with_name("player.html")
@@ -26,7 +27,6 @@ MAX_BYTES = 500_000
 IFRAME_HEIGHT = 820  # CSS pixels
 
 
-@checked
 @dataclass(frozen=True)
 class Player:
     """A page that plays a recorded run; a notebook shows it when it is the last value of a cell.
@@ -44,7 +44,6 @@ class Player:
             f'style="width: 100%; height: {IFRAME_HEIGHT}px; border: 0"></iframe>'
         )
 
-    @checked
     def save(self, path: str | Path) -> None:
         """Write the page to ``path``; whoever reads that file meanwhile sees the old one or the new one, whole.
 
@@ -63,7 +62,6 @@ class Player:
             raise InvalidArgumentError(f"path={str(path)!r} cannot be written ({error}); choose another") from error
 
 
-@checked
 def topology_player(
     recorder: TopologyRecorder, layers: Sequence[str] | None = None, title: str = "How the connections move"
 ) -> Player:

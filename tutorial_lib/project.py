@@ -8,14 +8,15 @@ from pathlib import Path
 
 import torch
 
-from .errors import InvalidArgumentError
-from .validate import checked
+from truly_sparse.arguments import require
+from truly_sparse.errors import InvalidArgumentError
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
 FIGURES = ROOT / "figures"
 
 
-@checked
 @dataclass(frozen=True)
 class Profile:
     """How much training a notebook does.
@@ -52,3 +53,17 @@ def profile() -> Profile:
 def default_device() -> str:
     """Return ``"cuda"`` where torch sees a GPU, else ``"cpu"``."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_path(name: str, path: str | Path) -> Path:
+    """Return a path if it is one that the system can be asked about.
+
+    Raises:
+        InvalidArgumentError: it holds what no file name can, such as a zero byte.
+    """
+    try:
+        possible = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        possible = False
+    require(possible, name, str(path), "use a path without zero bytes and broken characters")
+    return Path(path)

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .errors import InvalidArgumentError
-from .interface import SparsifiableLayer
-from .validate import check_memory, shown
+from truly_sparse.arguments import check_memory, shown
+from truly_sparse.errors import InvalidArgumentError
+from truly_sparse.interface import SparsifiableLayer
 
 
 class TopologyRecorder:

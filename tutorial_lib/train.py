@@ -16,17 +16,18 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from .checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from truly_sparse.arguments import check_choice, require
+from truly_sparse.dst import Rewirer
+from truly_sparse.errors import InvalidArgumentError, TrainingError
+from truly_sparse.interface import check_has_numbers, sparse_layers
+from truly_sparse.optim import PerWeightAdam
+from truly_sparse.recipes import Recipe, describe
+from truly_sparse.step import TrainingStep
+
+from .checkpoint import CheckpointError, load_checkpoint, read_checkpoint, save_checkpoint
 from .data import Digits
-from .dst import Rewirer
-from .errors import CheckpointError, InvalidArgumentError, TrainingError
-from .interface import sparse_layers
-from .optim import PerWeightAdam
-from .recipes import Recipe, describe
+from .project import check_path
 from .recorder import TopologyRecorder
-from .step import TrainingStep
-from .topology import check_has_numbers
-from .validate import check_choice, check_device, check_path, check_seed, checked, require
 
 OPTIMIZERS = {
     "adam": (torch.optim.Adam, {"fused": True}),
@@ -40,7 +41,6 @@ CHECKPOINT_STEPS = 200
 EPOCH_COLUMNS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
 
 
-@checked
 @dataclass
 class History:
     """What happened in each epoch, and every topology of the run.
@@ -77,7 +77,6 @@ class History:
         """Return everything as plain values and tensors."""
         return {name: list(getattr(self, name)) for name in EPOCH_COLUMNS} | {"topology": self.topology.state_dict()}
 
-    @checked
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a saved state.
 
@@ -104,12 +103,10 @@ class _Progress:
     def state_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
-    @checked
     def load_state_dict(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
 
 
-@checked
 def fit(
     model: nn.Module,
     data: Digits,
@@ -274,7 +271,6 @@ def _describe(sparsity: Rewirer | Recipe | None) -> str:
     return describe(sparsity.settings() if isinstance(sparsity, Rewirer) else sparsity)
 
 
-@checked
 @torch.no_grad()
 def evaluate(model: nn.Module, data: Digits) -> tuple[float, float]:
     """Return (accuracy in percent, mean cross-entropy) of ``model`` on the test set; its mode is left as it was.
@@ -317,8 +313,6 @@ def _check_fit(
     require(0 < lr < math.inf, "lr", lr, "use a positive number such as 1e-3")
     check_choice("optimizer", optimizer, OPTIMIZERS)
     check_choice("schedule", schedule, SCHEDULES)
-    check_seed(seed)
-    check_device(device)
     require(torch.device(device).type != "meta", "device", device, "nothing can be computed there; use 'cpu'")
 
 

@@ -12,24 +12,28 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from truly_sparse.arguments import require, shown
+from truly_sparse.errors import InvalidArgumentError
 
 from .bench import Benchmark
-from .errors import InvalidArgumentError
+from .compare import check_columns
 from .train import History
-from .validate import check_columns, checked, require, shown
 
 # Order of the four states of a connection: unchanged active, unchanged pruned, newly pruned, newly regrown.
 STATES = ("active", "pruned", "newly pruned", "newly regrown")
+
+
 PALETTES = {
     "published": ("#ffffff", "#000000", "#e41a1c", "#2ca02c"),
     "colorblind": ("#ffffff", "#000000", "#d55e00", "#56b4e9"),  # Okabe and Ito (2008)
 }
+
 
 # Apart in greyscale (lightness 46, 76, 22, 60, 35, 0) and for colour-blind readers; where lines are told apart by
 # colour, marker and line style differ too.
@@ -59,7 +63,6 @@ def _axis_labels(mask: np.ndarray) -> dict[str, str]:
     return {"xlabel": "input", "ylabel": "output"} if wide else {"xlabel": "output", "ylabel": "input"}
 
 
-@checked
 def plot_mask(mask: np.ndarray, title: str = "") -> Figure:
     """Draw a layer's mask: white where a connection is active, black where it is pruned.
 
@@ -92,7 +95,6 @@ def _is_true_or_false(mask: np.ndarray) -> bool:
     return mask.dtype.kind in "biuf" and bool(np.isin(mask, (0, 1)).all())
 
 
-@checked
 def mask_states(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """Return each connection's state as an index into ``STATES``: uint8, the masks' shape.
 
@@ -107,7 +109,6 @@ def mask_states(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     return np.select([before & after, ~before & ~after, before & ~after], [0, 1, 2], default=3).astype(np.uint8)
 
 
-@checked
 def plot_mask_evolution(
     masks: Sequence[np.ndarray],
     labels: Sequence[str] | None = None,
@@ -162,7 +163,6 @@ def plot_mask_evolution(
     return _finish(figure)
 
 
-@checked
 def plot_training(histories: Mapping[str, History]) -> Figure:
     """Draw test accuracy and loss against epochs, one line per named history.
 
@@ -194,7 +194,6 @@ def _plain_ticks(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-@checked
 def plot_benchmark(result: Benchmark, title: str = "") -> Figure:
     """Draw medians as bars on a logarithmic axis, with a line from the lower to the upper quartile.
 
@@ -224,7 +223,6 @@ def plot_benchmark(result: Benchmark, title: str = "") -> Figure:
     return _finish(figure)
 
 
-@checked
 def plot_densities(nnz: Mapping[str, Mapping[str, int]], sizes: Mapping[str, int]) -> Figure:
     """Draw each layer's density under several schemes.
 
@@ -265,7 +263,6 @@ def plot_densities(nnz: Mapping[str, Mapping[str, int]], sizes: Mapping[str, int
     return _finish(figure)
 
 
-@checked
 def plot_accuracies(measured: Mapping[str, Mapping[str, Any]], published: Mapping[str, float]) -> Figure:
     """Draw mean test accuracies with their range, and the published ones beside them.
 
@@ -299,7 +296,6 @@ def plot_accuracies(measured: Mapping[str, Mapping[str, Any]], published: Mappin
     return _finish(figure)
 
 
-@checked
 def plot_crossover(rows: Sequence[Mapping[str, float]], ours: str) -> Figure:
     """Draw time against sparsity, one panel per layer width and batch size, and mark where ``ours`` overtakes dense.
 
@@ -341,138 +337,6 @@ def plot_crossover(rows: Sequence[Mapping[str, float]], ours: str) -> Figure:
     return _finish(figure)
 
 
-REFEREE_STYLES = {
-    "static": (ORANGE, "s", ":"),
-    "SET": (YELLOW, "^", "-."),
-    "RigL": (BLUE, "o", "-"),
-    "SNFS": (INDIGO, "D", "--"),
-    "gradual pruning": (WINE, "v", "--"),
-}
-BANDS = {
-    "small-dense, same weights": ("0.45", "///"),
-    "small-dense, same multiply-adds": ("0.75", "..."),
-}
-
-
-def _stretch_towards_100(axis: Axes, accuracy: pd.Series) -> None:
-    """Let equal distances on the accuracy axis be equal factors of the error: near 100% differences stay visible.
-
-    The axis is as long as the accuracies need; an interval may be longer.
-    """
-    axis.set_yscale("function", functions=(lambda y: -np.log(np.maximum(100 - y, 1e-9)), lambda z: 100 - np.exp(-z)))
-    axis.set_ylim(100 - 1.4 * (100 - accuracy.min()), 100 - 0.7 * (100 - accuracy.max()))
-    axis.yaxis.set_major_locator(FixedLocator([80, 90, 94, 96, 97, 98, 98.5, 98.8, 99, 99.1, 99.2, 99.3, 99.4, 99.5]))
-    axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axis.grid(axis="y", alpha=0.3)
-
-
-@checked
-def plot_referee(table: pd.DataFrame) -> Figure:
-    """Draw accuracy against sparsity with 95% intervals; dense and small-dense networks as bands.
-
-    Args:
-        table: rows of ``Comparison.table()``: ``contender``, ``sparsity``, ``accuracy``, ``low``, ``high`` in percent.
-
-    Raises:
-        InvalidArgumentError: no rows, or a column is missing.
-    """
-    check_columns("table", table, ("contender", "sparsity", "accuracy", "low", "high"))
-    figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
-    sparsities = sorted(set(table["sparsity"]) - {0.0})
-    places = {sparsity: place for place, sparsity in enumerate(sparsities)}
-    dense = table[table["contender"] == "dense"]
-    for row in dense.itertuples():
-        axis.axhspan(row.low, row.high, color=BLACK, alpha=0.2, linewidth=0)
-        axis.axhline(row.accuracy, color=BLACK, linewidth=1, label="dense")
-    for name, (colour, hatch) in BANDS.items():
-        part = table[table["contender"] == name].sort_values("sparsity")
-        x = part["sparsity"].map(places)
-        axis.fill_between(x, part["low"], part["high"], facecolor="none", edgecolor=colour, hatch=hatch, label=name)
-    shown = [name for name in REFEREE_STYLES if name in set(table["contender"])]
-    for i, name in enumerate(shown):
-        colour, marker, line = REFEREE_STYLES[name]
-        part = table[table["contender"] == name].sort_values("sparsity")
-        x = part["sparsity"].map(places) + 0.08 * (i - (len(shown) - 1) / 2)  # side by side, so that none hides another
-        error = [part["accuracy"] - part["low"], part["high"] - part["accuracy"]]
-        axis.errorbar(
-            x, part["accuracy"], error, color=colour, marker=marker, linestyle=line, markersize=5, capsize=3, label=name
-        )
-    axis.set(
-        xticks=range(len(sparsities)),
-        xticklabels=[f"{100 * sparsity:g}" for sparsity in sparsities],
-        xlabel="sparsity (%)",
-        ylabel="test accuracy (%), mean and 95% interval",
-    )
-    _stretch_towards_100(axis, table["accuracy"])
-    axis.legend(loc="lower left")
-    sns.despine(figure)
-    return _finish(figure)
-
-
-@checked
-def plot_waterfall(table: pd.DataFrame, published: float) -> Figure:
-    """Draw what each change adds to the accuracy, from top to bottom; every row keeps the changes above it.
-
-    Args:
-        table: rows of ``Comparison.table()`` in the order of the changes, the recipe that is changed first.
-        published: accuracy in percent that the first row reproduces.
-
-    Raises:
-        InvalidArgumentError: no rows, a column is missing, or an accuracy that is not finite.
-    """
-    check_columns("table", table, ("contender", "accuracy", "low", "high"))
-    require(math.isfinite(published), "published", published, "use a finite number")
-    figure, axis = plt.subplots(figsize=(9, 1.2 + 0.5 * len(table)), layout="constrained")
-    accuracy = table["accuracy"].to_numpy()
-    before = np.concatenate([[published], accuracy[:-1]])
-    low, high = (np.abs(table[bound] - accuracy) for bound in ("low", "high"))
-    places = np.arange(len(table))
-    colours = np.where(accuracy >= before, BLUE, YELLOW)
-    axis.barh(
-        places, accuracy - before, left=before, color=colours, height=0.55, xerr=[low, high], error_kw={"capsize": 3}
-    )
-    for place, value, start, end in zip(places, accuracy, before, table["high"], strict=True):
-        axis.text(max(value, start, end) + 0.03, place, f"{value:.2f} ({value - start:+.2f})", va="center")
-    axis.axvline(published, color="0.5", linewidth=1, linestyle=":")
-    axis.set(yticks=places, yticklabels=[*map(_literal, table["contender"])])
-    axis.set_xlabel("test accuracy (%); line: published; 95% intervals")
-    axis.margins(x=0.12)
-    axis.invert_yaxis()
-    sns.despine(figure)
-    return _finish(figure)
-
-
-@checked
-def plot_tradeoff(table: pd.DataFrame) -> Figure:
-    """Draw accuracy against training time and against bytes held while training, one line per contender.
-
-    Args:
-        table: rows of ``Comparison.table()``.
-
-    Raises:
-        InvalidArgumentError: no rows, or a column is missing.
-    """
-    check_columns("table", table, ("contender", "sparsity", "accuracy", "seconds", "bytes"))
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
-    styles = {"dense": (BLACK, "*", "")} | REFEREE_STYLES
-    styles |= {name: (colour, "xP"[i], "") for i, (name, (colour, _)) in enumerate(BANDS.items())}
-    for name, (colour, marker, line) in styles.items():
-        part = table[table["contender"] == name].sort_values("sparsity")
-        style = {"color": colour, "marker": marker, "linestyle": line or "none", "label": name}
-        for axis, column, unit in zip(axes, ("seconds", "bytes"), (1, 1e6), strict=True):
-            axis.plot(part[column] / unit, part["accuracy"], **style)
-    axes[0].set(xscale="log", xlabel="training time (s, one thread, log)", ylabel="test accuracy (%)")
-    axes[1].set(xscale="log", xlabel="weights, gradients, Adam's moments, indices and masks (MB, log)")
-    for axis in axes:
-        _stretch_towards_100(axis, table["accuracy"])
-        _plain_ticks(axis.xaxis)
-        axis.grid(axis="x", alpha=0.3)
-    axes[1].legend(fontsize=8, loc="lower right")
-    sns.despine(figure)
-    return _finish(figure)
-
-
-@checked
 def break_even(sparsity: np.ndarray, ratio: np.ndarray) -> float | None:
     """Return the sparsity at which a ratio of times falls to 1 for good, between two measured ones.
 

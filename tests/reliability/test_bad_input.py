@@ -1,0 +1,259 @@
+"""Whatever is handed to a public function, it answers rightly or says what was wrong, and with what to mend it."""
+
+import dataclasses
+import importlib
+import inspect
+import itertools
+import math
+import re
+import signal
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import truly_sparse
+import tutorial_lib
+from tests.reliability.bad_input_cases import DOORS
+from truly_sparse import SparseTrainingError
+from truly_sparse.arguments import is_dense, shown
+from tutorial_lib import save_checkpoint
+from tutorial_lib.exercises.checking import CheckFailedError
+
+ENGINE = (
+    "backend convert dst fuse init layers optim recipes reference rules step topology cpu.chain cpu.index cpu.memory"
+)
+LIBRARY = (
+    "bench checkpoint compare contenders cost csr data masked models player project recorder referee_plots train viz "
+    "exercises.checking exercises.predictions"
+)
+MODULES = [
+    f"{package}.{name}"
+    for package, names in (("truly_sparse", ENGINE), ("tutorial_lib", LIBRARY))
+    for name in names.split()
+]
+# Names that take no case of their own, and why.
+WITHOUT_CASES = {
+    "warmup": "takes no argument",
+    "profile": "takes no argument",
+    "default_device": "takes no argument",
+    "TopologyRecorder": "takes no argument; its methods are tested in test_recorder.py",
+    "MaskedLayer": "abstract",
+    "SparseLayer": "abstract",
+    "Rewirer": "abstract",
+    "Recipe": "abstract",
+    "Contender": "abstract",
+    "CheckFailedError": "an exception",
+    "describe": "takes anything",
+    "run_chain": "called in every pass; test_sparse.py",
+    "stages_of": "called in every pass; test_sparse.py",
+    "parameters_of": "called in every pass; test_sparse.py",
+    "hooks_of": "called in every pass; test_step.py",
+    "chain_of": "asked by TrainingStep, which checks the model; test_step.py",
+    "strides": "called in every pass with shapes that were checked; test_kernels.py",
+    "borrow": "called in every pass with a size of its own; test_kernels.py",
+    "empty_batch_innermost": "called in every pass with shapes that were checked; test_kernels.py",
+    "backward": "takes what forward returned; test_kernels.py",
+    "train_one": "one job of compare(), which checks it",
+    "save_runs": "takes what compare() takes and returned",
+}
+CASES = [
+    pytest.param(door, name, value, id=f"{door.call.__module__}.{door.call.__qualname__}-{name}-{place}")
+    for door in DOORS
+    for name, values in door.bad.items()
+    for place, value in enumerate(values)
+]
+REMEDY = (
+    r"\b(give|use|set|pass|choose|call|ask|train|build|repeat|take|return|name|start|lower|raise|write|measure|load|"
+    r"mask|keep|grow|compare|pad|save|create)\b"
+)
+
+# What messages call an argument, where not by its name.
+CALLED = {
+    "candidates": "returns",  # the one that does
+    "cols": "indptr",  # which no longer fits
+    "connections": "flat indices",
+    "count": "cannot draw",
+    "every": "steps_per_epoch",
+    "grad": "gradient",
+    "gradient_rows": "gradient",
+    "guess": "no finite number",
+    "in_channels": "weights",
+    "in_features": "weights",
+    "layer": "Conv2d",
+    "layers": "layer",
+    "matrix": "mask",
+    "model": "Linear",
+    "name": "data set",
+    "ours": "run with|columns",
+    "out_channels": "weights",
+    "out_features": "weights",
+    "bias": "a tensor",
+    "before": "masks",
+    "after": "masks",
+    "parameters": "values",
+    "population": "cannot draw",
+    "samples": "summarize",
+    "seeds": "seed",
+    "size": "active",
+    "sizes": "nnz",
+    "sparsities": "sparsity",
+    "state": "state|flat indices",
+    "taps": "indptr",
+    "theirs": "run with",
+    "until": "steps_per_epoch",
+    "values": "weight",
+    "x": "activations|input",
+}
+
+
+def arguments(door, tmp_path, **changed):
+    """Return the door's good arguments, with files in a folder of this test, and what is changed."""
+    places = {"PATH": tmp_path / "new", "SAVED": tmp_path / "saved"}
+    good = {name: places.get(value, value) if isinstance(value, str) else value for name, value in door.good().items()}
+    if good.get("path") is places["SAVED"]:
+        save_checkpoint(places["SAVED"], part=1)
+    return good | changed
+
+
+def traces(value: Any) -> Iterator[str]:
+    """Yield the words by which a message may tell a value: as ``shown`` prints it, or the part of it that is wrong."""
+    yield shown(value)
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        shape = tuple(value.shape)
+        yield from (
+            str(value.dtype),
+            str(shape),
+            f"[B, {', '.join(map(str, shape[1:]))}]",
+            "×".join(map(str, shape[2:])),
+        )
+        told = isinstance(value, np.ndarray) or (is_dense(value) and not value.is_meta)
+        if told and math.prod(shape) <= 8:
+            yield from map(str, value.reshape(-1).tolist())
+    elif isinstance(value, pd.DataFrame):
+        yield from (f"{len(value)} rows", *(shown(value[column].tolist()) for column in value))
+    elif isinstance(value, (Mapping, list, tuple)):
+        yield str(len(value))
+        for part in itertools.chain(value, value.values()) if isinstance(value, Mapping) else value:
+            yield from traces(part)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield from traces(vars(value))
+    elif not isinstance(value, (str, bytes, int, float, complex, type(None))):
+        yield type(value).__name__
+
+
+@pytest.mark.parametrize("door", DOORS, ids=lambda door: f"{door.call.__module__}.{door.call.__qualname__}")
+def test_good_arguments_are_taken(door, tmp_path):
+    door.call(**arguments(door, tmp_path))
+
+
+def meant(value: Any) -> Any:
+    """Return the plain value that a caller can only have meant, or ``value`` itself where there is none.
+
+    Python and torch take many kinds of numbers for a number, and lists for tuples. That is no fault as long as the
+    outcome is that of the plain value.
+    """
+    if isinstance(value, (bool, np.bool_)):
+        return int(value)
+    if isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim == 0 and not getattr(value, "is_meta", False):
+        return value.item()
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        return value.tolist()
+    if isinstance(value, list):
+        return tuple(value)
+    return value
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Tell whether two results are the same: tensors and modules by what they hold, the rest by what they say."""
+    if isinstance(a, torch.nn.Module):
+        a, b = a.state_dict(), b.state_dict()
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(alike, a, b))
+    if isinstance(a, (torch.Tensor, np.ndarray)):
+        return a.shape == b.shape and a.dtype == b.dtype and bool((a == b).all())
+    if isinstance(a, pd.DataFrame):
+        return a.equals(b)
+    if dataclasses.is_dataclass(a):
+        return type(a) is type(b) and alike(vars(a), vars(b))
+    return type(a) is type(b) and (a == b or ADDRESS.sub("", repr(a)) == ADDRESS.sub("", repr(b)))
+
+
+ADDRESS = re.compile(r" at 0x[0-9a-f]+|\d+(\.\d+)? s\b")
+
+
+def check_message(error: SparseTrainingError, name: str, value: Any) -> None:
+    """Hold that an error of this project's own names the argument, tells its value, and says what to do."""
+    assert not isinstance(error, CheckFailedError)
+    message = str(error)
+    assert "\n" not in message and len(message) < 900, "one sentence"
+    assert re.search(REMEDY, message), f"no remedy: {message}"
+    assert re.search(rf"\b({name}|{CALLED.get(name, name)})\b", message), f"{name} is not named: {message}"
+    told = ["indptr=ndarray"] if CALLED.get(name) == "indptr" else []
+    told += [rf"(?<!\w){re.escape(trace)}(?!\w)" for trace in traces(value) if trace]
+    assert re.search("|".join(told), message, re.IGNORECASE), f"the value is not told: {message}"
+
+
+class Hangs(BaseException):
+    """The time of one case is over; no ``except Exception`` may swallow it."""
+
+
+@pytest.fixture
+def no_hang():
+    """End a case that takes more than ten seconds, where the system has alarms."""
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def ring(*_):
+        raise Hangs
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(10)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("no_hang")
+@pytest.mark.parametrize(("door", "name", "value"), CASES)
+def test_bad_input_is_refused_or_means_what_it_says(door, name, value, tmp_path, survived):
+    try:
+        torch.manual_seed(0)
+        result = door.call(**arguments(door, tmp_path, **{name: value}))
+    except SparseTrainingError as error:
+        check_message(error, name, value)
+    except Exception as error:  # Python's own or torch's
+        assert not isinstance(error, (SystemError, MemoryError, RecursionError)), error
+    else:
+        plain = meant(value)
+        assert plain is not value, f"{name}={value!r} is taken without a word"
+        torch.manual_seed(0)
+        assert alike(result, door.call(**arguments(door, tmp_path, **{name: plain}))), f"{name}={value!r}"
+    survived("bad input")
+
+
+def public(module):
+    """Return the names of a module's own public functions and classes."""
+    return {
+        name
+        for name, thing in vars(module).items()
+        if not name.startswith("_")
+        and getattr(thing, "__module__", None) == module.__name__
+        and (inspect.isfunction(thing) or inspect.isclass(thing))
+    }
+
+
+def test_every_public_function_and_constructor_has_cases():
+    tested = {door.call.__name__ for door in DOORS}
+    names = set().union(*(public(importlib.import_module(name)) for name in MODULES))
+    exported = {name: package for package in (truly_sparse, tutorial_lib) for name in package.__all__}
+    modules = {name for name, package in exported.items() if inspect.ismodule(getattr(package, name))}
+    missing = (names | exported.keys()) - modules - tested - WITHOUT_CASES.keys()
+    assert not missing, f"write cases for {sorted(missing)} in tests/bad_input_cases.py"
+    assert len(CASES) >= 500

@@ -1,0 +1,255 @@
+"""The words of ``cpu/simd.py`` in plain Python: the kernels' loops run uncompiled, every access to memory checked.
+
+A pointer belongs to the tensor, array or piece of the arena that its address lies in when it is made, and may touch
+nothing else. Fresh memory holds NaN, so that a number that nobody wrote shows in the result.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import math
+import sys
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from truly_sparse import cpu as kernels
+from truly_sparse.cpu import memory, records, simd
+
+NATIVE = simd.NATIVE
+known: dict[int, tuple[int, Any]] = {}  # by its first byte: where memory ends, and whose it is, kept alive
+
+
+class OutOfBounds(AssertionError):
+    """Compiled code would have touched memory that is not its own."""
+
+
+class Pointer:
+    """What lies from ``address`` on: numbers of one type."""
+
+    def __init__(self, address: int, dtype: type) -> None:
+        self.address, self.dtype, self.bytes = int(address), dtype, np.dtype(dtype).itemsize
+        starts = sorted(known)
+        self.start = starts[max(0, bisect_right(starts, self.address) - 1)]
+        self.end = known[self.start][0]
+
+    def part(self, index: int, count: int) -> np.ndarray:
+        """Return ``count`` numbers from ``index`` on, to read and to write."""
+        first = self.address + int(index) * self.bytes
+        if not self.start <= first <= first + count * self.bytes <= self.end:
+            raise OutOfBounds(
+                f"{count} of {self.dtype.__name__} at byte {first - self.start} of {self.end - self.start}"
+            )
+        return np.frombuffer((ctypes.c_uint8 * (count * self.bytes)).from_address(first), self.dtype)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.part(index, 1)[0]
+
+    def __setitem__(self, index: int, number: Any) -> None:
+        self.part(index, 1)[0] = number
+
+
+def _pointer(dtype: type) -> Any:
+    return lambda address: Pointer(address, dtype)
+
+
+def compiled(function: Any) -> Any:
+    """Leave the function as it is; cpu.py asks where its compiled code is stored."""
+    function.stats = SimpleNamespace(cache_path="no cache")
+    return function
+
+
+parallel = compiled
+floats, octets, shorts, words, longs = map(_pointer, (np.float32, np.uint8, np.uint16, np.uint32, np.int64))
+
+
+def zeros(lanes):
+    return np.zeros(lanes, np.float32)
+
+
+def splat(number, like):
+    return np.full_like(like, number)
+
+
+def load(pointer, index, like):
+    return pointer.part(index, len(like)).copy()
+
+
+def store(pointer, index, vector):
+    pointer.part(index, len(vector))[:] = vector
+
+
+def transpose(source, at, step, target, to, row):
+    block = [load(source, at + step * n, zeros(16)) for n in range(16)]
+    for m, vector in enumerate(np.transpose(block)):
+        store(target, to + row * m, vector)
+
+
+def fma(a, x, y):
+    return a * x + y
+
+
+def add(x, y):
+    return x + y
+
+
+def quotient(x, y):
+    return x / y
+
+
+def root(x):
+    return np.sqrt(x)
+
+
+def flushed(x):
+    return np.where(np.abs(x) < np.float32(2.0**-126), np.float32(0), x)
+
+
+def maximum(x, y):
+    return np.maximum(x, y)
+
+
+def largest(*four):
+    return np.maximum.reduce(four)
+
+
+def total(vector):
+    return vector.sum()
+
+
+def products(x, y, like):
+    return (x * y).reshape(-1, len(like)).sum(0)
+
+
+def totals(*vectors):
+    return np.array([vector.sum() for vector in vectors])
+
+
+def first_lanes(count, vector):
+    return np.where(np.arange(len(vector)) < count, vector, np.float32(0))
+
+
+def where_positive(y, gradient):
+    return np.where(y <= 0, np.float32(0), gradient)
+
+
+def store_winner(codes, index, a, c, d, e, best, relu):
+    code = np.select([a == best, c == best, d == best], [0, 1, 2], 3)
+    codes.part(index, len(a))[:] = np.where((best <= 0) & relu, 4, code)
+
+
+def where_winner(codes, index, code, gradient):
+    return np.where(codes.part(index, len(gradient)) == code, gradient, np.float32(0))
+
+
+def where_any_winner(codes, index, gradient):
+    return np.where(codes.part(index, len(gradient)) != 4, gradient, np.float32(0))
+
+
+# ------------------------------------------------------------------------------------------ whose memory it is
+
+
+def note(start: int, size: int, what: Any) -> int:
+    """Note that so many bytes are ``what``'s; of what begins in one place, the largest counts."""
+    if size and start + size > known.get(start, (0, None))[0]:
+        known[start] = start + size, what
+    return start
+
+
+def _data_ptr(tensor: torch.Tensor) -> int:
+    """Stand in for ``tensor.data_ptr``: of a batch-innermost tensor, the last row's padding may be read too."""
+    numbers, shape = tensor.numel(), tensor.shape
+    row = tensor.stride(-1) if shape else 0
+    if numbers and len(shape) > 1 and row % memory.LANES == 0 and tensor.stride() == memory.strides(shape, row):
+        numbers = (math.prod(shape[1:]) - 1) * row + memory.row_lanes(len(tensor))
+    return note(torch._C.TensorBase.data_ptr(tensor), numbers * tensor.element_size(), tensor)
+
+
+class Pieces(int):
+    """A size in bytes that knows of which pieces, ``(start, size)``, it consists."""
+
+    of: tuple[tuple[int, int], ...] = ()
+
+    def __add__(self, other: int) -> Pieces:
+        both = Pieces(int(self) + int(other))
+        both.of = (*self.of, *((int(self) + start, size) for start, size in _pieces(other)))
+        return both
+
+    def __radd__(self, other: int) -> Pieces:
+        return Pieces(0) + other + self
+
+    def __rmul__(self, times: int) -> Pieces:
+        return sum([self] * times, Pieces(0))
+
+
+def _pieces(size: int) -> tuple[tuple[int, int], ...]:
+    return size.of if isinstance(size, Pieces) else ((0, size),)
+
+
+class Memory:
+    """``program._Memory``, with 64 bytes of no man's land between the pieces."""
+
+    def __init__(self) -> None:
+        self.size = Pieces(0)
+
+    def take(self, size: int) -> int:
+        start, of = int(self.size), self.size.of
+        self.size = Pieces(-(-(start + size) // 64) * 64 + 64)
+        self.size.of = (*of, (start, size))
+        return start
+
+    def end(self, gap: int) -> Pieces:
+        size = Pieces(self.size + gap)
+        size.of = self.size.of
+        return size
+
+
+def _borrow(size: int) -> torch.Tensor:
+    whole = torch.full((size,), 255, dtype=torch.uint8)  # as floats, NaN
+    start = torch._C.TensorBase.data_ptr(whole)
+    for first, bytes_ in _pieces(size):
+        note(start + first, bytes_, whole)
+    whole.data_ptr = lambda: start
+    return whole
+
+
+@contextmanager
+def checked_kernels(lanes: int) -> Iterator[ModuleType]:
+    """Give ``cpu/chain.py`` over these words, with registers of so many lanes; nothing else is changed for long."""
+    modules = ("adam", "convert", "conv", "chain", "door", "linear", "loss", "passes", "program", "training")
+    package, here = kernels.__name__, sys.modules[__name__]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(here, "NATIVE", lanes)
+        importlib.import_module(f"{package}.chain")
+        for name in modules:  # to be imported once more
+            patch.setattr(kernels, name, getattr(kernels, name))
+            patch.delitem(sys.modules, f"{package}.{name}")
+        patch.setitem(sys.modules, simd.__name__, here)
+        for name in (
+            "CALL",
+            "PLAN",
+            "WEIGHTS",
+        ):  # whose fields then are attributes in Python too
+            patch.setattr(records, name, np.dtype((np.record, getattr(records, name))))
+        checked = importlib.import_module(f"{package}.chain")
+        program = sys.modules[f"{package}.program"]
+        address = program._address
+        patch.setattr(program, "_address", lambda array: note(address(array), array.nbytes, array))
+        patch.setattr(program, "_Memory", Memory)
+        for name in ("chain", "door", "training"):
+            patch.setattr(sys.modules[f"{package}.{name}"], "borrow", _borrow)
+        patch.setattr(torch.Tensor, "data_ptr", _data_ptr)
+        patch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+        torch.use_deterministic_algorithms(True)
+        try:
+            yield checked
+        finally:
+            torch.use_deterministic_algorithms(False)
+            known.clear()

@@ -1,0 +1,46 @@
+"""Truly sparse neural networks for PyTorch: layers that hold only their nonzeros, and algorithms that rewire them."""
+
+from .backend import warmup
+from .convert import densify, sparsify
+from .dst import DynamicSparsity, Epochs, GradualPruning, Rewirer
+from .errors import InvalidArgumentError, SparseTrainingError, TrainingError
+from .fuse import fuse
+from .init import sparse_init
+from .interface import SparsifiableLayer, sparse_layers
+from .layers import SparseConv2d, SparseLinear
+from .optim import PerWeightAdam
+from .recipes import SET, SNFS, GradualMagnitudePruning, RigL, Static
+from .rules import GrowRule, gradient_grow, magnitude_prune, random_grow
+from .step import TrainingStep
+from .topology import layer_nnz
+
+__all__ = [
+    "SET",
+    "SNFS",
+    "DynamicSparsity",
+    "Epochs",
+    "GradualMagnitudePruning",
+    "GradualPruning",
+    "GrowRule",
+    "InvalidArgumentError",
+    "PerWeightAdam",
+    "Rewirer",
+    "RigL",
+    "SparseConv2d",
+    "SparseLinear",
+    "SparseTrainingError",
+    "SparsifiableLayer",
+    "Static",
+    "TrainingError",
+    "TrainingStep",
+    "densify",
+    "fuse",
+    "gradient_grow",
+    "layer_nnz",
+    "magnitude_prune",
+    "random_grow",
+    "sparse_init",
+    "sparse_layers",
+    "sparsify",
+    "warmup",
+]

@@ -1,0 +1,67 @@
+"""Which module computes: ``cpu/chain.py``, compiled, for float32 on a CPU; ``reference.py`` for everything else."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import warnings
+from types import ModuleType
+
+import torch
+
+from . import reference
+from .arguments import shown
+from .errors import InvalidArgumentError
+from .interrupt import undivided
+
+
+def kernels_for(x: torch.Tensor) -> ModuleType:
+    """Return the module that computes on tensors like ``x``.
+
+    Raises:
+        InvalidArgumentError: ``x`` is no tensor of floating numbers.
+    """
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        raise InvalidArgumentError(f"x={shown(x)}; give activations of floating numbers")
+    return (_compiled() if x.is_cpu and x.dtype == torch.float32 else None) or reference
+
+
+@functools.cache
+def _compiled() -> ModuleType | None:
+    """Return the compiled kernels, compiled on the first call; None, and a warning once, where that is impossible."""
+    try:
+        if _threads_lost:
+            torch.set_num_threads(1)  # torch's own threads are gone as well: waiting for them would take forever
+            raise RuntimeError("this process was forked from one that used them; start it with 'spawn'")
+        with undivided():  # a module that is half imported stays so
+            import numba
+
+            if numba.config.DISABLE_JIT:
+                raise RuntimeError("NUMBA_DISABLE_JIT is set, which keeps them from being compiled; unset it")
+            from .cpu import chain
+        chain.warmup()
+    except Exception as error:
+        warnings.warn(f"the fast sparse kernels cannot be used ({error}); using plain torch, slower", stacklevel=3)
+        return None
+    return chain
+
+
+def warmup() -> None:
+    """Compile the fast kernels now, so that no timing holds it; where they are cached on disk this takes a second."""
+    _compiled()
+
+
+_threads_lost = False
+
+
+def _after_fork() -> None:
+    """Note in a forked child that the kernels' threads stayed behind: GNU OpenMP ends a process that asks for them."""
+    global _threads_lost
+    if f"{__package__}.cpu.chain" in sys.modules:
+        _threads_lost = True
+        _compiled.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):  # where there is fork
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,314 @@
+"""Which weights exist, in the order in which kernels meet them: by output (forward) and by input (backward).
+
+An index is built from sorted flat positions in the dense weight, once per change of topology, and never changes.
+Everything is checked here, because compiled kernels check nothing. Positions are kept in the narrowest type that holds
+them (2 bytes below 65,536 rows or columns); nothing has the size of the dense weight.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..arguments import shown
+from ..errors import InvalidArgumentError
+from ..topology import check_connections
+
+MOST = 2**32  # weights of a layer: kernels count them in 4 bytes
+CHUNKS = 64  # pieces of work of equal nonzeros; their number is fixed, so that results do not depend on the threads
+# By input, weights come from all over ``values``, and those of a large layer lie on more pages of memory than a CPU
+# keeps in mind: it goes block by block of its outputs. A block has at least BLOCK weights, RUN of an input on average.
+BLOCK, RUN = 2**20, 8
+
+
+_numbers = itertools.count()
+
+
+class _Index:
+    """Compiled code is given addresses of an index's arrays: copies share them, pickles build their own.
+
+    Attributes:
+        number: no other index in this process has it, or ever will.
+        programs: what ``program.py`` prepared for chains that begin with this index; dropped together with it.
+    """
+
+    def __copy__(self) -> Any:
+        return self
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class LinearIndex(_Index):
+    """The nonzeros of a ``[out, in]`` weight.
+
+    Attributes:
+        shape: ``(out, in)``.
+        indptr: ``values[indptr[o]:indptr[o + 1]]`` are the weights of output ``o``; int64 ``[out + 1]``.
+        cols: their inputs; uint16 or uint32 ``[nnz]``.
+        t_indptr: the same by block of outputs, then by input: those of input ``i`` in block ``b`` are number
+            ``t_indptr[b * in + i]`` to ``t_indptr[b * in + i + 1]``; int64 ``[blocks * in + 1]``.
+        t_rows: the outputs that inputs reach; uint16 or uint32 ``[nnz]``.
+        t_perm: where the weights of these stand in ``values``; uint32 ``[nnz]``.
+        row_chunks: borders between outputs of about equal work; int64 ``[≤ CHUNKS + 1]``.
+        col_chunks: borders between inputs of about equal work; int64 ``[≤ CHUNKS + 1]``.
+    """
+
+    shape: tuple[int, int]
+    indptr: np.ndarray
+    cols: np.ndarray
+    t_indptr: np.ndarray
+    t_rows: np.ndarray
+    t_perm: np.ndarray
+    row_chunks: np.ndarray
+    col_chunks: np.ndarray
+    number: int = field(default_factory=_numbers.__next__, repr=False)
+    programs: dict = field(default_factory=dict, repr=False)
+    _places: dict = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        rows, columns = self.shape
+        _check_array("indptr", self.indptr, _is_pointers(self.indptr, rows, self.nnz))
+        _check_array("cols", self.cols, _is_below(self.cols, columns, self.nnz, _unsigned(columns)))
+        _check_array("t_indptr", self.t_indptr, _is_pointers(self.t_indptr, max(1, self.blocks) * columns, self.nnz))
+        _check_array("t_rows", self.t_rows, _is_below(self.t_rows, rows, self.nnz, _unsigned(rows)))
+        _check_array("t_perm", self.t_perm, _is_below(self.t_perm, self.nnz, self.nnz, np.uint32))
+        for name, chunks, end in (("row_chunks", self.row_chunks, rows), ("col_chunks", self.col_chunks, columns)):
+            _check_array(name, chunks, _is_pointers(chunks, chunks.size - 1, end))
+
+    @classmethod
+    def build(cls, flat: torch.Tensor, shape: tuple[int, int]) -> LinearIndex:
+        """Index the weights at positions ``flat`` (int64 ``[nnz]``, sorted, unique) of a dense ``(out, in)`` weight.
+
+        Raises:
+            InvalidArgumentError: wrong dtype or dimension, out of range, unsorted or duplicate positions, bad shape.
+        """
+        if len(shape) != 2:
+            raise InvalidArgumentError(f"the weight of a linear layer has shape {tuple(shape)}; give (out, in).")
+        positions = _checked(flat, shape)
+        indptr = np.searchsorted(positions, np.arange(shape[0] + 1) * shape[1])
+        nnz, inputs = len(positions), int(shape[1])
+        blocks = max(1, min(nnz // BLOCK, nnz // (RUN * max(inputs, 1))))
+        cols = np.empty(nnz, _unsigned(inputs))
+        np.remainder(positions, max(inputs, 1), out=cols, casting="unsafe")  # without an array of wider numbers
+        t_rows, t_perm = np.empty(nnz, _unsigned(shape[0])), np.empty(nnz, np.uint32)
+        sizes = np.empty((blocks, inputs), np.int64)  # weights of each block and input
+        borders = np.searchsorted(indptr, np.linspace(0, nnz, blocks + 1))  # of the outputs of each block
+        for block, (top, bottom) in enumerate(itertools.pairwise(borders)):
+            first, last = indptr[top], indptr[bottom]
+            order = _stable_order(cols[first:last])
+            rows = np.repeat(np.arange(top, bottom, dtype=t_rows.dtype), np.diff(indptr[top : bottom + 1]))
+            t_rows[first:last], t_perm[first:last] = rows[order], order + first
+            sizes[block] = np.bincount(cols[first:last], minlength=inputs)
+        return cls(
+            (int(shape[0]), inputs),
+            indptr.astype(np.int64),
+            cols,
+            np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+            t_rows,
+            t_perm,
+            _chunks(indptr),
+            _chunks(np.concatenate([[0], np.cumsum(sizes.sum(0))])),
+        )
+
+    def __reduce__(self) -> tuple:
+        return LinearIndex.build, (self.flat(), self.shape)
+
+    @property
+    def nnz(self) -> int:
+        """The number of weights."""
+        return self.cols.size
+
+    @property
+    def blocks(self) -> int:
+        """The number of blocks of outputs that ``t_indptr`` tells apart."""
+        return (self.t_indptr.size - 1) // max(self.shape[1], 1)
+
+    @property
+    def largest_piece(self) -> int:
+        """How many weights of a block the inputs between two ``col_chunks`` have at most."""
+        starts = self.shape[1] * np.arange(self.blocks)[:, None] + self.col_chunks
+        return int(np.diff(self.t_indptr[starts]).max(initial=0))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the index occupies."""
+        arrays = (self.indptr, self.cols, self.t_indptr, self.t_rows, self.t_perm, self.row_chunks, self.col_chunks)
+        return sum(array.nbytes for array in arrays)
+
+    def flat(self) -> torch.Tensor:
+        """Return the flat positions again: int64 ``[nnz]``, sorted (computed, not stored)."""
+        rows = np.repeat(np.arange(self.shape[0]), np.diff(self.indptr).astype(np.int64))
+        return torch.from_numpy(rows * self.shape[1] + self.cols.astype(np.int64))
+
+    def coordinates(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return rows and columns as int64 tensors ``[nnz]`` on a device, for ``reference.py``; kept once made."""
+        if device not in self._places:
+            flat = self.flat().to(device)
+            self._places[device] = flat // max(self.shape[1], 1), flat % max(self.shape[1], 1)
+        return self._places[device]
+
+
+@dataclass(frozen=True, eq=False)
+class ConvIndex(_Index):
+    """The nonzeros of an ``[out, in / groups, kernel_h, kernel_w]`` weight, and the convolution's geometry.
+
+    Attributes:
+        shape: the dense weight's shape.
+        stride, padding, dilation: ``(vertical, horizontal)`` each, as in ``nn.Conv2d``.
+        groups: number of groups.
+        indptr: ``values[indptr[o]:indptr[o + 1]]`` are the weights of output channel ``o``; int64 ``[out + 1]``.
+        taps: their ``(input channel, dy, dx)``, channels counted over all groups; int32 ``[nnz, 3]``.
+    """
+
+    shape: tuple[int, int, int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    indptr: np.ndarray
+    taps: np.ndarray
+    number: int = field(default_factory=_numbers.__next__, repr=False)
+    programs: dict = field(default_factory=dict, repr=False)
+    _places: dict = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        out, channels, *kernel = self.shape
+        _check_array("indptr", self.indptr, _is_pointers(self.indptr, out, self.nnz))
+        _check_array("taps", self.taps, _is_taps(self.taps, self.nnz, (channels * self.groups, *kernel)))
+
+    @classmethod
+    def build(
+        cls,
+        flat: torch.Tensor,
+        shape: tuple[int, int, int, int],
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] = (0, 0),
+        dilation: tuple[int, int] = (1, 1),
+        groups: int = 1,
+    ) -> ConvIndex:
+        """Index the weights at positions ``flat`` (int64 ``[nnz]``, sorted, unique) of a dense convolution weight.
+
+        Raises:
+            InvalidArgumentError: wrong dtype or dimension, out of range, unsorted or duplicate positions, bad geometry.
+        """
+        if len(shape) != 4:
+            raise InvalidArgumentError(f"a convolution's weight has shape {tuple(shape)}; give (out, in, kh, kw).")
+        for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+            if len(pair) != 2 or min(pair) < least:
+                raise InvalidArgumentError(f"{name} is {pair}; give two integers of at least {least}.")
+        if groups < 1 or shape[0] % groups:
+            raise InvalidArgumentError(f"groups is {groups}; use a divisor of the {shape[0]} output channels.")
+        out, channels, height, width = shape
+        position = _checked(flat, shape)
+        position, dx = np.divmod(position, max(width, 1))
+        position, dy = np.divmod(position, max(height, 1))
+        o, c = np.divmod(position, max(channels, 1))
+        c += o // max(out // groups, 1) * channels
+        return cls(
+            (int(out), int(channels), int(height), int(width)),
+            tuple(stride),
+            tuple(padding),
+            tuple(dilation),
+            groups,
+            np.searchsorted(o, np.arange(out + 1)).astype(np.int64),
+            np.stack([c, dy, dx], axis=1).astype(np.int32),
+        )
+
+    def __reduce__(self) -> tuple:
+        geometry = (self.stride, self.padding, self.dilation, self.groups)
+        return ConvIndex.build, (self.flat(), self.shape, *geometry)
+
+    @property
+    def nnz(self) -> int:
+        """The number of weights."""
+        return len(self.taps)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the index occupies."""
+        return sum(array.nbytes for array in (self.indptr, self.taps))
+
+    def flat(self) -> torch.Tensor:
+        """Return the flat positions again: int64 ``[nnz]``, sorted (computed, not stored)."""
+        o = np.repeat(np.arange(self.shape[0]), np.diff(self.indptr))
+        c, dy, dx = self.taps.astype(np.int64).T
+        _, channels, height, width = self.shape
+        return torch.from_numpy(((o * channels + c % max(channels, 1)) * height + dy) * width + dx)
+
+    def places(self, device: torch.device) -> torch.Tensor:
+        """Return :meth:`flat` on a device, for ``reference.py``; kept once made."""
+        if device not in self._places:
+            self._places[device] = self.flat().to(device)
+        return self._places[device]
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return height and width after the convolution.
+
+        Raises:
+            InvalidArgumentError: the kernel is larger than the padded input.
+        """
+        geometry = zip((height, width), self.padding, self.dilation, self.shape[2:], self.stride, strict=True)
+        size = tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in geometry)
+        if min(size) < 1:
+            raise InvalidArgumentError(f"a {height}×{width} input is smaller than the kernel {self.shape[2:]}; pad it.")
+        return size
+
+
+def _checked(flat: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
+    if min(shape) < 0:
+        raise InvalidArgumentError(f"the dense shape is {tuple(shape)}; give sizes of at least 0.")
+    positions = check_connections("flat indices", flat, shape)
+    if len(flat) >= MOST:
+        raise InvalidArgumentError(f"{len(flat)} weights are more than one layer's index can count; split the layer.")
+    return positions
+
+
+# What compiled code reads without looking: each array in its type, one piece of memory, and nothing points outside.
+
+
+def _check_array(name: str, array: np.ndarray, fits: bool) -> None:
+    if not fits or not array.flags.c_contiguous:
+        raise InvalidArgumentError(f"{name}={shown(array)} does not fit the rest; use build(), which makes it.")
+
+
+def _is_pointers(array: np.ndarray, count: int, end: int) -> bool:
+    if array.dtype != np.int64 or array.shape != (count + 1,) or count < 0:
+        return False
+    return bool(array[0] == 0 and array[-1] == end and (array[1:] >= array[:-1]).all())
+
+
+def _is_below(array: np.ndarray, size: int, nnz: int, dtype: type) -> bool:
+    return array.dtype == dtype and array.shape == (nnz,) and int(array.max(initial=0)) < max(1, size)
+
+
+def _is_taps(array: np.ndarray, nnz: int, sizes: tuple[int, ...]) -> bool:
+    if array.dtype != np.int32 or array.shape != (nnz, 3):
+        return False
+    return bool((array.min(0, initial=0) >= 0).all() and (array.max(0, initial=-1) < sizes).all())
+
+
+def _unsigned(size: int) -> type:
+    return np.uint16 if size <= 2**16 else np.uint32
+
+
+def _stable_order(numbers: np.ndarray) -> np.ndarray:
+    """Return the permutation that sorts uint16 or uint32 numbers; equal ones keep their order. Linear time.
+
+    numpy sorts numbers of 16 bits digit by digit, so wider ones are sorted by their low half, then by their high half.
+    """
+    if numbers.dtype == np.uint16:
+        return np.argsort(numbers, kind="stable")
+    order = np.argsort(numbers.astype(np.uint16), kind="stable")
+    return order[np.argsort((numbers >> 16).astype(np.uint16)[order], kind="stable")]
+
+
+def _chunks(indptr: np.ndarray) -> np.ndarray:
+    work = indptr + np.arange(len(indptr))  # an empty row costs something too
+    borders = np.searchsorted(work, np.linspace(0, work[-1], CHUNKS + 1))
+    return np.unique(np.concatenate([[0], borders, [len(indptr) - 1]])).astype(np.int64)

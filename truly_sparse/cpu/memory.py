@@ -1,0 +1,105 @@
+"""The batch-innermost memory format: ordinary ``[B, F]`` and ``[B, C, H, W]`` tensors whose strides put the batch last.
+
+A format in the sense of torch's ``channels_last``: shapes and results are those of any tensor, only the strides tell.
+One feature's batch is one *row* of contiguous floats, so one nonzero weight is one multiply-add over a row. Rows start
+on 64 bytes and are a multiple of 16 floats long. The floats between batch size and row end are padding: any value may
+stand there (kernels mask it where it could leak).
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+
+import torch
+
+from ..arguments import shown
+from ..errors import InvalidArgumentError
+
+LANES = 16  # floats to a vector: one 64-byte cache line
+LENT_AT_MOST, KEPT_AT_MOST = 2**24, 8  # bytes of a piece of memory that is kept for the next pass, and pieces
+_lock = threading.Lock()
+_kept: list[tuple[int, torch.Tensor, weakref.ref]] = []  # sizes, pieces, and who has each or had it last
+conversions = 0  # how many tensors were copied into this format since the import; a test counts with it
+
+
+def row_lanes(batch: int) -> int:
+    """Return ``batch`` rounded up to whole vectors: the floats of a row that kernels read and write."""
+    if not isinstance(batch, int) or batch < 0:
+        raise InvalidArgumentError(f"batch={batch!r}; give a whole number of at least 0.")
+    return -(-batch // LANES) * LANES
+
+
+def row_floats(batch: int) -> int:
+    """Return the floats from one row to the next in a tensor of this format."""
+    row = max(row_lanes(batch), LANES)
+    # Rows a multiple of 256 bytes apart share cache sets, and a tile of each would evict the others.
+    return row + LANES if row > 64 and row % 64 == 0 else row
+
+
+def empty_batch_innermost(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Return an uninitialised CPU tensor of this shape (batch first) in the batch-innermost format.
+
+    torch aligns the memory of CPU tensors to 64 bytes (``c10::gAlignment``), and so all rows are.
+    """
+    row = row_floats(shape[0])
+    if row == shape[0]:
+        return torch.empty_strided(shape, strides(shape, row), dtype=dtype, device="cpu")
+    whole = torch.empty(math.prod(shape[1:]) * row, dtype=dtype, device="cpu")
+    # Not a view of ``whole``: autograd forbids changing views in place, as a ReLU behind a layer may do.
+    return torch.empty(0, dtype=dtype, device="cpu").set_(whole.untyped_storage(), 0, shape, strides(shape, row))
+
+
+def is_batch_innermost(x: torch.Tensor) -> bool:
+    """Tell whether kernels can read ``x`` (floating, ``[B, F]`` or ``[B, C, H, W]``) where it lies."""
+    if not isinstance(x, torch.Tensor) or x.dim() not in (2, 4):
+        raise InvalidArgumentError(f"x={shown(x)}; give activations [B, F] or [B, C, H, W].")
+    batch, row = x.shape[0], x.stride(-1)
+    if x.stride() != strides(x.shape, row) or row % LANES or row < batch or x.data_ptr() % 64:
+        return False
+    # A row that is shorter than its padding may be the storage's last: kernels read its padding too.
+    read = x.storage_offset() + (math.prod(x.shape[1:]) - 1) * row + row_lanes(batch)
+    return batch % LANES == 0 or read * x.element_size() <= x.untyped_storage().nbytes()
+
+
+def to_batch_innermost(x: torch.Tensor) -> torch.Tensor:
+    """Return ``x`` (float32, CPU) in the batch-innermost format: itself where it already is, else one copy.
+
+    Raises:
+        InvalidArgumentError: ``x`` is not ``[B, F]`` or ``[B, C, H, W]``.
+    """
+    global conversions
+    if is_batch_innermost(x):
+        return x
+    conversions += 1
+    y = empty_batch_innermost(x.shape, x.dtype)
+    rows = x.reshape(len(x), math.prod(x.shape[1:])).t()  # torch transposes matrices block by block, and only those
+    y.as_strided(rows.shape, (y.stride(-1), 1)).copy_(rows if y.stride(-1) == len(x) else rows.contiguous())
+    return y
+
+
+def strides(shape: tuple[int, ...], row: int) -> tuple[int, ...]:
+    """Return the strides of ``[B, F]`` or ``[B, C, H, W]`` in this format, with ``row`` floats from row to row."""
+    if len(shape) == 2:
+        return 1, row
+    if len(shape) != 4:
+        raise InvalidArgumentError(f"shape={tuple(shape)}; give [B, F] or [B, C, H, W].")
+    return 1, shape[2] * shape[3] * row, shape[3] * row, row
+
+
+def borrow(size: int) -> torch.Tensor:
+    """Return uninitialised memory, uint8 ``[size]``, that goes back by itself when nobody holds the tensor any more.
+
+    Fresh memory costs a page fault for every 4 KiB, more than a small layer's arithmetic, and is in no cache. Views of
+    the tensor do not hold it: what outlives it has to be copied.
+    """
+    if not 0 < size <= LENT_AT_MOST:
+        return torch.empty(size, dtype=torch.uint8, device="cpu")
+    with _lock:
+        back = next((n for n, (kept, _, holder) in enumerate(_kept) if kept == size and holder() is None), None)
+        piece = torch.empty(size, dtype=torch.uint8, device="cpu") if back is None else _kept.pop(back)[1]
+        lent = piece.view(-1)
+        _kept.append((size, piece, weakref.ref(lent)))
+        del _kept[:-KEPT_AT_MOST]
+        return lent

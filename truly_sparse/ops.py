@@ -1,0 +1,81 @@
+"""The operators of sparse layers, as autograd knows them: a chain of layers is one operation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from .backend import kernels_for
+from .cpu.stage import Stage
+from .reference import before_activation
+
+
+class Recorder(Protocol):
+    """What growth by gradient needs of a layer: whether it records, and where the recorded batch goes.
+
+    Attributes:
+        record_gradient: whether backward passes hand over their tensors.
+    """
+
+    record_gradient: bool
+
+    def record(self, x: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Keep a batch's input and the gradient of the result before ReLU and pooling."""
+
+
+class _Chain(torch.autograd.Function):
+    """Layers in a row as one operation; the activations between them exist inside the kernels only."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        stages: Sequence[Stage],
+        recorders: Sequence[Recorder],
+        *parameters: torch.Tensor | None,
+    ) -> torch.Tensor:
+        kernels = kernels_for(x)
+        y, memory = kernels.forward(x, stages, parameters, remember=True)
+        ctx.save_for_backward(*parameters[::2], *memory)
+        ctx.kernels, ctx.stages, ctx.recorders = kernels, stages, recorders
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+        stages, recorders, saved = ctx.stages, ctx.recorders, ctx.saved_tensors
+        parameters, memory = [None] * 2 * len(stages), saved[len(stages) :]
+        parameters[::2] = saved[: len(stages)]  # the backward pass does not read the biases
+        trace = any(recorder.record_gradient for recorder in recorders)
+        of = ctx.kernels.backward(grad, memory, stages, parameters, ctx.needs_input_grad[0], trace)
+        for recorder, stage, (x, y, winners, grad) in zip(recorders, stages, of.traces, strict=trace):
+            if recorder.record_gradient:
+                y = y if stage.relu and not stage.pool else None
+                recorder.record(x, before_activation(grad, y, winners, stage.index, tuple(x.shape[2:]) or None))
+        wanted = (g if need else None for need, g in zip(ctx.needs_input_grad[3:], of.parameters, strict=True))
+        return of.x, None, None, *wanted
+
+
+def run(
+    x: torch.Tensor,
+    stages: Sequence[Stage],
+    recorders: Sequence[Recorder],
+    parameters: Sequence[torch.Tensor | None],
+) -> torch.Tensor:
+    """Return the result of sparse layers in a row, differentiable in ``x`` and the parameters.
+
+    Args:
+        x: ``[B, in]`` for a linear first layer, ``[B, C, H, W]`` for a convolution.
+        stages: what each layer computes.
+        recorders: the layers themselves, which may record gradients for growth.
+        parameters: values ``[nnz]`` and bias ``[out]`` (or None) of each layer in turn.
+
+    Raises:
+        InvalidArgumentError: a tensor that the kernels cannot read, or shapes that do not fit.
+    """
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *parameters)):
+        return _Chain.apply(x, stages, recorders, *parameters)
+    return kernels_for(x).forward(x, stages, parameters)[0]

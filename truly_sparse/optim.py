@@ -1,0 +1,69 @@
+"""Adam that knows the age of each weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .arguments import shown
+from .errors import InvalidArgumentError
+
+
+class PerWeightAdam(torch.optim.Optimizer):
+    """Adam (Kingma & Ba, 2015, algorithm 1) whose step count ``t`` is kept per weight instead of per tensor.
+
+    Adam divides its moments by ``1 − βᵗ`` because they start at zero. A weight that is grown late starts with fresh
+    moments but, in torch's Adam, under the late ``t`` of its layer, where the correction has faded: its first step is
+    ``(1 − β₁) / √(1 − β₂)`` ≈ 3.2 times the learning rate instead of 1 time. Here its count starts at zero as well
+    (:class:`DynamicSparsity` carries it like all state of the weight's shape).
+
+    Args:
+        params: what to train.
+        lr: learning rate.
+        betas: decay of the first and second moment.
+        eps: added to the denominator.
+
+    Raises:
+        InvalidArgumentError: a value outside its range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        params = list(params)
+        if not params or not all(isinstance(each, (torch.Tensor, dict)) for each in params):
+            raise InvalidArgumentError(f"params={shown(params)}; give model.parameters() of a model that has some")
+        if not 0 < lr < math.inf or not 0 < eps < math.inf or not all(0 <= beta < 1 for beta in betas):
+            raise InvalidArgumentError(f"lr={lr!r}, betas={betas!r}, eps={eps!r}; use lr, eps > 0 and betas in [0, 1)")
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step with the gradients that are there; return what ``closure`` returns, if one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state |= {key: torch.zeros_like(parameter) for key in ("age", "exp_avg", "exp_avg_sq")}
+                state["age"] += 1
+                state["exp_avg"].lerp_(parameter.grad, 1 - beta1)
+                state["exp_avg_sq"].mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
+                mean = state["exp_avg"] / (1 - beta1 ** state["age"])
+                square = state["exp_avg_sq"] / (1 - beta2 ** state["age"])
+                parameter.addcdiv_(mean, square.sqrt_().add_(group["eps"]), value=-group["lr"])
+        return loss

@@ -1,0 +1,212 @@
+"""Prune and grow as plain functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from .arguments import is_dense, require, shown
+from .errors import InvalidArgumentError, TrainingError
+from .interface import SparsifiableLayer
+from .topology import check_connections, sample_distinct
+
+
+def magnitude_prune(values: torch.Tensor, count: int) -> torch.Tensor:
+    """Choose the ``count`` weights of smallest magnitude.
+
+    Mocanu et al. (2018) take the smallest positive and the largest negative weights apart; ranking all by magnitude
+    is the usual simplification, and what Evci et al. (2020) do.
+
+    Args:
+        values: weights of the active connections, ``[nnz]``.
+        count: how many to prune, 0 to nnz.
+
+    Returns:
+        Positions in ``values``, int64 ``[count]``, sorted. Of equal magnitudes the first in line go first.
+
+    Raises:
+        InvalidArgumentError: count is outside 0..nnz.
+        TrainingError: a weight is NaN.
+    """
+    if values.dim() != 1 or values.is_meta or values.is_complex() or values.dtype == torch.bool:
+        raise InvalidArgumentError(f"values={shown(values)} on {values.device}; give numbers of one dimension")
+    return _smallest(values.abs(), count)
+
+
+def _smallest(score: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the sorted positions of the ``count`` smallest scores; of equals the first in line."""
+    _check_count(count, len(score), "active weights")
+    if score.isnan().any():
+        raise TrainingError("a weight's score is NaN, so weights cannot be ranked; lower the learning rate")
+    return _top(-score, count)
+
+
+def random_grow(active: torch.Tensor, size: int, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Choose ``count`` inactive connections uniformly at random (SET; Mocanu et al., 2018).
+
+    Args:
+        active: active connections, int64 ``[nnz]``, sorted.
+        size: number of entries of the dense weight.
+        count: how many to grow, 0 to size − nnz.
+        generator: source of randomness; always on the CPU, so that every device draws alike.
+
+    Returns:
+        Flat indices, int64 ``[count]``, sorted, none of them active. Memory is proportional to nnz and count,
+        never to size.
+
+    Raises:
+        InvalidArgumentError: count is outside 0..size − nnz.
+    """
+    check_connections("active", active, (size,))
+    _check_count(count, size - len(active), "inactive connections")
+    ranks = sample_distinct(size - len(active), count, generator).to(active.device)
+    # The inactive connection of rank r stands behind as many active ones as have fewer than r + 1 gaps before them.
+    gaps_before = active - torch.arange(len(active), device=active.device)
+    return ranks + torch.searchsorted(gaps_before, ranks, right=True)
+
+
+def gradient_grow(gradient_rows: Iterable[torch.Tensor], active: torch.Tensor, count: int) -> torch.Tensor:
+    """Choose the ``count`` inactive connections of largest gradient magnitude (Evci et al., 2020, algorithm 1).
+
+    Args:
+        gradient_rows: the dense weight's gradient in consecutive blocks of rows, as ``gradient.split(1024)`` or
+            :meth:`SparsifiableLayer.gradient_rows` gives it. Only one block and ``2 · count`` candidates are held
+            at a time.
+        active: active connections, int64 ``[nnz]``, sorted.
+        count: how many to grow, at most the number of inactive connections.
+
+    Returns:
+        Flat indices, int64 ``[count]``, sorted, none of them active. Of equal magnitudes the lowest index wins.
+
+    Raises:
+        InvalidArgumentError: there are fewer than ``count`` inactive connections.
+        TrainingError: a gradient is not finite.
+    """
+    require(count >= 0, "count", count, "use 0 or more")
+    check_connections("active", active, (LARGEST,))
+    best_score = torch.empty(0, device=active.device)
+    best_place = torch.empty(0, dtype=torch.int64, device=active.device)
+    start = 0
+    for block in gradient_rows:
+        if not is_dense(block) or not block.is_floating_point() or block.is_meta:
+            raise InvalidArgumentError(f"gradient_rows yields {shown(block)}; give dense blocks of floating numbers")
+        score = block.detach().abs().reshape(-1)
+        _check_finite(score)
+        first, last = torch.searchsorted(active, torch.tensor([start, start + len(score)], device=active.device))
+        score[active[first:last] - start] = -1  # below every magnitude: never grown
+        places = _top(score, min(count, len(score)))
+        # Candidates of earlier blocks stand first and stay sorted by place, so ties still go to the lowest index.
+        best_score = torch.cat([best_score.to(score.dtype), score[places]])
+        best_place = torch.cat([best_place, places + start])
+        chosen = _top(best_score, min(count, len(best_score)))
+        best_score, best_place = best_score[chosen], best_place[chosen]
+        start += len(score)
+    require(
+        not len(active) or active[-1] < start, "active", active, f"gradient_rows has {start} places; use lower ones"
+    )
+    _check_count(count, int((best_score >= 0).sum()), "inactive connections")
+    return best_place
+
+
+def _top(score: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the sorted positions of the ``count`` largest scores; of equals the first in line (topk does not say)."""
+    if count == 0:
+        return torch.empty(0, dtype=torch.int64, device=score.device)
+    threshold = score.topk(count, sorted=False).values.min()
+    above = (score > threshold).nonzero().squeeze(1)
+    equal = (score == threshold).nonzero().squeeze(1)[: count - len(above)]
+    return torch.cat([above, equal]).sort().values
+
+
+def _check_finite(score: torch.Tensor) -> None:
+    if not score.isfinite().all():
+        wrong = float(score[~score.isfinite()][0])
+        raise TrainingError(
+            f"a gradient is not finite ({wrong}), so connections cannot be ranked; lower the learning rate"
+        )
+
+
+def _check_count(count: int, available: int, what: str) -> None:
+    if not 0 <= count <= available:
+        raise InvalidArgumentError(f"count={count}, but there are {available} {what}; use 0 to {available}")
+
+
+PruneScore = Callable[[SparsifiableLayer], torch.Tensor]
+
+
+GrowChoice = Callable[[SparsifiableLayer, torch.Tensor, int, torch.Generator], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class GrowRule:
+    """How new connections are chosen and what weight they start with.
+
+    Attributes:
+        choose: function of a layer, its active connections, a count and a generator that returns sorted flat
+            indices of inactive connections, int64 ``[count]``.
+        gradient_steps: how many steps up to a rewiring leave their gradient behind for ``choose`` to read
+            (``layer.gradient_rows()``, ``layer.gradient_at(connections)``); 0 for none.
+        momentum: factor by which what is left behind fades with each further step.
+        initial_std: standard deviation of a new weight; 0 starts it at zero.
+    """
+
+    choose: GrowChoice
+    gradient_steps: int = 1
+    momentum: float = 0.0
+    initial_std: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.gradient_steps >= 0, "gradient_steps", self.gradient_steps, "use 0 or more")
+        require(0 <= self.momentum < math.inf, "momentum", self.momentum, "use a finite number of at least 0")
+        require(0 <= self.initial_std < math.inf, "initial_std", self.initial_std, "use a finite number of at least 0")
+
+
+def _choose_at_random(
+    layer: SparsifiableLayer, active: torch.Tensor, count: int, generator: torch.Generator
+) -> torch.Tensor:
+    return random_grow(active, math.prod(layer.dense_shape), count, generator)
+
+
+def _choose_by_gradient(
+    layer: SparsifiableLayer, active: torch.Tensor, count: int, generator: torch.Generator
+) -> torch.Tensor:
+    return gradient_grow(map(_over_all_ranks, layer.gradient_rows()), active, count)
+
+
+def _choose_by_sampled_gradient(
+    layer: SparsifiableLayer, active: torch.Tensor, count: int, generator: torch.Generator
+) -> torch.Tensor:
+    size = math.prod(layer.dense_shape)
+    candidates = random_grow(active, size, min(CANDIDATES * count, size - len(active)), generator)
+    score = _over_all_ranks(layer.gradient_at(candidates)).abs()
+    _check_finite(score)
+    return candidates[_top(score, count)]
+
+
+def _over_all_ranks(gradient: torch.Tensor) -> torch.Tensor:
+    """Sum a gradient over the processes of data-parallel training, so that all of them grow the same connections."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # what was recorded stays as it is
+        torch.distributed.all_reduce(gradient)
+    return gradient
+
+
+LARGEST = 2**63 - 1
+
+
+CANDIDATES = 4  # of sampled gradient growth, for each connection to grow
+
+
+GROW_RULES = {
+    "random": GrowRule(_choose_at_random, gradient_steps=0, initial_std=0.01),
+    "gradient": GrowRule(_choose_by_gradient),
+    "sampled gradient": GrowRule(_choose_by_sampled_gradient),
+    # Dettmers & Zettlemoyer (2019) smooth the dense gradient over all steps; the last 20 hold 88% of that sum.
+    "momentum": GrowRule(_choose_by_gradient, gradient_steps=20, momentum=0.9),
+}
+
+
+PRUNE_SCORES: dict[str, PruneScore] = {"magnitude": lambda layer: layer.active_values().abs()}

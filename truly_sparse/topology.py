@@ -1,0 +1,243 @@
+"""Which connections exist: how many per layer, which ones at the start, and masks ↔ sorted flat indices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from .arguments import check_memory, require, shown
+from .errors import InvalidArgumentError
+from .interface import SparsifiableLayer, weight_layers, weight_shape
+
+SCHEMES = ("uniform", "er", "erk")
+
+
+def check_sparsity(sparsity: float) -> float:
+    """Return ``sparsity`` if it is a number in [0, 1), else raise InvalidArgumentError."""
+    require(0 <= sparsity < 1, "sparsity", sparsity, "use a number from 0 (dense) up to, not including, 1")
+    return float(sparsity)
+
+
+def layer_nnz(
+    model: nn.Module,
+    sparsity: float,
+    scheme: str = "uniform",
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+) -> dict[str, int]:
+    """Share out a budget of active weights over a model's layers, to the last weight.
+
+    The budget is ``round((1 − sparsity) · weights)``, Python's rounding: 67,173 of the tutorial network's
+    1,343,456 weights at 95%. A layer's ideal share is proportional to
+
+    - ``uniform``: its size;
+    - ``er``: ``(out + in) · kernel area`` (Erdős–Rényi; Mocanu et al., 2018, eq. 1, extended to convolutions);
+    - ``erk``: ``out + in + kernel height + kernel width`` (Erdős–Rényi-Kernel; Evci et al., 2020, section 3).
+
+    A layer whose share exceeds its size is kept dense and the rest is shared out again; fractions go to the
+    largest remainders.
+
+    Returns:
+        Active weights by layer name; at least 1 and at most the layer's size each.
+
+    Raises:
+        InvalidArgumentError: sparsity outside [0, 1), an unknown scheme, no such layers, or a budget below one
+            weight per layer.
+    """
+    check_sparsity(sparsity)
+    if scheme not in SCHEMES:
+        raise InvalidArgumentError(f"unknown scheme {scheme!r}; use one of {', '.join(SCHEMES)}")
+    layers = weight_layers(model, include, exclude)
+    shapes = [weight_shape(layer) for layer in layers.values()]
+    sizes = np.array([math.prod(shape) for shape in shapes])
+    budget = round((1 - sparsity) * int(sizes.sum()))
+    if budget < len(sizes):
+        raise InvalidArgumentError(
+            f"sparsity={sparsity} leaves {budget} weights for {len(sizes)} layers; lower it so that each layer has one"
+        )
+    ideal = _share_out(np.array([_demand(shape, scheme) for shape in shapes]), sizes, budget)
+    return dict(zip(layers, _round_to_sum(ideal, sizes, budget).tolist(), strict=True))
+
+
+def _demand(shape: tuple[int, ...], scheme: str) -> float:
+    """Return a number proportional to the layer's ideal share of the active weights."""
+    out_features, in_features, *kernel = shape
+    if scheme == "uniform":
+        return math.prod(shape)
+    if scheme == "er":
+        return (out_features + in_features) * math.prod(kernel)
+    return out_features + in_features + sum(kernel)
+
+
+def _share_out(demand: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarray:
+    """Return real-valued shares, proportional to demand, capped at the sizes, that add up to the budget."""
+    capped = np.zeros(len(sizes), dtype=bool)
+    while not capped.all():
+        shares = demand * (budget - sizes[capped].sum()) / demand[~capped].sum()
+        full = ~capped & (shares >= sizes)
+        if not full.any():
+            return np.where(capped, sizes, shares)
+        capped |= full
+    return sizes.astype(float)
+
+
+def _round_to_sum(ideal: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarray:
+    """Return whole numbers in [1, size] near the ideal ones that add up to the budget (largest remainder first)."""
+    counts = np.clip(np.floor(ideal).astype(np.int64), 1, sizes)
+    while counts.sum() < budget:
+        counts[np.argmax(np.where(counts < sizes, ideal - counts, -np.inf))] += 1
+    while counts.sum() > budget:
+        counts[np.argmax(np.where(counts > 1, counts - ideal, -np.inf))] -= 1
+    return counts
+
+
+def sample_distinct(population: int, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw ``count`` distinct whole numbers from ``range(population)``, uniformly: int64 ``[count]``, sorted.
+
+    Memory is proportional to ``count`` unless more than half the population is drawn.
+
+    Raises:
+        InvalidArgumentError: count is negative or above the population.
+    """
+    if not 0 <= count <= population:
+        raise InvalidArgumentError(
+            f"cannot draw {count} distinct places out of {population}; ask for 0 to {population}"
+        )
+    most = 2**63 - 1  # of int64
+    if population > most:
+        raise InvalidArgumentError(f"{population=} is more than an index can count; use at most {most}")
+    listed = population if 2 * count > population else 3 * count
+    check_memory("count", count, 16 * listed, "cpu")
+    if 2 * count > population:
+        return torch.randperm(population, generator=generator)[:count].sort().values
+    drawn = torch.empty(0, dtype=torch.int64)
+    while len(drawn) < count:
+        # Draw a few more than are missing, then drop a random part of the surplus: every subset stays equally likely.
+        more = torch.randint(population, (2 * (count - len(drawn)),), generator=generator)
+        drawn = _sorted_distinct(torch.cat([drawn, more]) if len(drawn) else more)
+        del more  # these lists can be long: none of them stays longer than it has to
+    chosen = drawn[torch.randperm(len(drawn), generator=generator)[:count]]
+    del drawn
+    return _sorted_distinct(chosen)
+
+
+def _sorted_distinct(numbers: torch.Tensor) -> torch.Tensor:
+    """Return what ``numbers.unique()`` returns, in a fraction of its time and memory; sorts in place."""
+    array = numbers.numpy()
+    array.sort()
+    repeated = array[1:] == array[:-1]
+    return torch.from_numpy(array[np.concatenate([[True], ~repeated])]) if repeated.any() else numbers
+
+
+def to_mask(connections: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return the boolean mask of the given shape that is True at the flat indices ``connections``, in any order.
+
+    Raises:
+        InvalidArgumentError: an index is out of range, or the mask does not fit into memory.
+    """
+    require(min(shape, default=0) >= 0, "shape", shape, "use sizes of at least 0")
+    check_places("connections", connections, shape)
+    check_memory("shape", shape, math.prod(shape), connections.device)
+    mask = torch.zeros(math.prod(shape), dtype=torch.bool, device=connections.device)
+    mask[connections] = True
+    return mask.view(shape)
+
+
+def to_connections(mask: torch.Tensor) -> torch.Tensor:
+    """Return the sorted flat indices, int64, at which the boolean ``mask`` is True.
+
+    Raises:
+        InvalidArgumentError: the mask is not boolean, or on the meta device.
+    """
+    if mask.dtype != torch.bool or mask.is_meta:
+        raise InvalidArgumentError(f"mask={shown(mask)} on {mask.device}; give torch.bool on a device with numbers")
+    return mask.reshape(-1).nonzero().squeeze(1)
+
+
+def contained(numbers: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
+    """Tell for each number whether it is in the sorted list ``among``; ``torch.isin`` would sort that list again.
+
+    Raises:
+        InvalidArgumentError: one of the two is no list of numbers that have an order.
+    """
+    for name, tensor in (("numbers", numbers), ("among", among)):
+        ordered = tensor.dim() == 1 and not tensor.is_complex() and tensor.dtype != torch.bool and not tensor.is_meta
+        require(ordered, name, tensor, "give whole or floating numbers of one dimension")
+    if not len(among):
+        return torch.zeros_like(numbers, dtype=torch.bool)
+    return among[torch.searchsorted(among, numbers).clamp(max=len(among) - 1)] == numbers
+
+
+def check_rewiring(layer: SparsifiableLayer, kept: torch.Tensor, grown: torch.Tensor, values: torch.Tensor) -> None:
+    """Refuse what is no change of a layer's topology: see :meth:`SparsifiableLayer.rewire`.
+
+    Raises:
+        InvalidArgumentError: connections that are not sorted, unique, int64 and in range; kept ones that are not
+            active, grown ones that are; or another number of values.
+    """
+    active = layer.active()
+    for name, connections in (("kept", kept), ("grown", grown)):
+        check_connections(name, connections, layer.dense_shape)
+    for name, connections, wrong, what in (
+        ("kept", kept, ~contained(kept, active), "not active; keep"),
+        ("grown", grown, contained(grown, active), "active already; grow"),
+    ):
+        if wrong.any():
+            raise InvalidArgumentError(f"{name}: {int(connections[wrong][0])} is {what} others")
+    if values.shape != grown.shape or values.is_meta:
+        raise InvalidArgumentError(
+            f"values are {tuple(values.shape)} on {values.device} for {len(grown)} grown connections; give one for each"
+        )
+
+
+def check_places(name: str, flat: torch.Tensor, shape: Sequence[int]) -> np.ndarray:
+    """Return flat indices into a dense weight as a numpy array if all of them lie in it, in whatever order.
+
+    Args:
+        name: what a message calls them.
+        flat: int64, of one dimension.
+        shape: of the dense weight.
+
+    Raises:
+        InvalidArgumentError: wrong dtype or dimension, or out of range.
+    """
+    if not isinstance(flat, torch.Tensor) or flat.dtype != torch.int64 or flat.dim() != 1 or flat.is_meta:
+        what = f"{flat.dtype} {tuple(flat.shape)} on {flat.device}" if isinstance(flat, torch.Tensor) else shown(flat)
+        raise InvalidArgumentError(f"{name} are {what}; give a one-dimensional int64 tensor.")
+    positions = flat.detach().cpu().numpy()
+    size, low, high = math.prod(shape), positions.min(initial=0), positions.max(initial=-1)
+    if low < 0 or high >= size:
+        bad = low if low < 0 else high
+        raise InvalidArgumentError(f"{name}: {bad} is out of range for shape {tuple(shape)}; use 0 to {size - 1}.")
+    return positions
+
+
+def check_connections(name: str, flat: torch.Tensor, shape: Sequence[int]) -> np.ndarray:
+    """Return flat indices into a dense weight as a numpy array if they are a topology: sorted, none twice.
+
+    Raises:
+        InvalidArgumentError: wrong dtype or dimension, out of range, unsorted or duplicate.
+    """
+    positions = check_places(name, flat, shape)
+    wrong = np.flatnonzero(positions[1:] <= positions[:-1])
+    if len(wrong):
+        before, after = positions[wrong[0]], positions[wrong[0] + 1]
+        what = "duplicate" if before == after else "unsorted"
+        raise InvalidArgumentError(f"{name} are {what}: {before} is followed by {after}; use torch.unique.")
+    return positions
+
+
+def check_values(values: torch.Tensor, count: int) -> None:
+    """Refuse anything but ``count`` numbers in a row.
+
+    Raises:
+        InvalidArgumentError: another shape, not numbers that are measured, or on the meta device.
+    """
+    if values.shape != (count,) or not values.is_floating_point() or values.is_meta:
+        raise InvalidArgumentError(
+            f"values are {values.dtype} {tuple(values.shape)} on {values.device}; give {count} floating numbers"
+        )

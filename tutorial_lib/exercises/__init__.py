@@ -1,0 +1,45 @@
+"""What the exercises need: one check per exercise, and predictions before an experiment."""
+
+from .checking import CheckFailedError
+from .masks import check_active_weights, check_forget, check_global_prune, check_masked_linear
+from .rewiring import (
+    check_erk,
+    check_exploration,
+    check_grow,
+    check_prune,
+    check_prune_share,
+    check_survival,
+)
+from .speed import check_best_gain, check_break_even, check_csr, check_fair_time
+from .training import (
+    check_equal_width,
+    check_growth_rule,
+    check_interval,
+    check_spmm,
+    check_transpose,
+    check_weight_gradient,
+)
+
+__all__ = [
+    "CheckFailedError",
+    "check_active_weights",
+    "check_best_gain",
+    "check_break_even",
+    "check_csr",
+    "check_equal_width",
+    "check_erk",
+    "check_exploration",
+    "check_fair_time",
+    "check_forget",
+    "check_global_prune",
+    "check_grow",
+    "check_growth_rule",
+    "check_interval",
+    "check_masked_linear",
+    "check_prune",
+    "check_prune_share",
+    "check_spmm",
+    "check_survival",
+    "check_transpose",
+    "check_weight_gradient",
+]

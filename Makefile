@@ -82,9 +82,10 @@ bench: $(INSTALLED) ## Race truly sparse layers against dense, masked and CSR; w
 bench-gpu: ## The dense, masked and CSR rows on an NVIDIA GPU, with the torch of $(PYTHON)
 	@$(PYTHON) benchmarks/bench_gpu.py
 
-lint: $(INSTALLED) ## Check style
+lint: $(INSTALLED) ## Check style and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 clean: ## Remove .venv, build/ and caches; data/ stays
 	@rm -rf .venv .venv-colab .venv-floor build .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -28,6 +28,7 @@ from truly_sparse import (
     sparse_init,
     sparse_layers,
     sparsify,
+    warmup,
 )
 from tutorial_lib import Digits, TutorialCNN, fit, load_data, mask_model
 
@@ -47,6 +48,7 @@ FORMS = {
 
 
 def masked_model(scheme: str) -> nn.Module:
+    """Return the network that most trainings start from."""
     torch.manual_seed(0)
     return sparse_init(mask_model(TutorialCNN(0.5), 0.95, scheme, seed=1), seed=2)
 
@@ -60,6 +62,7 @@ def digest(parts: list[torch.Tensor]) -> str:
 
 
 def trained(model: nn.Module, data: Digits, **options: object) -> str:
+    """Train and return the line of digests."""
     history = fit(model, data, epochs=EPOCHS, lr=3e-3, schedule="onecycle", seed=3, progress=False, **options)
     topologies = [torch.from_numpy(t) for name in history.topology.shapes for t in history.topology.topologies(name)]
     losses = torch.tensor(history.train_loss + history.test_loss, dtype=torch.float64)
@@ -90,6 +93,7 @@ def resumed(make: Callable[[], nn.Module], data: Digits, **options: object) -> s
 
 
 def main() -> None:
+    """Print one line per training."""
     torch.set_num_threads(2)
     warmup()
     data = load_data("digits")

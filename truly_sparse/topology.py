@@ -133,6 +133,36 @@ def _sorted_distinct(numbers: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(array[np.concatenate([[True], ~repeated])]) if repeated.any() else numbers
 
 
+def random_topology(
+    model: nn.Module,
+    sparsity: float,
+    scheme: str = "uniform",
+    seed: int = 0,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+) -> dict[str, torch.Tensor]:
+    """Draw the active connections of a model's layers at random; :func:`layer_nnz` decides how many each layer has.
+
+    Args:
+        model: any module with ``nn.Linear`` or ``nn.Conv2d`` layers, nested or not.
+        sparsity: share of the weights to leave out, in [0, 1).
+        scheme: how the layers share the remaining weights, see :func:`layer_nnz`.
+        seed: seed of the draw.
+        include: shell-style name patterns of the layers.
+        exclude: shell-style name patterns of layers that stay dense.
+
+    Returns:
+        Sorted flat indices, int64 ``[nnz]``, by layer name.
+
+    Raises:
+        InvalidArgumentError: see :func:`layer_nnz`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {name: weight_shape(layer) for name, layer in weight_layers(model, include, exclude).items()}
+    counts = layer_nnz(model, sparsity, scheme, include, exclude)
+    return {name: sample_distinct(math.prod(shapes[name]), nnz, generator) for name, nnz in counts.items()}
+
+
 def to_mask(connections: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """Return the boolean mask of the given shape that is True at the flat indices ``connections``, in any order.
 

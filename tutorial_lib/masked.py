@@ -9,27 +9,14 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.utils import _pair
 
 from truly_sparse.arguments import check_memory, require, shown
 from truly_sparse.convert import copied, replace_layer
 from truly_sparse.errors import InvalidArgumentError, TrainingError
-from truly_sparse.interface import (
-    Carry,
-    SparsifiableLayer,
-    check_has_numbers,
-    sparse_layers,
-    weight_layers,
-    weight_shape,
-)
-from truly_sparse.topology import (
-    check_places,
-    check_rewiring,
-    check_values,
-    layer_nnz,
-    sample_distinct,
-    to_connections,
-    to_mask,
-)
+from truly_sparse.interface import Carry, SparsifiableLayer, check_has_numbers, sparse_layers
+from truly_sparse.report import sparsity_by_layer
+from truly_sparse.topology import check_places, check_rewiring, check_values, random_topology, to_connections, to_mask
 
 ROWS_PER_BLOCK = 1024
 
@@ -178,7 +165,7 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        size = out_channels * in_channels // groups * math.prod(kernel_size)
+        size = out_channels * in_channels // groups * math.prod(_pair(kernel_size))
         check_memory("out_channels × in_channels", (out_channels, in_channels), 5 * size, device)
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
@@ -242,12 +229,11 @@ def mask_model(
         raise InvalidArgumentError(
             f"model={type(model).__name__} holds sparse layers already; mask the dense model, or densify(model) first"
         )
-    counts = layer_nnz(model, sparsity, scheme, include, exclude)
+    topology = random_topology(model, sparsity, scheme, seed, include, exclude)
     masked = copied(model)
-    generator = torch.Generator().manual_seed(seed)
-    for name, nnz in counts.items():
+    for name, connections in topology.items():
         layer = masked.get_submodule(name)
-        mask = to_mask(sample_distinct(layer.weight.numel(), nnz, generator), tuple(layer.weight.shape))
+        mask = to_mask(connections, tuple(layer.weight.shape))
         masked = replace_layer(masked, name, _masked_layer(layer, mask))
     return masked
 
@@ -257,12 +243,10 @@ def sparsity_report(model: nn.Module) -> pd.DataFrame:
 
     Columns: ``shape``, ``weights``, ``active``, ``sparsity`` (share of weights that are not active).
     """
-    rows = {}
-    for name, layer in weight_layers(model).items():
-        shape = weight_shape(layer)
-        active = len(layer.active()) if isinstance(layer, SparsifiableLayer) else math.prod(shape)
-        rows[name] = {"shape": "×".join(map(str, shape)), "weights": math.prod(shape), "active": active}
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    table.loc["total"] = {"shape": "", "weights": table["weights"].sum(), "active": table["active"].sum()}
-    table["sparsity"] = 1 - table["active"] / table["weights"]
-    return table
+    return pd.DataFrame.from_dict(
+        {
+            name: row._asdict() | {"shape": "×".join(map(str, row.shape))}
+            for name, row in sparsity_by_layer(model).items()
+        },
+        orient="index",
+    )

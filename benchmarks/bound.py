@@ -11,7 +11,7 @@ import torch
 from numba import prange
 
 from truly_sparse import SparseLinear
-from truly_sparse.cpu.door import use_threads
+from truly_sparse.cpu.entry import use_threads
 from truly_sparse.cpu.memory import to_batch_innermost
 from truly_sparse.cpu.simd import add, compiled, floats, load, parallel, shorts, total, zeros
 

@@ -2,7 +2,7 @@
 
 from .backend import warmup
 from .convert import densify, sparsify
-from .dst import DynamicSparsity, Epochs, GradualPruning, Rewirer
+from .dst import DynamicSparsity, GradualPruning, Rewirer
 from .errors import InvalidArgumentError, SparseTrainingError, TrainingError
 from .fuse import fuse
 from .init import sparse_init
@@ -11,6 +11,7 @@ from .layers import SparseConv2d, SparseLinear
 from .optim import PerWeightAdam
 from .recipes import SET, SNFS, GradualMagnitudePruning, RigL, Static
 from .rules import GrowRule, gradient_grow, magnitude_prune, random_grow
+from .schedule import Epochs
 from .step import TrainingStep
 from .topology import layer_nnz
 

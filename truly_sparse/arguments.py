@@ -6,7 +6,7 @@ import functools
 import math
 import os
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,67 @@ from torch import nn
 from .errors import InvalidArgumentError
 
 _short = reprlib.Repr()
-
-
 _short.maxstring = _short.maxother = 100
 
 
+def shown(value: Any) -> str:
+    """Return a value as error messages show it: one short line; type, dtype and shape of tensors and arrays."""
+    if isinstance(value, torch.Tensor) and value.is_nested:
+        return f"nested {type(value).__name__} {value.dtype}"  # a nested tensor has no shape
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return f"{type(value).__name__} {value.dtype} {tuple(value.shape)}"
+    if isinstance(value, nn.Module):
+        return type(value).__name__
+    return " ".join(_short.repr(value).split())
+
+
+def require(condition: Any, name: str, value: Any, remedy: str) -> None:
+    """Raise unless ``condition`` is true.
+
+    Args:
+        condition: what must hold.
+        name: the argument.
+        value: its value.
+        remedy: what to use instead.
+
+    Raises:
+        InvalidArgumentError: the condition is false.
+    """
+    if not condition:
+        raise InvalidArgumentError(f"{name}={shown(value)}; {remedy}")
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raise InvalidArgumentError unless ``value`` is one of ``choices``."""
+    choices = list(choices)
+    require(isinstance(value, str) and value in choices, name, value, f"use one of {', '.join(choices)}")
+
+
+def check_count(name: str, value: int, least: int) -> None:
+    """Raise InvalidArgumentError unless ``value`` is a whole number from ``least`` up to what an index can hold."""
+    fits = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and least <= value < 2**63
+    require(fits, name, value, f"use a whole number of at least {least}")
+
+
+def check_patterns(name: str, patterns: Iterable[str]) -> None:
+    """Refuse one text where a list of patterns is meant: its letters would be taken for patterns."""
+    fits = not isinstance(patterns, (str, bytes)) and all(isinstance(pattern, str) for pattern in patterns)
+    require(fits, name, patterns, f"give a list of name patterns, such as {name}=['conv*']")
+
+
+def pair(name: str, size: int | tuple[int, int], least: int) -> tuple[int, int]:
+    """Return a size, stride or padding as (vertical, horizontal).
+
+    Raises:
+        InvalidArgumentError: one of the two is below ``least``.
+    """
+    first, second = (size, size) if isinstance(size, int) else size
+    require(min(first, second) >= least, name, size, f"use whole numbers of at least {least}")
+    return int(first), int(second)
+
+
 def is_dense(tensor: Any) -> bool:
-    """Tell whether it is an ordinary tensor: not sparse, nested, quantized or of another library's layout."""
+    """Tell whether ``tensor`` is an ordinary torch.Tensor: not sparse, nested or quantized."""
     return (
         isinstance(tensor, torch.Tensor)
         and tensor.layout is torch.strided
@@ -32,59 +86,29 @@ def is_dense(tensor: Any) -> bool:
     )
 
 
-def shown(value: Any) -> str:
-    """Return a value as a message shows it: in one line, short; of tensors and arrays, type and shape."""
-    if isinstance(value, torch.Tensor) and value.is_nested:
-        return f"nested {type(value).__name__} {value.dtype}"  # it has no shape to tell
-    if isinstance(value, (torch.Tensor, np.ndarray)):
-        return f"{type(value).__name__} {value.dtype} {tuple(value.shape)}"
-    if isinstance(value, nn.Module):
-        return type(value).__name__
-    return " ".join(_short.repr(value).split())
-
-
-def require(holds: Any, name: str, value: Any, remedy: str) -> None:
-    """Refuse ``value`` as the argument ``name`` unless something holds of it; ``remedy`` says what to use instead.
-
-    Raises:
-        InvalidArgumentError: it does not hold.
-    """
-    if not holds:
-        raise InvalidArgumentError(f"{name}={shown(value)}; {remedy}")
-
-
-def check_choice(name: str, value: str, choices: Sequence[str] | Mapping[str, Any]) -> None:
-    """Refuse a word that is none of the choices.
-
-    Raises:
-        InvalidArgumentError: it is none of them.
-    """
-    require(value in choices, name, value, f"use one of {', '.join(choices)}")
-
-
 def check_memory(name: str, value: Any, needed: int, device: str | torch.device | None = None) -> None:
-    """Refuse what is larger than the machine's memory: the system would end the process without a word.
+    """Refuse an allocation larger than the machine's memory, for which the system would kill the process.
 
     Args:
         name: the argument that makes it so large.
         value: its value.
         needed: bytes.
-        device: where they would be; None: where torch makes tensors now. Only a CPU's memory is looked at.
+        device: where they would be allocated; None: torch's default device. Only the CPU's memory is checked.
 
     Raises:
-        InvalidArgumentError: it does not fit.
+        InvalidArgumentError: the bytes do not fit.
     """
     where = torch.get_default_device() if device is None else torch.device(device)
     if where.type == "cpu" and needed > memory_bytes():
-        have = f"{memory_bytes() / 1e9:,.0f} GB"
         raise InvalidArgumentError(
-            f"{name}={shown(value)} takes {needed / 1e9:,.0f} GB of memory, and this machine has {have}; use less"
+            f"{name}={shown(value)} takes {needed / 1e9:,.0f} GB of memory, and this machine has "
+            f"{memory_bytes() / 1e9:,.0f} GB; use less"
         )
 
 
 @functools.cache
 def memory_bytes() -> float:
-    """Return the bytes of memory that this process may use, as far as the system tells; else infinity."""
+    """Return the bytes of memory that this process may use; infinity where the system does not say."""
     limits = [math.inf]
     if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

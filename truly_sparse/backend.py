@@ -29,16 +29,18 @@ def kernels_for(x: torch.Tensor) -> ModuleType:
 
 @functools.cache
 def _compiled() -> ModuleType | None:
-    """Return the compiled kernels, compiled on the first call; None, and a warning once, where that is impossible."""
+    """Return the compiled kernels, compiled on the first call. Where that is impossible: None, and one warning."""
     try:
         if _threads_lost:
-            torch.set_num_threads(1)  # torch's own threads are gone as well: waiting for them would take forever
-            raise RuntimeError("this process was forked from one that used them; start it with 'spawn'")
-        with undivided():  # a module that is half imported stays so
+            torch.set_num_threads(
+                1
+            )  # a forked process has none of torch's threads either, and would wait for them forever
+            raise RuntimeError("this process was forked from one that used the kernels; start it with 'spawn'")
+        with undivided():  # an interrupted import would leave half a module behind
             import numba
 
-            if numba.config.DISABLE_JIT:
-                raise RuntimeError("NUMBA_DISABLE_JIT is set, which keeps them from being compiled; unset it")
+            if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+                raise RuntimeError("NUMBA_DISABLE_JIT is set, so nothing can be compiled; unset it")
             from .cpu import chain
         chain.warmup()
     except Exception as error:
@@ -48,7 +50,7 @@ def _compiled() -> ModuleType | None:
 
 
 def warmup() -> None:
-    """Compile the fast kernels now, so that no timing holds it; where they are cached on disk this takes a second."""
+    """Compile the kernels now, so that no timing includes it. Loading them from the cache on disk takes a second."""
     _compiled()
 
 
@@ -56,12 +58,12 @@ _threads_lost = False
 
 
 def _after_fork() -> None:
-    """Note in a forked child that the kernels' threads stayed behind: GNU OpenMP ends a process that asks for them."""
+    """Note in a forked process that it has no threads: GNU OpenMP ends a process that starts them again."""
     global _threads_lost
     if f"{__package__}.cpu.chain" in sys.modules:
         _threads_lost = True
         _compiled.cache_clear()
 
 
-if hasattr(os, "register_at_fork"):  # where there is fork
+if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_after_fork)

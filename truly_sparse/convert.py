@@ -3,95 +3,114 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import nn
 
-from .arguments import require
 from .errors import InvalidArgumentError
 from .interface import SparsifiableLayer, check_has_numbers, sparse_layers, weight_layers
 from .layers import SparseConv2d, SparseLayer, SparseLinear
-from .topology import to_connections
+from .topology import random_topology, to_connections
 
 
-def sparsify(model: nn.Module) -> nn.Module:
-    """Return a copy of ``model`` with truly sparse layers that computes the same function.
+def sparsify(
+    model: nn.Module,
+    sparsity: float | None = None,
+    scheme: str = "uniform",
+    seed: int = 0,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+) -> nn.Module:
+    """Return a copy of ``model`` with truly sparse layers in place of its Linear and Conv2d layers.
 
-    Masked layers keep their topology; in plain ``nn.Linear`` and ``nn.Conv2d`` layers the nonzero weights are the
-    topology. ReLU and 2×2 max-pooling that directly follow a sparse layer stay where they are;
-    :func:`tutorial_lib.fuse` moves them into the layer.
+    Without ``sparsity`` the copy computes the same function: layers that have a topology keep it, and in dense layers
+    the nonzero weights are the topology. With ``sparsity`` the topology of a dense model is drawn at random; the
+    remaining weights keep their values. No mask and no second copy of a dense weight is made.
+
+    ReLU and 2×2 max-pooling after a sparse layer stay separate modules; :func:`fuse` moves them into the layer.
+
+    Args:
+        model: any module with ``nn.Linear``, ``nn.Conv2d`` or sparsifiable layers, nested or not. It is not changed.
+        sparsity: share of the weights to remove from a dense model, in [0, 1); None: see above.
+        scheme: how the layers share the remaining weights, see :func:`layer_nnz`.
+        seed: seed of the random topology.
+        include: shell-style name patterns of the layers to convert.
+        exclude: shell-style name patterns of layers that stay as they are.
 
     Raises:
-        InvalidArgumentError: no such layers, a convolution whose padding is not zeros, or a model on the meta device.
+        InvalidArgumentError: no such layers, a convolution whose padding is not zeros, a model on the meta device, or a
+            ``sparsity`` for a model that holds sparse layers already.
     """
     check_has_numbers(model)
-    sparse = copied(model)
-    for name, layer in weight_layers(model).items():
-        if not isinstance(layer, SparseLayer):
-            sparse = replace_layer(sparse, name, _sparse_layer(layer).train(layer.training))
-    return sparse
-
-
-def _sparse_layer(layer: nn.Linear | nn.Conv2d) -> SparseLayer:
-    if isinstance(layer, SparsifiableLayer):
-        connections, values = layer.active(), layer.active_values()
-    else:
-        connections = to_connections(layer.weight.detach() != 0)
-        values = layer.weight.detach().reshape(-1)[connections]
-    common = {"bias": layer.bias is not None, "connections": connections, "device": "meta"}
-    if isinstance(layer, nn.Linear):
-        sparse = SparseLinear(layer.in_features, layer.out_features, **common)
-    elif layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-        raise InvalidArgumentError(f"{layer} pads in a way that SparseConv2d does not; use zeros and numbers")
-    else:
-        sparse = SparseConv2d(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            layer.groups,
-            **common,
+    if sparsity is None:
+        topology: dict[str, torch.Tensor] = {}
+    elif sparse_layers(model):
+        raise InvalidArgumentError(
+            f"model={type(model).__name__} holds sparse layers; leave sparsity={sparsity} out, or densify(model) first"
         )
-    sparse.values = nn.Parameter(values.clone(), layer.weight.requires_grad)
-    sparse.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), layer.bias.requires_grad)
-    return sparse
-
-
-def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
-    """Put ``layer`` in the place called ``name``; return the model (the layer itself if that is the whole model)."""
-    if not name:
-        return layer
-    names = [each for each, _ in model.named_modules()]
-    require(name in names, "name", name, f"use one of {', '.join(map(repr, names[:20]))}")
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, layer)
-    return model
+    else:
+        topology = random_topology(model, sparsity, scheme, seed, include, exclude)
+    layers = {
+        name: _sparse_layer(layer, topology.get(name)).train(layer.training)
+        for name, layer in weight_layers(model, include, exclude).items()
+        if not isinstance(layer, SparseLayer)
+    }
+    return copied(model, layers)
 
 
 def densify(model: nn.Module) -> nn.Module:
-    """Return a copy of ``model`` in which every sparse layer is a plain torch layer that computes the same.
+    """Return a copy of ``model`` in which every sparse layer is a dense torch layer that computes the same.
 
     Raises:
         InvalidArgumentError: the model is on the meta device.
     """
     check_has_numbers(model)
-    dense = copied(model)
-    for name, layer in sparse_layers(model).items():
-        dense = replace_layer(dense, name, layer.to_dense_layer().train(layer.training))
-    return dense
+    layers = {name: layer.to_dense_layer().train(layer.training) for name, layer in sparse_layers(model).items()}
+    return copied(model, layers)
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """Return a copy of a model that shares nothing with it.
+def copied(model: nn.Module, layers: Mapping[str, nn.Module] | None = None) -> nn.Module:
+    """Return a copy of ``model`` that shares no tensors with it.
+
+    Args:
+        model: is not changed.
+        layers: by name, modules that take the place of the model's own in the copy. The model's are not copied.
 
     Raises:
-        InvalidArgumentError: it holds something that cannot be copied.
+        InvalidArgumentError: the model holds something that cannot be copied.
     """
+    layers = layers or {}
+    replaced = {id(model.get_submodule(name)): layer for name, layer in layers.items()}  # deepcopy takes these as done
     try:
-        return copy.deepcopy(model)
-    except (RuntimeError, TypeError) as error:  # a tensor that was computed, such as weight_norm's; an open file
+        return copy.deepcopy(model, dict(replaced))
+    except (RuntimeError, TypeError) as error:  # a computed tensor, such as weight_norm's; an open file
         why = " ".join(str(error).split())[:200]
         raise InvalidArgumentError(
             f"model={type(model).__name__} cannot be copied ({why}); use one of parameters and buffers"
         ) from error
+
+
+def _sparse_layer(layer: nn.Module, connections: torch.Tensor | None) -> SparseLayer:
+    """Return the truly sparse layer of a dense or sparsifiable one, with these connections or its own."""
+    dense: Any = layer.to_dense_layer() if isinstance(layer, SparsifiableLayer) else layer
+    weight = dense.weight.detach().reshape(-1)
+    if isinstance(layer, SparsifiableLayer):
+        connections, values = layer.active(), layer.active_values()
+    else:
+        connections = to_connections(weight != 0) if connections is None else connections.to(weight.device)
+        values = weight[connections]
+    has_bias = dense.bias is not None
+    sparse: SparseLayer
+    if isinstance(dense, nn.Linear):
+        sparse = SparseLinear(dense.in_features, dense.out_features, has_bias, connections=connections, device="meta")
+    elif dense.padding_mode != "zeros" or isinstance(dense.padding, str):
+        raise InvalidArgumentError(f"{dense} pads in a way that SparseConv2d does not; use zeros and numbers")
+    else:
+        sizes, geometry = (dense.in_channels, dense.out_channels), (dense.kernel_size, dense.stride, dense.padding)
+        more = (dense.dilation, dense.groups, has_bias)
+        sparse = SparseConv2d(*sizes, *geometry, *more, connections=connections, device="meta")
+    sparse.values = nn.Parameter(values.clone(), dense.weight.requires_grad)
+    sparse.bias = nn.Parameter(dense.bias.detach().clone(), dense.bias.requires_grad) if has_bias else None
+    return sparse

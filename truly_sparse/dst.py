@@ -1,53 +1,25 @@
-"""Dynamic sparse training: the drivers that change a model's topology while an optimizer trains it."""
+"""Dynamic sparse training: the drivers, which change the topology of a model while an optimizer trains it."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from .arguments import check_choice, require, shown
 from .errors import InvalidArgumentError, TrainingError
 from .interface import Carry, SparsifiableLayer, sparse_layers
 from .interrupt import undivided
-from .rules import GROW_RULES, PRUNE_SCORES, GrowChoice, GrowRule, PruneScore, _smallest, magnitude_prune
+from .rules import GROW_RULES, PRUNE_SCORES, GrowChoice, GrowRule, PruneScore, grow_rule, magnitude_prune, smallest
+from .schedule import DECAYS, Epochs, in_steps
 from .topology import SCHEMES, check_sparsity, contained, layer_nnz
 
-DECAYS = {
-    "constant": lambda progress: 1.0,
-    "linear": lambda progress: 1 - progress,
-    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,  # Evci et al., 2020, section 3
-}
-
-
-@dataclass(frozen=True)
-class Epochs:
-    """A time in epochs where otherwise optimizer steps are meant: ``every=Epochs(2)``."""
-
-    count: float
-
-    def __post_init__(self) -> None:
-        require(math.isfinite(self.count), "count", self.count, "use a finite number of epochs")
-
-    def in_steps(self, steps_per_epoch: int | None) -> int:
-        """Return the same time in optimizer steps.
-
-        Raises:
-            InvalidArgumentError: ``steps_per_epoch`` is None or below 1.
-        """
-        if steps_per_epoch is None:
-            raise InvalidArgumentError(f"{self} and {steps_per_epoch=}; pass it, or give the time in steps")
-        require(steps_per_epoch >= 1, "steps_per_epoch", steps_per_epoch, "use a whole number of at least 1")
-        steps = self.count * steps_per_epoch
-        require(math.isfinite(steps), "count", self.count, f"with {steps_per_epoch} steps each use fewer epochs")
-        return round(steps)
-
-
-Plan = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # what SparsifiableLayer.rewire takes
+# Arguments of SparsifiableLayer.rewire: kept connections, grown connections, weights of the grown ones.
+Plan: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Rewirer(ABC):
@@ -55,17 +27,17 @@ class Rewirer(ABC):
 
     Attributes:
         layers: the model's sparse layers by name.
-        optimizer: holds their weights; its per-weight state follows every change.
+        optimizer: holds their weights; its per-weight state moves with the weights.
         steps: optimizer steps counted so far.
-        rewirings: how often the topology has changed.
+        rewirings: number of changes of the topology so far.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, every: int, until: int | None) -> None:
-        require(every >= 1, "every", every, "use at least 1 step")
-        require(until is None or until >= 0, "until", until, "use at least 0 steps, or None")
         self.layers = sparse_layers(model)
         if not self.layers:
-            raise InvalidArgumentError(f"{type(model).__name__} has no sparse layers; call mask_model(model) first")
+            raise InvalidArgumentError(
+                f"model={type(model).__name__} has no sparse layers; call sparsify(model, sparsity=0.95) first"
+            )
         _check_optimizer(optimizer, self.layers)
         self.optimizer, self.every, self.until = optimizer, every, until
         self.steps = 0
@@ -73,14 +45,14 @@ class Rewirer(ABC):
 
     @property
     def at_rest(self) -> bool:
-        """Whether everything that the next steps depend on is in ``state_dict()``: a good moment for a checkpoint."""
+        """Whether ``state_dict()`` holds all that the next steps depend on, so that a checkpoint is complete."""
         return True
 
     def step(self) -> bool:
-        """Count one optimizer step and rewire if it is time; return whether it was.
+        """Count one optimizer step, and rewire if it is time. Return whether it was.
 
         Raises:
-            TrainingError: a weight or gradient is not a number; the topology is then unchanged.
+            TrainingError: a weight or gradient is not finite; the topology is unchanged then.
         """
         self.steps += 1
         due = self._due(self.steps)
@@ -89,10 +61,10 @@ class Rewirer(ABC):
         return due
 
     def rewire(self) -> None:
-        """Change the topology of all layers now. All choices are made before any layer changes.
+        """Change the topology of all layers now. All choices are made before the first layer changes.
 
         Raises:
-            TrainingError: a weight or gradient is not a number; the topology is then unchanged.
+            TrainingError: a weight or gradient is not finite; the topology is unchanged then.
         """
         for name, layer in self.layers.items():
             if not layer.active_values().isfinite().all():
@@ -106,10 +78,10 @@ class Rewirer(ABC):
 
     @abstractmethod
     def _plans(self) -> dict[str, Plan]:
-        """Return each layer's kept connections, its grown ones, and the grown ones' weights."""
+        """Return the arguments of each layer's ``rewire``, by layer name."""
 
     def settings(self) -> dict[str, Any]:
-        """Return what tells this driver from one with other settings."""
+        """Return all settings, to compare them with those of another run."""
         groups = [{key: value for key, value in g.items() if key != "params"} for g in self.optimizer.param_groups]
         return {
             "driver": type(self).__name__,
@@ -120,14 +92,14 @@ class Rewirer(ABC):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs beside the model's and the optimizer's state."""
+        """Return what a resumed run needs in addition to the state of model and optimizer."""
         return {"steps": self.steps, "rewirings": self.rewirings}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a saved state.
+        """Restore a saved state.
 
         Raises:
-            InvalidArgumentError: ``state`` is not what :meth:`state_dict` returned.
+            InvalidArgumentError: ``state`` was not made by :meth:`state_dict`.
         """
         for name in ("steps", "rewirings"):
             value = state.get(name)
@@ -150,37 +122,36 @@ class Rewirer(ABC):
 
 
 class DynamicSparsity(Rewirer):
-    """Prunes and regrows a model's sparse layers while an optimizer trains it. Call ``step()`` after each
-    ``optimizer.step()``.
+    """Prunes and regrows the sparse layers of a model during training. Call ``step()`` after each ``optimizer.step()``.
 
-    Every ``every`` steps, in every sparse layer: the ``int(fraction · nnz)`` active weights of lowest score are
-    pruned and as many inactive connections grown, so that no layer's nnz ever changes. What was pruned in a rewiring
-    does not grow in the same one. Optimizer state of kept weights stays with them; grown weights start with none.
-    (torch's Adam counts its steps per layer, not per weight, so fresh moments meet a late step count: with its usual
-    betas a grown weight's first step is about three times the learning rate. :class:`PerWeightAdam` corrects that.)
+    Every ``every`` steps, each sparse layer prunes the ``int(fraction · nnz)`` active weights of lowest score and grows
+    as many inactive connections, so that the nnz of a layer never changes. A connection that is pruned in a rewiring
+    does not grow in the same rewiring. Optimizer state stays with kept weights and starts at zero for grown weights.
+    (torch's Adam counts steps per layer, not per weight. With its usual betas the first step of a grown weight is
+    therefore about three times the learning rate. :class:`PerWeightAdam` corrects that.)
 
-    In data-parallel training every process needs its own driver with the same seed; the growth rules named below then
-    sum gradients over the processes, so that all of them walk through the same topologies. A rule of one's own that
-    reads a gradient has to do that itself.
+    In data-parallel training each process needs its own driver with the same seed. The growth rules named below sum
+    gradients over the processes, so that all processes reach the same topologies. A custom rule that reads gradients
+    must do the same.
 
     Args:
-        model: holds the sparse layers (``mask_model``, ``sparsify``).
+        model: holds the sparse layers (``sparsify`` or ``mask_model`` makes them).
         optimizer: a ``torch.optim`` optimizer that holds their parameters.
         prune_fraction: share of each layer's active weights to replace, in [0, 1].
         every: steps between rewirings, or ``Epochs(n)``.
         until: last step at which a rewiring may happen, or ``Epochs(n)``; None: no end.
-        prune: ``"magnitude"``, or a function of a layer that returns one score per active connection, ``[nnz]`` in
-            their order; the lowest are pruned. It may read the layer's gradient where growth does; random growth does
-            with ``grow=dataclasses.replace(GROW_RULES["random"], gradient_steps=1)``.
-        scope: ``"layer"``: every layer gives up the same share; ``"global"``: the lowest scores of all layers
-            together go (and grow again where they went, as far as there is room).
-        grow: ``"random"`` (SET), ``"gradient"`` (of all inactive connections, as RigL does), ``"momentum"`` (the
-            same, smoothed over the last 20 steps since the rewiring before, as SNFS does), ``"sampled gradient"`` (of
-            four random candidates for each, for layers whose dense gradient would take too long), a function as
-            :attr:`GrowRule.choose` describes, or a :class:`GrowRule`.
-        decay: how the prune fraction falls until ``until``: ``"constant"``, ``"linear"`` or ``"cosine"``.
-        seed: seed of this object's own generator; it draws nothing from torch's global one.
-        steps_per_epoch: needed only where a time is given in epochs.
+        prune: ``"magnitude"``, or a function that takes a layer and returns one score per active connection, ``[nnz]``;
+            the lowest scores are pruned. It may read the layer's gradient if the growth rule records one. Random growth
+            records one with ``grow=dataclasses.replace(GROW_RULES["random"], gradient_steps=1)``.
+        scope: ``"layer"``: each layer prunes the same share; ``"global"``: the lowest scores of all layers together are
+            pruned, and each layer grows as many as it pruned, as far as it has room.
+        grow: ``"random"`` (SET); ``"gradient"`` (largest gradient of all inactive connections, RigL); ``"momentum"``
+            (the same, smoothed over the last 20 steps, SNFS); ``"sampled gradient"`` (largest gradient of four random
+            candidates per connection, for layers whose dense gradient is too expensive); a function as in
+            :attr:`GrowRule.choose`; or a :class:`GrowRule`.
+        decay: how the prune fraction decreases until ``until``: ``"constant"``, ``"linear"`` or ``"cosine"``.
+        seed: seed of this driver's own generator; torch's global generator is not used.
+        steps_per_epoch: needed only for times in epochs.
 
     Raises:
         InvalidArgumentError: an argument outside its range, a model without sparse layers, or an optimizer that
@@ -206,30 +177,26 @@ class DynamicSparsity(Rewirer):
         super().__init__(
             model,
             optimizer,
-            every=_steps("every", every, steps_per_epoch, at_least=1),
-            until=None if until is None else _steps("until", until, steps_per_epoch, at_least=0),
+            every=in_steps("every", every, steps_per_epoch, least=1),
+            until=None if until is None else in_steps("until", until, steps_per_epoch, least=0),
         )
         if decay != "constant" and self.until is None:
             raise InvalidArgumentError(f"decay={decay!r} needs an end; pass until=")
-        self.prune_fraction, self.scope = prune_fraction, scope
+        self.prune_fraction, self.scope = float(prune_fraction), scope
         self.score = PRUNE_SCORES[prune] if isinstance(prune, str) else prune
-        self.grow = _grow_rule(grow)
+        self.grow = grow_rule(grow)
         self.decay = DECAYS[decay]
         self.generator = torch.Generator().manual_seed(seed)
         self._gradient_waits = False
         self._record_if_wanted()
 
+    @override
     def step(self) -> bool:
-        """Count one optimizer step and rewire if it is time; return whether it was.
-
-        Raises:
-            TrainingError: a weight or gradient is not a number; the topology is then unchanged.
-        """
         recorded = any(layer.record_gradient for layer in self.layers.values())
         due = self._due(self.steps + 1)
         try:
             super().step()
-        finally:  # a rewiring that was refused must not leave its gradients to the next one
+        finally:  # also after an error: the next rewiring must not read these gradients
             self._gradient_waits = recorded and not due
             if due:
                 self._forget_gradients()
@@ -241,22 +208,22 @@ class DynamicSparsity(Rewirer):
         progress = min(self.steps / self.until, 1) if self.until else 0
         return self.prune_fraction * self.decay(progress)
 
+    @override
     def settings(self) -> dict[str, Any]:
-        """See :class:`Rewirer`."""
         own = ("prune_fraction", "scope", "score", "grow", "decay")
         return super().settings() | {name: getattr(self, name) for name in own}
 
     @property
+    @override
     def at_rest(self) -> bool:
-        """See :class:`Rewirer`; gradients that wait for the next rewiring are in no ``state_dict``."""
         return not self._gradient_waits
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """See :class:`Rewirer`; the generator's state as well."""
         return super().state_dict() | {"generator": self.generator.get_state()}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See :class:`Rewirer`."""
         drawn = torch.Generator()
         try:
             drawn.set_state(state["generator"])
@@ -270,6 +237,7 @@ class DynamicSparsity(Rewirer):
         self._forget_gradients()
         self._record_if_wanted()
 
+    @override
     def _plans(self) -> dict[str, Plan]:
         pruned = self._pruned()
         return {name: self._plan(layer, pruned[name]) for name, layer in self.layers.items()}
@@ -279,12 +247,12 @@ class DynamicSparsity(Rewirer):
         scores = {name: _checked_score(self.score(layer), name, layer) for name, layer in self.layers.items()}
         counts = {name: int(self.fraction() * len(score)) for name, score in scores.items()}
         if self.scope == "global":
-            lowest = _smallest(torch.cat(list(scores.values())), sum(counts.values()))
+            lowest = smallest(torch.cat(list(scores.values())), sum(counts.values()))
             ends = torch.tensor([len(score) for score in scores.values()]).cumsum(0).to(lowest.device)
             of_layer = torch.searchsorted(ends, lowest, right=True)
             counts = {name: int((of_layer == i).sum()) for i, name in enumerate(scores)}
         rooms = {name: math.prod(self.layers[name].dense_shape) - len(score) for name, score in scores.items()}
-        return {name: _smallest(score, min(counts[name], rooms[name])) for name, score in scores.items()}
+        return {name: smallest(score, min(counts[name], rooms[name])) for name, score in scores.items()}
 
     def _plan(self, layer: SparsifiableLayer, pruned: torch.Tensor) -> Plan:
         active, count = layer.active(), len(pruned)
@@ -295,6 +263,7 @@ class DynamicSparsity(Rewirer):
         new = torch.randn(count, generator=self.generator, dtype=torch.float64) * self.grow.initial_std
         return active[keep], grown, new.to(layer.weight_parameter)
 
+    @override
     def _due(self, step: int) -> bool:
         return self.prune_fraction > 0 and super()._due(step)
 
@@ -304,7 +273,7 @@ class DynamicSparsity(Rewirer):
                 layer.record_gradient = False
 
     def _record_if_wanted(self) -> None:
-        """Let the next step's backward pass leave its gradient behind if the next rewiring will read it."""
+        """Make the next backward pass record its gradient if the next rewiring will read it."""
         next_time = (self.steps // self.every + 1) * self.every
         if next_time - self.steps > self.grow.gradient_steps or not self._due(next_time):
             return
@@ -318,8 +287,8 @@ class DynamicSparsity(Rewirer):
 class GradualPruning(Rewirer):
     """Gradual magnitude pruning: from a dense topology to a sparse one while training (Zhu & Gupta, 2017, eq. 1).
 
-    The sparsity rises as ``s(t) = S · (1 − (1 − t / until)³)``; every ``every`` steps each layer keeps the largest of
-    its weights. What is pruned never comes back. Nothing is saved on the way: the layers have to be masked ones.
+    The sparsity rises as ``s(t) = S · (1 − (1 − t / until)³)``. Every ``every`` steps each layer keeps its largest
+    weights; pruned weights never return. The layers must be masked ones, so training saves no memory and no time.
 
     Args:
         model: a model with masked layers, ``mask_model(model, sparsity=0.0)``.
@@ -327,7 +296,7 @@ class GradualPruning(Rewirer):
         sparsity: ``S``, reached at ``until``.
         until: step at which the final sparsity is reached.
         every: steps between prunings.
-        scheme: how layers share the weights that are left, see :func:`layer_nnz`.
+        scheme: how the layers share the remaining weights, see :func:`layer_nnz`.
 
     Raises:
         InvalidArgumentError: truly sparse layers, whose number of weights is fixed; or an argument outside its range.
@@ -343,7 +312,7 @@ class GradualPruning(Rewirer):
         every: int = 100,
         scheme: str = "uniform",
     ) -> None:
-        every, until = _steps("every", every, None, at_least=1), _steps("until", until, None, at_least=1)
+        every, until = in_steps("every", every, None, least=1), in_steps("until", until, None, least=1)
         super().__init__(model, optimizer, every, until)
         fixed = [name for name, layer in self.layers.items() if not layer.can_shrink]
         if fixed:
@@ -352,31 +321,33 @@ class GradualPruning(Rewirer):
                 "gradual pruning starts from mask_model(model, sparsity=0.0)"
             )
         check_choice("scheme", scheme, SCHEMES)
-        self.model, self.sparsity, self.scheme = model, check_sparsity(sparsity), scheme
+        self.model, self.end, self.sparsity, self.scheme = model, until, check_sparsity(sparsity), scheme
         self.final = self._nnz(sparsity)
 
+    @override
     def settings(self) -> dict[str, Any]:
-        """See :class:`Rewirer`."""
         return super().settings() | {"sparsity": self.sparsity, "scheme": self.scheme}
 
     def _nnz(self, sparsity: float) -> dict[str, int]:
         return layer_nnz(self.model, sparsity, self.scheme, include=list(self.layers))
 
+    @override
     def _plans(self) -> dict[str, Plan]:
-        progress = min(self.steps / self.until, 1)
+        progress = min(self.steps / self.end, 1)
         allowed = self._nnz(self.sparsity * (1 - (1 - progress) ** 3))
         plans = {}
         for name, layer in self.layers.items():
             active, values = layer.active(), layer.active_values()
             keep = torch.ones(len(active), dtype=torch.bool, device=active.device)
-            # Rounding may give a layer one weight less on the way than at the end: what is pruned never comes back.
+            # Rounding may give a layer one weight fewer now than at the end, and pruned weights never return.
             target = max(allowed[name], self.final[name])
             keep[magnitude_prune(values, max(0, len(active) - target))] = False
             plans[name] = active[keep], active[:0], values[:0]
         return plans
 
+    @override
     def _due(self, step: int) -> bool:
-        return super()._due(step) or step == self.until  # the final sparsity is reached whatever the interval
+        return super()._due(step) or step == self.end  # the final sparsity is reached at any interval
 
 
 def _checked_score(score: torch.Tensor, name: str, layer: SparsifiableLayer) -> torch.Tensor:
@@ -390,29 +361,12 @@ def _checked_score(score: torch.Tensor, name: str, layer: SparsifiableLayer) -> 
 
 
 def _check_grown(grown: torch.Tensor, active: torch.Tensor, count: int, size: int) -> None:
-    """Refuse what a grow rule of one's own may get wrong: nnz would drift."""
+    """Refuse connections of a custom grow rule that would change the layer's nnz."""
     fits = len(grown) == count and (count == 0 or (int(grown[0]) >= 0 and int(grown[-1]) < size))
     if not fits or (grown[1:] <= grown[:-1]).any() or contained(grown, active).any():
         raise InvalidArgumentError(
             f"the grow rule returned {len(grown)} connections; it must return {count} sorted, distinct, inactive ones"
         )
-
-
-def _steps(name: str, time: int | Epochs, steps_per_epoch: int | None, at_least: int) -> int:
-    """Return a time in optimizer steps, checked."""
-    steps = time.in_steps(steps_per_epoch) if isinstance(time, Epochs) else time
-    if steps < at_least:
-        raise InvalidArgumentError(
-            f"{name}={time!r}; use a whole number of steps, at least {at_least}, or Epochs(n) of at least one step "
-            "(only a recipe takes a share of the training)"
-        )
-    return int(steps)
-
-
-def _grow_rule(grow: str | GrowChoice | GrowRule) -> GrowRule:
-    if isinstance(grow, str):
-        return GROW_RULES[grow]
-    return grow if isinstance(grow, GrowRule) else GrowRule(grow)
 
 
 def _check_settings(prune_fraction: float, prune: object, scope: str, grow: object, decay: str) -> None:

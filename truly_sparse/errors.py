@@ -1,10 +1,10 @@
-"""The exceptions of this project: each message names what was wrong, the value, and what to do."""
+"""The exceptions of this package. Messages name what is wrong, its value, and what to do."""
 
 from __future__ import annotations
 
 
 class SparseTrainingError(Exception):
-    """Base of every exception that this project raises on purpose."""
+    """Base class of all exceptions that this project raises itself."""
 
 
 class InvalidArgumentError(SparseTrainingError, ValueError):
@@ -12,4 +12,4 @@ class InvalidArgumentError(SparseTrainingError, ValueError):
 
 
 class TrainingError(SparseTrainingError, RuntimeError):
-    """Training cannot go on, for example because the loss is no longer a number."""
+    """Training cannot continue, for example because the loss is not finite."""

@@ -1,8 +1,8 @@
-"""Sparse layers that follow one another become one operation, and take ReLU and pooling in between with them."""
+"""Fusion: consecutive sparse layers, with the ReLU and pooling between them, become one operation."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -10,46 +10,47 @@ from torch import fx, nn
 
 from .convert import copied
 from .errors import InvalidArgumentError
-from .layers import SparseConv2d, SparseLayer, SparseLinear, hooks_of, parameters_of, stages_of
+from .layers import SparseConv2d, SparseLayer, SparseLinear, parameters_of, stages_of
 from .ops import run
 
 RELU = (F.relu, torch.relu, "relu")
 MAX_POOL = (F.max_pool2d, torch.max_pool2d)
+Modules: TypeAlias = dict[Any, nn.Module]  # by name, as the targets of graph nodes
 
 
 class _Tracer(fx.Tracer):
     def __init__(self) -> None:
-        super().__init__(autowrap_functions=(run_chain,))  # a fused model can be fused again
+        super().__init__(autowrap_functions=(run_chain,))  # so that a fused model can be fused again
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, SparseLayer) or super().is_leaf_module(m, module_qualified_name)
 
 
 def fuse(model: nn.Module) -> fx.GraphModule:
-    """Return a copy of ``model`` in which each sparse layer also does the ReLU and 2×2 max-pool that follow it.
+    """Return a copy of ``model`` in which each sparse layer also computes the ReLU and 2×2 max-pool that follow it.
 
-    Layers that then follow one another, flattened in between or not, become one call of
-    :func:`tutorial_lib.sparse.run_chain`: Python is entered once for all of them. The function, the layers' names and
-    their parameters stay the same. A layer that is called twice is left as it is; one whose result is also used
-    elsewhere takes over nothing and ends its chain.
+    Consecutive layers, with or without a flattening between them, then become one call of :func:`run_chain`, so that
+    Python runs once for all of them. The function, the names of the layers and their parameters stay the same. A layer
+    that is called twice stays as it is. A layer whose result is used in a second place absorbs nothing and ends its
+    chain.
 
     Args:
-        model: made by :func:`sparsify`; its ``forward`` must be one that ``torch.fx`` can trace (no branches that
-            depend on the data).
+        model: made by :func:`sparsify`. ``torch.fx`` must be able to trace its ``forward`` (no branches that depend on
+            the data).
 
     Raises:
-        InvalidArgumentError: it cannot.
+        InvalidArgumentError: ``torch.fx`` cannot trace the model.
     """
     model = copied(model)
     try:
         graph = _Tracer().trace(model)
-    except Exception as error:  # whatever the model's own code may raise when it is given no numbers
+    except Exception as error:  # the model's own code may raise anything when it is traced
         raise InvalidArgumentError(
             f"model={type(model).__name__}: torch.fx cannot trace its forward ({str(error)[:200]}); "
             "use one without branches that depend on the data"
         ) from error
-    modules = dict(model.named_modules())
-    # Layers of a class of one's own may do more than their kind: they are left alone.
+    modules: Modules = dict(model.named_modules())
+    # Subclasses of the sparse layers may compute more, so they stay as they are.
     calls = [
         node
         for node in graph.nodes
@@ -57,7 +58,7 @@ def fuse(model: nn.Module) -> fx.GraphModule:
     ]
     targets = [node.target for node in calls]
     for node in calls:
-        layer = modules[node.target]
+        layer: Any = modules[node.target]
         if targets.count(node.target) == 1:
             if not layer.relu and not getattr(layer, "pool", False):
                 layer.relu = _absorb(graph, node, modules, _is_relu)
@@ -75,16 +76,16 @@ def fuse(model: nn.Module) -> fx.GraphModule:
 
 
 def chain_of(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the layers in a fused model that is one chain of them and nothing else; else no names."""
+    """Return the layers' names of a fused model that is a single chain; of any other model, an empty tuple."""
     nodes = list(model.graph.nodes) if isinstance(model, fx.GraphModule) else []
     calls = [node for node in nodes if node.op not in ("placeholder", "get_attr", "output")]
     if [node.target for node in calls] != [run_chain] or sum(node.op == "placeholder" for node in nodes) != 1:
         return ()
-    x, layers = calls[0].args
-    return tuple(layer.target for layer in layers) if (x, nodes[-1].args[0]) == (nodes[0], calls[0]) else ()
+    x, layers = cast(tuple[fx.Node, tuple[fx.Node, ...]], calls[0].args)
+    return tuple(str(layer.target) for layer in layers) if (x, nodes[-1].args[0]) == (nodes[0], calls[0]) else ()
 
 
-def _chain_from(node: fx.Node, modules: dict[str, nn.Module], once: set[str]) -> list[fx.Node]:
+def _chain_from(node: fx.Node, modules: Modules, once: set[Any]) -> list[fx.Node]:
     chain = [node]
     while (following := _next_layer(chain[-1], modules)) is not None and following.target in once:
         chain.append(following)
@@ -95,26 +96,27 @@ def _call_at_once(graph: fx.Graph, chain: list[fx.Node]) -> None:
     with graph.inserting_after(chain[-1]):
         call = graph.call_function(run_chain)
     with graph.inserting_before(call):
-        call.args = (chain[0].args[0], tuple(graph.get_attr(node.target) for node in chain))
+        call.args = (chain[0].args[0], tuple(graph.get_attr(str(node.target)) for node in chain))
     chain[-1].replace_all_uses_with(call)
     for node, before in zip(reversed(chain), (*reversed(chain[:-1]), None), strict=True):
-        between = node.args[0]
+        between = cast(fx.Node, node.args[0])
         graph.erase_node(node)
         if before is not None and between is not before:
             graph.erase_node(between)  # the flattening
 
 
-def _next_layer(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:
-    """Return the call of the sparse layer that takes the result of ``node``, and nobody else does; or None."""
+def _next_layer(node: fx.Node, modules: Modules) -> fx.Node | None:
+    """Return the call of the sparse layer that is the only user of the result of ``node``; None if there is none."""
     kind, (user, *others) = type(modules[node.target]), tuple(node.users) or (None,)
     if kind is SparseConv2d and user is not None and not others and _is_flatten(user, modules):
         kind, (user, *others) = SparseLinear, tuple(user.users) or (None,)
-    follows = user is not None and not others and user.op == "call_module" and type(modules[user.target]) is kind
-    return user if follows and len(user.args) == 1 and not user.kwargs else None
+    if user is None or others or user.op != "call_module" or type(modules[user.target]) is not kind:
+        return None
+    return user if len(user.args) == 1 and not user.kwargs else None
 
 
-def _absorb(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module], wanted: Any) -> bool:
-    """Take the only user of ``node`` out of the graph if it is what is wanted; return whether it was."""
+def _absorb(graph: fx.Graph, node: fx.Node, modules: Modules, wanted: Any) -> bool:
+    """Remove the only user of ``node`` from the graph if ``wanted`` accepts it. Return whether it was removed."""
     users = list(node.users)
     if len(users) != 1 or not wanted(users[0], modules):
         return False
@@ -123,13 +125,13 @@ def _absorb(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module], wante
     return True
 
 
-def _is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+def _is_relu(node: fx.Node, modules: Modules) -> bool:
     if node.op == "call_module":
         return isinstance(modules[node.target], nn.ReLU)
     return node.op in ("call_function", "call_method") and node.target in RELU
 
 
-def _is_pool(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+def _is_pool(node: fx.Node, modules: Modules) -> bool:
     if node.op == "call_module":
         pool = modules[node.target]
         if not isinstance(pool, nn.MaxPool2d):
@@ -139,10 +141,10 @@ def _is_pool(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         }
         return not pool.return_indices and _is_two_by_two(**arguments)
     called = node.op == "call_function" and node.target in MAX_POOL and bool(node.args)
-    return called and _is_two_by_two(*node.args[1:], **node.kwargs)
+    return called and _is_two_by_two(*cast(Any, node.args[1:]), **cast(Any, node.kwargs))
 
 
-def _is_flatten(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+def _is_flatten(node: fx.Node, modules: Modules) -> bool:
     if node.op == "call_module":
         flatten = modules[node.target]
         return isinstance(flatten, nn.Flatten) and (flatten.start_dim, flatten.end_dim) == (1, -1)
@@ -150,9 +152,8 @@ def _is_flatten(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         return False
     if node.op == "call_method" and node.target != "flatten":
         return False
-    return (
-        node.op in ("call_function", "call_method") and bool(node.args) and _from_first(*node.args[1:], **node.kwargs)
-    )
+    called = node.op in ("call_function", "call_method") and bool(node.args)
+    return called and _from_first(*cast(Any, node.args[1:]), **cast(Any, node.kwargs))
 
 
 def _from_first(start_dim: int = 0, end_dim: int = -1) -> bool:
@@ -172,19 +173,22 @@ def _is_two_by_two(
 
 
 def run_chain(x: torch.Tensor, layers: tuple[nn.Module, ...]) -> torch.Tensor:
-    """Return the result of layers one after the other; a linear layer flattens what a convolution returns.
+    """Return the result of consecutive layers. A linear layer flattens the result of a convolution before it.
+
+    The layers are called one by one if one of them has hooks or was replaced by a dense layer, or if ``x`` is no plain
+    batch.
 
     Args:
-        x: what the first layer takes.
-        layers: sparse layers, in order. Where one has hooks, or was made dense since, or the input is not a plain
-            batch (``[B, C, H, W]`` for a convolution, else ``[B, in]``), they are called singly.
+        x: input of the first layer, ``[B, C, H, W]`` for a convolution, else ``[B, in]``.
+        layers: sparse layers, in order.
     """
     if len(layers) > 1 and not _can_run_at_once(x, layers):
         for before, layer in zip((None, *layers), layers, strict=False):
             flat = before is not None and _is_linear(layer) and not _is_linear(before)
             x = layer(x.flatten(1) if flat else x)
         return x
-    return run(x, stages_of(layers), layers, parameters_of(layers))
+    sparse = cast(tuple[SparseLayer, ...], layers)
+    return run(x, stages_of(sparse), sparse, parameters_of(sparse))
 
 
 def _can_run_at_once(x: torch.Tensor, layers: tuple[nn.Module, ...]) -> bool:
@@ -195,3 +199,8 @@ def _can_run_at_once(x: torch.Tensor, layers: tuple[nn.Module, ...]) -> bool:
 def _is_linear(layer: nn.Module) -> bool:
     weight_dim = len(layer.dense_shape) if isinstance(layer, SparseLayer) else next(layer.parameters()).dim()
     return weight_dim == 2
+
+
+def hooks_of(module: nn.Module) -> tuple[dict[int, Any], ...]:
+    """Return the module's hook dictionaries."""
+    return module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks

@@ -1,4 +1,4 @@
-"""Sparse-aware initialisation: the scale of a weight follows the connections that its neuron really has."""
+"""Sparse-aware initialisation: the scale of a weight follows the active connections of its output unit."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .interface import check_has_numbers, sparse_layers
 
 
 def sparse_init(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw all weights of the sparse layers anew from ``U(−b, b)``, ``b = 1 / √fan_in`` of each output unit's own.
+    """Draw all weights of the sparse layers anew from ``U(−b, b)``, ``b = 1 / √fan_in`` of each output unit.
 
-    That is torch's own initialisation, with the active fan-in where torch takes the dense one: at 95% sparsity a
-    dense initialisation makes every sum about √20 times too small, layer after layer. (Evci et al., 2022, section 3,
-    derive the same for He initialisation.) The *variance* is ``1 / (3 · fan_in)``. Biases are left alone.
+    This is torch's own initialisation with the *active* fan-in in place of the dense one. A dense initialisation makes
+    the sums of a layer with 95% sparsity about √20 times too small, layer after layer. Evci et al. (2022, section 3)
+    derive the same for He initialisation. The *variance* is ``1 / (3 · fan_in)``. Biases are left as they are.
 
     Args:
         model: changed in place.
-        seed: seed of a generator of its own.
+        seed: seed of the draw; torch's global generator is not used.
 
     Returns:
         The model.
@@ -30,7 +30,9 @@ def sparse_init(model: nn.Module, seed: int = 0) -> nn.Module:
     """
     layers = sparse_layers(model)
     if not layers:
-        raise InvalidArgumentError(f"{type(model).__name__} has no sparse layers; call mask_model(model) first")
+        raise InvalidArgumentError(
+            f"model={type(model).__name__} has no sparse layers; call sparsify(model, sparsity=0.95) first"
+        )
     check_has_numbers(model)
     generator = torch.Generator().manual_seed(seed)
     for layer in layers.values():

@@ -1,4 +1,4 @@
-"""Ctrl-C waits until a change is complete."""
+"""Ctrl-C is delayed until a change is complete."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 
 @contextlib.contextmanager
 def undivided() -> Iterator[None]:
-    """Let Ctrl-C wait for what must not be half done: it then interrupts at the end."""
+    """Delay Ctrl-C until the end of the ``with`` block, so that a change is made completely or not at all."""
     before = signal.getsignal(signal.SIGINT)
     if not callable(before) or threading.current_thread() is not threading.main_thread():
-        yield  # nobody would be interrupted here
+        yield  # only the main thread receives Ctrl-C
         return
-    waiting: list[tuple] = []
+    waiting: list[tuple[Any, ...]] = []
     signal.signal(signal.SIGINT, lambda *event: waiting.append(event))
     try:
         yield

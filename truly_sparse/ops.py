@@ -14,7 +14,7 @@ from .reference import before_activation
 
 
 class Recorder(Protocol):
-    """What growth by gradient needs of a layer: whether it records, and where the recorded batch goes.
+    """A layer, as far as growth by gradient is concerned: it may record batches.
 
     Attributes:
         record_gradient: whether backward passes hand over their tensors.

@@ -1,4 +1,4 @@
-"""Adam that knows the age of each weight."""
+"""Adam with a step count per weight."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .errors import InvalidArgumentError
 class PerWeightAdam(torch.optim.Optimizer):
     """Adam (Kingma & Ba, 2015, algorithm 1) whose step count ``t`` is kept per weight instead of per tensor.
 
-    Adam divides its moments by ``1 − βᵗ`` because they start at zero. A weight that is grown late starts with fresh
-    moments but, in torch's Adam, under the late ``t`` of its layer, where the correction has faded: its first step is
+    Adam divides its moments by ``1 − βᵗ`` because they start at zero. A weight that grows late starts with moments of
+    zero, but in torch's Adam with the late ``t`` of its layer, where this correction has no effect: its first step is
     ``(1 − β₁) / √(1 − β₂)`` ≈ 3.2 times the learning rate instead of 1 time. Here its count starts at zero as well
-    (:class:`DynamicSparsity` carries it like all state of the weight's shape).
+    (:class:`DynamicSparsity` moves it like all optimizer state of the weight's shape).
 
     Args:
-        params: what to train.
+        params: the parameters to train.
         lr: learning rate.
         betas: decay of the first and second moment.
-        eps: added to the denominator.
+        eps: small number added to the denominator.
 
     Raises:
         InvalidArgumentError: a value outside its range.
@@ -47,7 +47,7 @@ class PerWeightAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step with the gradients that are there; return what ``closure`` returns, if one is given."""
+        """Take one step with the present gradients; return the result of ``closure``, if one is given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

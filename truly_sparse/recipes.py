@@ -1,4 +1,4 @@
-"""Recipes: settings of a driver that wait for a model, an optimizer and the length of the training."""
+"""Recipes: settings of a driver, to be attached to a model, an optimizer and a training of known length."""
 
 from __future__ import annotations
 
@@ -6,44 +6,50 @@ import dataclasses
 import zlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
-from types import CodeType
+from types import CodeType, FunctionType
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from .arguments import require
-from .dst import DynamicSparsity, Epochs, GradualPruning, Rewirer
+from .dst import DynamicSparsity, GradualPruning, Rewirer
 from .rules import GrowChoice, GrowRule, PruneScore
+from .schedule import Epochs
 
 
 def describe(settings: object) -> str:
-    """Return settings as a text that is the same in every process and differs where settings or rules differ.
+    """Return settings as a text that is equal in all processes, and differs where settings or rules differ.
 
-    A function in them is told by its name and its compiled code.
+    A function is described by its name and its compiled code.
     """
     if dataclasses.is_dataclass(settings):
         settings = {"": type(settings).__name__} | {f.name: getattr(settings, f.name) for f in fields(settings)}
     if isinstance(settings, dict):
         return "{" + ", ".join(f"{key}: {describe(value)}" for key, value in settings.items()) + "}"
-    if callable(settings) and hasattr(settings, "__code__"):
+    if isinstance(settings, FunctionType):
         code = settings.__code__
         return f"{settings.__qualname__} {zlib.crc32(code.co_code)} {code.co_names} {_constants(code)}"
     return repr(settings)
 
 
 def _constants(code: CodeType) -> str:
-    """Return a function's constants, with the code of functions inside it in place of their addresses."""
+    """Return a function's constants, with the code of inner functions in place of their addresses."""
     return str([zlib.crc32(c.co_code) if isinstance(c, CodeType) else c for c in code.co_consts])
 
 
 class Recipe(ABC):
-    """How the topology changes during one training run."""
+    """How the topology changes during one training."""
 
     @abstractmethod
     def attach(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, *, steps_per_epoch: int, total_steps: int, seed: int
     ) -> Rewirer:
-        """Return the driver for one training run of ``total_steps`` optimizer steps."""
+        """Return the driver for one training of ``total_steps`` optimizer steps.
+
+        Raises:
+            InvalidArgumentError: a setting outside its range; see the driver.
+        """
 
 
 @dataclass(frozen=True)
@@ -51,14 +57,9 @@ class DynamicRecipe(Recipe):
     """Settings of a :class:`DynamicSparsity`.
 
     Attributes:
-        prune_fraction: see :class:`DynamicSparsity`.
-        every: see :class:`DynamicSparsity`.
-        until: share of the training after which the topology is left alone. Whatever it is, the last step never
-            rewires: the network that is evaluated has trained in its topology.
-        grow: see :class:`DynamicSparsity`.
-        decay: see :class:`DynamicSparsity`.
-        prune: see :class:`DynamicSparsity`.
-        scope: see :class:`DynamicSparsity`.
+        prune_fraction, every, grow, decay, prune, scope: arguments of :class:`DynamicSparsity`.
+        until: share of the training after which the topology stays, above 0 up to 1. The last step never rewires, so
+            that the evaluated network has trained in its topology.
     """
 
     prune_fraction: float
@@ -69,10 +70,10 @@ class DynamicRecipe(Recipe):
     prune: str | PruneScore = "magnitude"
     scope: str = "layer"
 
+    @override
     def attach(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, *, steps_per_epoch: int, total_steps: int, seed: int
     ) -> DynamicSparsity:
-        """Return the driver for one training run of ``total_steps`` optimizer steps."""
         return DynamicSparsity(
             model,
             optimizer,
@@ -95,7 +96,7 @@ def _last_step(until: float, total_steps: int) -> int:
 
 @dataclass(frozen=True)
 class Static(DynamicRecipe):
-    """The topology drawn at the start stays: the control for everything below."""
+    """The first topology stays: the control for all other recipes."""
 
     prune_fraction: float = 0.0
     every: int | Epochs = 1
@@ -106,7 +107,7 @@ class Static(DynamicRecipe):
 
 @dataclass(frozen=True)
 class SET(DynamicRecipe):
-    """Sparse Evolutionary Training: random growth (Mocanu et al., 2018), with the published tutorial's settings."""
+    """Sparse Evolutionary Training: random growth (Mocanu et al., 2018). The settings are the published tutorial's."""
 
     prune_fraction: float = 0.1
     every: int | Epochs = field(default=Epochs(2))
@@ -128,10 +129,10 @@ class RigL(DynamicRecipe):
 
 @dataclass(frozen=True)
 class SNFS(DynamicRecipe):
-    """Sparse Networks From Scratch: growth by the gradient's momentum (Dettmers & Zettlemoyer, 2019).
+    """Sparse Networks From Scratch: growth by the momentum of the gradient (Dettmers & Zettlemoyer, 2019).
 
-    Weights stay in their layer; the paper also moves them between layers, by the layers' mean momentum. The rest is
-    set as for :class:`RigL`, so that the two differ in the growth rule alone.
+    The number of weights of each layer stays the same; the paper also moves weights between layers, by the layers' mean
+    momentum. The other settings are those of :class:`RigL`, so that the two differ in the growth rule only.
     """
 
     prune_fraction: float = 0.3
@@ -143,12 +144,12 @@ class SNFS(DynamicRecipe):
 
 @dataclass(frozen=True)
 class GradualMagnitudePruning(Recipe):
-    """From dense to sparse while training (Zhu & Gupta, 2017): what a sparse start has to be compared with.
+    """From dense to sparse during training (Zhu & Gupta, 2017): the baseline for training that starts sparse.
 
     Attributes:
-        sparsity: share of weights removed at the end.
+        sparsity: share of the weights that are removed at the end.
         scheme: see :class:`GradualPruning`.
-        every: see :class:`GradualPruning`.
+        every: steps between prunings.
         until: share of the training at which the final sparsity is reached.
     """
 
@@ -157,10 +158,10 @@ class GradualMagnitudePruning(Recipe):
     every: int = 100
     until: float = 0.75
 
+    @override
     def attach(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, *, steps_per_epoch: int, total_steps: int, seed: int
     ) -> GradualPruning:
-        """Return the driver for one training run of ``total_steps`` optimizer steps."""
         return GradualPruning(
             model,
             optimizer,

@@ -1,16 +1,18 @@
-"""What ``cpu.py`` computes, in plain torch: any device, any dtype, simple and slow. The oracle, and the fallback.
+"""What ``cpu/chain.py`` computes, in plain torch, on any device and in any dtype: the test oracle and the fallback.
 
-:func:`forward` and :func:`backward` mean what they mean in ``cpu.py``. The linear layer stays truly sparse; the
-convolution makes the small dense weight anew in each call.
+:func:`forward` and :func:`backward` take and return the same as those of ``cpu/chain.py``. The linear layer is truly
+sparse; the convolution builds its small dense weight anew in each call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from .arguments import require, shown
 from .cpu.index import ConvIndex, LinearIndex
@@ -21,19 +23,20 @@ from .errors import InvalidArgumentError
 def forward(
     x: torch.Tensor, stages: Sequence[Stage], parameters: Sequence[torch.Tensor | None], remember: bool = False
 ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
-    """See :func:`tutorial_lib.kernels.cpu.forward`."""
+    """Return the result of a chain of stages; see :func:`truly_sparse.cpu.chain.forward`."""
     _check_stages(stages, parameters)
     check_kinds((LinearIndex, ConvIndex), stages[0].index, x=x)
-    memory = [x]
+    memory: list[torch.Tensor | None] = [x]
+    winners: torch.Tensor | None
     for i, (index, relu, pool) in enumerate(stages):
-        values, bias = parameters[2 * i : 2 * i + 2]
+        values, bias = cast(torch.Tensor, parameters[2 * i]), parameters[2 * i + 1]
         if isinstance(index, LinearIndex):
             x, winners = linear_forward(fitted(x, stages[i]) if i else x, values, bias, index, relu), None
         else:
             x, winners = conv_forward(x, values, bias, index, relu, pool, remember)
         memory += [x, winners]
     if not stages[-1].relu or stages[-1].pool:
-        memory[-2] = None  # not looked at again
+        memory[-2] = None  # the backward pass does not need it
     return x, tuple(memory)
 
 
@@ -45,27 +48,26 @@ def backward(
     need_input: bool = True,
     trace: bool = False,
 ) -> Gradients:
-    """See :func:`tutorial_lib.kernels.cpu.backward`."""
+    """Return the gradients of :func:`forward`; see :func:`truly_sparse.cpu.chain.backward`."""
     _check_stages(stages, parameters)
     if len(memory) != 2 * len(stages) + 1:
         raise InvalidArgumentError(f"memory={shown(memory)}; give what forward() returned beside the result")
     gradients: list[torch.Tensor] = []
     traces: list[Trace] = []
     for i in reversed(range(len(stages))):
-        (index, relu, pool), values, (x, y, winners) = stages[i], parameters[2 * i], _of_stage(memory, i)
-        x, grad, want = (
-            fitted(x, stages[i]) if i else x,
-            grad if y is None else grad.reshape(y.shape),
-            need_input or i > 0,
-        )
+        (index, relu, pool), values = stages[i], cast(torch.Tensor, parameters[2 * i])
+        x, y, winners = _of_stage(memory, i)
+        x, want = fitted(x, stages[i]) if i else x, need_input or i > 0
+        grad = grad if y is None else grad.reshape(y.shape)
         traces.insert(0, Trace(x, y, winners, grad))
         if isinstance(index, LinearIndex):
-            grad, *of_parameters = linear_backward(grad, x, y, values, index, relu, want)
+            dx, *of_parameters = linear_backward(grad, x, y, values, index, relu, want)
         else:
             y = y if relu and not pool else None
-            grad, *of_parameters = conv_backward(grad, x, y, winners, values, index, relu, want)
+            dx, *of_parameters = conv_backward(grad, x, y, winners, values, index, relu, want)
+        grad = cast(torch.Tensor, dx)  # None only before the first stage, where it is not used again
         gradients = of_parameters + gradients
-    return Gradients(grad, gradients, traces)
+    return Gradients(dx, gradients, traces)
 
 
 def linear_forward(
@@ -148,8 +150,8 @@ def conv_backward(
     if relu or winners is not None:
         grad = before_activation(grad, y, winners, index, x.shape[2:])
     weight, geometry = _dense(values, index), (index.stride, index.padding, index.dilation, index.groups)
-    dx = torch.nn.grad.conv2d_input(x.shape, weight, grad, *geometry) if need_input else None
-    dweight = torch.nn.grad.conv2d_weight(x, weight.shape, grad, *geometry)
+    dx = conv2d_input(x.shape, weight, grad, *geometry) if need_input else None
+    dweight = conv2d_weight(x, weight.shape, grad, *geometry)
     return dx, dweight.flatten()[index.places(x.device)], grad.sum((0, 2, 3))
 
 
@@ -158,7 +160,7 @@ def before_activation(
     y: torch.Tensor | None,
     winners: torch.Tensor | None,
     index: LinearIndex | ConvIndex,
-    input_size: tuple[int, int] | None = None,
+    input_size: tuple[int, ...] | None = None,
 ) -> torch.Tensor:
     """Return the gradient of the result before ReLU and pooling, from that after them.
 
@@ -175,8 +177,9 @@ def before_activation(
             raise InvalidArgumentError(f"{name}={shown(tensor)} for a gradient {tuple(grad.shape)}; give that shape")
     if winners is None:
         return grad if y is None else grad.masked_fill(y <= 0, 0)
-    full = grad.new_zeros(len(grad), index.shape[0], *index.output_size(*input_size))
-    # One place more than the window has pixels: winner 4 is nobody, where ReLU stopped the gradient.
+    height, width = cast(tuple[int, int], input_size)
+    full = grad.new_zeros(len(grad), index.shape[0], *cast(ConvIndex, index).output_size(height, width))
+    # One place more than a window has pixels: winner 4 means that ReLU stopped the gradient.
     windows = grad.new_zeros(*grad.shape, 5).scatter(-1, winners.long().unsqueeze(-1), grad.unsqueeze(-1))
     for n in range(4):
         full[:, :, n // 2 : grad.shape[2] * 2 : 2, n % 2 : grad.shape[3] * 2 : 2] = windows[..., n]
@@ -197,7 +200,7 @@ def _check_stages(stages: Sequence[Stage], parameters: Sequence[torch.Tensor | N
         )
 
 
-def _of_stage(memory: Sequence[torch.Tensor | None], i: int) -> tuple[torch.Tensor | None, ...]:
+def _of_stage(memory: Sequence[torch.Tensor | None], i: int) -> tuple[Any, Any, Any]:
     """Return a stage's input, result and winners."""
     return memory[max(0, 2 * i - 1)], memory[2 * i + 1], memory[2 * i + 2]
 

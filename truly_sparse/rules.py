@@ -1,4 +1,4 @@
-"""Prune and grow as plain functions."""
+"""Prune and grow as plain functions, and the named rules that the drivers use."""
 
 from __future__ import annotations
 
@@ -17,27 +17,31 @@ from .topology import check_connections, sample_distinct
 def magnitude_prune(values: torch.Tensor, count: int) -> torch.Tensor:
     """Choose the ``count`` weights of smallest magnitude.
 
-    Mocanu et al. (2018) take the smallest positive and the largest negative weights apart; ranking all by magnitude
-    is the usual simplification, and what Evci et al. (2020) do.
+    Mocanu et al. (2018) rank positive and negative weights separately; ranking all by magnitude is the usual
+    simplification (Evci et al., 2020).
 
     Args:
         values: weights of the active connections, ``[nnz]``.
         count: how many to prune, 0 to nnz.
 
     Returns:
-        Positions in ``values``, int64 ``[count]``, sorted. Of equal magnitudes the first in line go first.
+        Positions in ``values``, int64 ``[count]``, sorted. Of equal magnitudes the lowest positions are chosen.
 
     Raises:
         InvalidArgumentError: count is outside 0..nnz.
         TrainingError: a weight is NaN.
     """
-    if values.dim() != 1 or values.is_meta or values.is_complex() or values.dtype == torch.bool:
-        raise InvalidArgumentError(f"values={shown(values)} on {values.device}; give numbers of one dimension")
-    return _smallest(values.abs(), count)
+    require(values.dim() == 1, "values", values, "give a tensor of one dimension")
+    return smallest(values.abs(), count)
 
 
-def _smallest(score: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the sorted positions of the ``count`` smallest scores; of equals the first in line."""
+def smallest(score: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the sorted positions of the ``count`` smallest scores; of equal scores the lowest positions.
+
+    Raises:
+        InvalidArgumentError: count is negative or above the number of scores.
+        TrainingError: a score is NaN.
+    """
     _check_count(count, len(score), "active weights")
     if score.isnan().any():
         raise TrainingError("a weight's score is NaN, so weights cannot be ranked; lower the learning rate")
@@ -51,7 +55,7 @@ def random_grow(active: torch.Tensor, size: int, count: int, generator: torch.Ge
         active: active connections, int64 ``[nnz]``, sorted.
         size: number of entries of the dense weight.
         count: how many to grow, 0 to size − nnz.
-        generator: source of randomness; always on the CPU, so that every device draws alike.
+        generator: source of randomness; on the CPU, so that all devices draw the same.
 
     Returns:
         Flat indices, int64 ``[count]``, sorted, none of them active. Memory is proportional to nnz and count,
@@ -63,7 +67,7 @@ def random_grow(active: torch.Tensor, size: int, count: int, generator: torch.Ge
     check_connections("active", active, (size,))
     _check_count(count, size - len(active), "inactive connections")
     ranks = sample_distinct(size - len(active), count, generator).to(active.device)
-    # The inactive connection of rank r stands behind as many active ones as have fewer than r + 1 gaps before them.
+    # The inactive connection of rank r has as many active ones before it as there are with at most r gaps before them.
     gaps_before = active - torch.arange(len(active), device=active.device)
     return ranks + torch.searchsorted(gaps_before, ranks, right=True)
 
@@ -73,13 +77,12 @@ def gradient_grow(gradient_rows: Iterable[torch.Tensor], active: torch.Tensor, c
 
     Args:
         gradient_rows: the dense weight's gradient in consecutive blocks of rows, as ``gradient.split(1024)`` or
-            :meth:`SparsifiableLayer.gradient_rows` gives it. Only one block and ``2 · count`` candidates are held
-            at a time.
+            :meth:`SparsifiableLayer.gradient_rows` yields it. Memory holds one block and ``2 · count`` candidates.
         active: active connections, int64 ``[nnz]``, sorted.
         count: how many to grow, at most the number of inactive connections.
 
     Returns:
-        Flat indices, int64 ``[count]``, sorted, none of them active. Of equal magnitudes the lowest index wins.
+        Flat indices, int64 ``[count]``, sorted, none of them active. Of equal magnitudes the lowest index is chosen.
 
     Raises:
         InvalidArgumentError: there are fewer than ``count`` inactive connections.
@@ -98,7 +101,7 @@ def gradient_grow(gradient_rows: Iterable[torch.Tensor], active: torch.Tensor, c
         first, last = torch.searchsorted(active, torch.tensor([start, start + len(score)], device=active.device))
         score[active[first:last] - start] = -1  # below every magnitude: never grown
         places = _top(score, min(count, len(score)))
-        # Candidates of earlier blocks stand first and stay sorted by place, so ties still go to the lowest index.
+        # Candidates of earlier blocks come first and stay sorted, so of equal scores the lowest index is chosen.
         best_score = torch.cat([best_score.to(score.dtype), score[places]])
         best_place = torch.cat([best_place, places + start])
         chosen = _top(best_score, min(count, len(best_score)))
@@ -112,7 +115,7 @@ def gradient_grow(gradient_rows: Iterable[torch.Tensor], active: torch.Tensor, c
 
 
 def _top(score: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the sorted positions of the ``count`` largest scores; of equals the first in line (topk does not say)."""
+    """Return the sorted positions of the ``count`` largest scores; of equal scores the lowest (topk may take any)."""
     if count == 0:
         return torch.empty(0, dtype=torch.int64, device=score.device)
     threshold = score.topk(count, sorted=False).values.min()
@@ -142,14 +145,14 @@ GrowChoice = Callable[[SparsifiableLayer, torch.Tensor, int, torch.Generator], t
 
 @dataclass(frozen=True)
 class GrowRule:
-    """How new connections are chosen and what weight they start with.
+    """How new connections are chosen, and the weights they start with.
 
     Attributes:
         choose: function of a layer, its active connections, a count and a generator that returns sorted flat
             indices of inactive connections, int64 ``[count]``.
-        gradient_steps: how many steps up to a rewiring leave their gradient behind for ``choose`` to read
-            (``layer.gradient_rows()``, ``layer.gradient_at(connections)``); 0 for none.
-        momentum: factor by which what is left behind fades with each further step.
+        gradient_steps: number of steps before a rewiring whose gradients are recorded, for ``choose`` to read with
+            ``layer.gradient_rows()`` or ``layer.gradient_at(connections)``; 0 for none.
+        momentum: factor on the recorded gradient at each further step.
         initial_std: standard deviation of a new weight; 0 starts it at zero.
     """
 
@@ -187,9 +190,9 @@ def _choose_by_sampled_gradient(
 
 
 def _over_all_ranks(gradient: torch.Tensor) -> torch.Tensor:
-    """Sum a gradient over the processes of data-parallel training, so that all of them grow the same connections."""
+    """Sum a gradient over the processes of data-parallel training, so that all grow the same connections."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        gradient = gradient.clone(memory_format=torch.contiguous_format)  # what was recorded stays as it is
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # the recorded gradient must not change
         torch.distributed.all_reduce(gradient)
     return gradient
 
@@ -197,7 +200,7 @@ def _over_all_ranks(gradient: torch.Tensor) -> torch.Tensor:
 LARGEST = 2**63 - 1
 
 
-CANDIDATES = 4  # of sampled gradient growth, for each connection to grow
+CANDIDATES = 4  # random candidates per connection to grow, in sampled gradient growth
 
 
 GROW_RULES = {
@@ -210,3 +213,10 @@ GROW_RULES = {
 
 
 PRUNE_SCORES: dict[str, PruneScore] = {"magnitude": lambda layer: layer.active_values().abs()}
+
+
+def grow_rule(grow: str | GrowChoice | GrowRule) -> GrowRule:
+    """Return the rule that a name, a function or a rule stands for."""
+    if isinstance(grow, str):
+        return GROW_RULES[grow]
+    return grow if isinstance(grow, GrowRule) else GrowRule(grow)

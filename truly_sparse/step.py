@@ -1,4 +1,4 @@
-"""One step of training a classifier: a single compiled call where that is possible, else torch's loop."""
+"""One training step of a classifier: a single compiled call where possible, otherwise torch's operations."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ GLOBAL_HOOKS = (
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # the names of Adam's state
 
 
-class _Found(NamedTuple):
-    """What a compiled step works with. To look for it takes as long as a small layer; to compare it does not.
+class _Prepared(NamedTuple):
+    """What a compiled step works with. Collecting it takes as long as a small layer, so it is kept between steps.
 
     Attributes:
-        places: how to look up, and by which key, whatever decides what a step has to do.
-        things: what stood there.
-        groups: the optimizer's list of groups, and the one that was in it.
-        hooks: a module's dictionary, and the name of one in it that is empty while nobody watches.
-        held: the list of the optimizer's parameters, and a copy of it.
-        stages: the layers as kernels see them.
-        parameters: values and bias of each layer that are there.
-        weights: each with Adam's state of it.
+        lookups: functions, with their argument, that return the objects which decide what a step must do.
+        values: the results of the lookups; the preparation is valid as long as they stay the same objects.
+        groups: the optimizer's list of groups, and its only group.
+        hooks: dictionaries of modules, and the name of a hook dictionary in each, which must stay empty.
+        held: the optimizer's list of parameters, and a copy of it.
+        stages: what each layer computes.
+        parameters: values and bias of each layer, without missing biases.
+        weights: values and bias of each layer with their Adam state; None for a missing bias.
         dim: dimensions of an input.
     """
 
-    places: list[tuple[Callable[[Any], Any], Any]]
-    things: list[Any]
-    groups: tuple[list[dict], dict]
-    hooks: list[tuple[dict, str]]
+    lookups: list[tuple[Callable[[Any], Any], Any]]
+    values: list[Any]
+    groups: tuple[list[dict[str, Any]], dict[str, Any]]
+    hooks: list[tuple[dict[str, Any], str]]
     held: tuple[list[nn.Parameter], list[nn.Parameter]]
     stages: list[Stage]
     parameters: list[nn.Parameter]
@@ -57,23 +57,24 @@ class _Found(NamedTuple):
 
 
 class TrainingStep:
-    """A step of training, to be called with inputs and their classes: forward, cross-entropy, backward, optimizer.
+    """A training step, called with inputs and labels: forward, cross-entropy, backward, optimizer.
 
-    Python, autograd and an optimizer take as long as all the arithmetic of a small truly sparse network. Where the
-    model is nothing but a chain of sparse layers (``fuse(sparsify(model))``), float32 on a CPU, and the optimizer
-    torch's Adam or AdamW, a step is therefore one compiled call. It does the same to the same parameters, their
-    ``.grad`` (overwritten by the next step) and the optimizer's state, equal to rounding.
+    In a small truly sparse network, Python, autograd and the optimizer take as long as the arithmetic. A step is
+    therefore one compiled call if the model is a single chain of sparse layers (``fuse(sparsify(model))``) in float32
+    on a CPU and the optimizer is torch's Adam or AdamW. The call changes the same parameters, their ``.grad``
+    (overwritten by the next step) and the optimizer's state, equal up to rounding.
 
-    torch's own loop does the rest: the first step, in which the optimizer makes its state; steps whose gradients a
-    layer records; everything where somebody has hooks; labels that are no class; a loss that is not finite. Only what
-    lies within torch's graph is not looked for: hooks of ``AccumulateGrad`` nodes and of saved tensors.
+    All other steps use torch's operations: the first step, in which the optimizer creates its state; steps in which a
+    layer records its gradient; steps with hooks on the model, its parameters or the optimizer; labels outside the
+    classes; a loss that is not finite. Hooks inside torch's graph (on ``AccumulateGrad`` nodes or saved tensors) are
+    not detected.
 
     Args:
         model: maps inputs to logits ``[B, classes]``.
-        optimizer: holds its parameters.
+        optimizer: holds the model's parameters.
 
     Raises:
-        InvalidArgumentError: it holds none of them.
+        InvalidArgumentError: the optimizer holds no parameter of the model.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -84,38 +85,41 @@ class TrainingStep:
                 "build it from this model's parameters, after sparsify and fuse, which return copies"
             )
         self._model, self._optimizer = model, optimizer
-        self._found: _Found | None = None
-        self._trainer: Any = None  # made when the kernels are first needed
+        self._prepared: _Prepared | None = None
+        self._trainer: Any = None  # created at the first compiled step
 
     @property
     def model(self) -> nn.Module:
-        """What is trained."""
+        """The model that is trained."""
         return self._model
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """What trains it."""
+        """The optimizer that trains it."""
         return self._optimizer
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy needs; it looks for itself."""
-        return vars(self) | {"_found": None, "_trainer": None}
+        """Return the state of a copy, which makes its own preparation."""
+        return vars(self) | {"_prepared": None, "_trainer": None}
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float, int]:
-        """Take one step with inputs ``x`` of the classes ``y``, int64 ``[B]``.
+        """Take one step.
+
+        Args:
+            x: inputs, ``[B, ...]``.
+            y: labels, int64 ``[B]``.
 
         Returns:
-            The loss before the step, and how many samples were right. Where the loss is not finite, nothing is
-            updated.
+            The loss before the step, and the number of correct samples. If the loss is not finite, nothing is updated.
 
         Raises:
-            InvalidArgumentError: not such tensors.
+            InvalidArgumentError: tensors of another kind or shape.
         """
         if not is_dense(x) or x.dim() == 0:
             raise InvalidArgumentError(f"x={shown(x)}; give a dense tensor of inputs, [B, ...]")
         if not is_dense(y) or y.dtype is not torch.int64 or y.shape != x.shape[:1]:
             raise InvalidArgumentError(f"y={shown(y)}; give a class for each input, int64 [{x.shape[0]}]")
-        return self._at_once(x, y) or self._by_torch(x, y)
+        return self._compiled(x, y) or self._by_torch(x, y)
 
     def _by_torch(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float, int]:
         self.optimizer.zero_grad()
@@ -125,45 +129,62 @@ class TrainingStep:
         value = loss.item()
         if math.isfinite(value):
             self.optimizer.step()
-        return value, (logits.argmax(1) == y).sum().item()
+        return value, int((logits.argmax(1) == y).sum())
 
-    def _at_once(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float, int] | None:
-        """Return the same after one compiled call; None, and nothing has happened, if it takes torch's loop."""
+    def _compiled(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float, int] | None:
+        """Take the step in one compiled call. Return None, without any change, if that is impossible."""
         settings = _adam_settings(self.optimizer)
-        if settings is None or not _is_plain(x, y):
+        if settings is None or not _is_readable(x, y):
             return None
-        if self._found is None or not _still_stands(self._found):
-            self._found = self._find()
-        found = self._found
-        if found is None or x.dim() != found.dim or kernels_for(x) is reference:
+        if self._prepared is None or not _is_valid(self._prepared):
+            self._prepared = self._prepare()
+        ready = self._prepared
+        if ready is None or x.dim() != ready.dim or kernels_for(x) is reference:
             return None
         self._trainer = self._trainer or kernels_for(x).Trainer()
-        done = self._trainer.step(x, y, found.stages, found.weights, settings)
+        done: tuple[float, int] | None = self._trainer.step(x, y, ready.stages, ready.weights, settings)
         if done is not None:
-            for parameter, gradient in zip(found.parameters, self._trainer.gradients, strict=True):
+            for parameter, gradient in zip(ready.parameters, self._trainer.gradients, strict=True):
                 parameter.grad = gradient
-            torch.autograd.graph.increment_version(found.parameters)  # graphs that saved a weight notice
-            self.optimizer._opt_called = True  # schedulers see that the optimizer goes first
+            torch.autograd.graph.increment_version(ready.parameters)  # autograd detects changes by this number
+            vars(self.optimizer)["_opt_called"] = True  # learning-rate schedulers check this
         return done
 
-    def _find(self) -> _Found | None:
-        """Look for all that a compiled step needs; None where something is unusual."""
+    def _prepare(self) -> _Prepared | None:
+        """Collect all that a compiled step needs. Return None if the step needs torch's operations."""
         chain = chain_of(self.model)
-        layers = [self.model.get_submodule(name) for name in chain]
+        layers = [layer for name in chain if isinstance(layer := self.model.get_submodule(name), SparseLayer)]
         (group,), state = self.optimizer.param_groups, self.optimizer.state
-        if (
-            not chain
-            or "forward" in vars(self.model)
-            or not all(isinstance(layer, SparseLayer) and not layer.record_gradient for layer in layers)
-        ):
+        if not chain or "forward" in vars(self.model) or len(layers) < len(chain):
+            return None
+        if any(layer.record_gradient for layer in layers) or not isinstance(layers[-1], SparseLinear):
             return None
         parameters = parameters_of(layers)
         trained = [parameter for parameter in parameters if parameter is not None]
-        own = {id(parameter) for parameter in trained} & {id(parameter) for parameter in group["params"]}
-        if not isinstance(layers[-1], SparseLinear) or len(own) < len(trained) or not all(map(state.get, trained)):
+        held = set(map(id, group["params"]))
+        if not all(id(parameter) in held and state.get(parameter) for parameter in trained):
             return None
-        places = [(vars(self.optimizer), name) for name in ("state", "param_groups")] + [(group, "params")]
-        places += [(vars(self.model), "forward"), (vars(type(self.model)), "forward")]
+        places = self._places(chain, layers, group, trained)
+        ready = _Prepared(
+            lookups=[(place.get, key) for place, key in places],
+            values=[place.get(key) for place, key in places],
+            groups=(self.optimizer.param_groups, group),
+            hooks=[(vars(module), name) for module in (self.model, *layers) for name in HOOKS],
+            held=(group["params"], list(group["params"])),
+            stages=stages_of(layers),
+            parameters=trained,
+            weights=[None if each is None else (each, *(state[each][name] for name in MOMENTS)) for each in parameters],
+            dim=2 if isinstance(layers[0], SparseLinear) else 4,
+        )
+        return ready if _is_valid(ready) else None
+
+    def _places(
+        self, chain: tuple[str, ...], layers: list[SparseLayer], group: dict[str, Any], trained: list[nn.Parameter]
+    ) -> list[tuple[Any, Any]]:
+        """Return the dictionaries, with a key of each, whose entries decide what a step must do."""
+        state = self.optimizer.state
+        places: list[tuple[Any, Any]] = [(vars(self.optimizer), "state"), (vars(self.optimizer), "param_groups")]
+        places += [(group, "params"), (vars(self.model), "forward"), (vars(type(self.model)), "forward")]
         for name in chain:
             steps = name.split(".")
             parents = (self.model.get_submodule(".".join(steps[:n])) for n in range(len(steps)))
@@ -173,50 +194,40 @@ class TrainingStep:
             places += [(vars(layer), name) for name in ("index", "relu", "pool", "_record_gradient")]
         for parameter in trained:
             places += [(state, parameter), *((state[parameter], name) for name in MOMENTS)]
-        found = _Found(
-            [(place.get, key) for place, key in places],
-            [place.get(key) for place, key in places],
-            (self.optimizer.param_groups, group),
-            [(vars(module), name) for module in (self.model, *layers) for name in HOOKS],
-            (group["params"], list(group["params"])),
-            stages_of(layers),
-            trained,
-            [None if each is None else (each, *(state[each][name] for name in MOMENTS)) for each in parameters],
-            2 if isinstance(layers[0], SparseLinear) else 4,
-        )
-        return found if _still_stands(found) else None
+        return places
 
 
-def _still_stands(found: _Found) -> bool:
-    """Whether everything is where it was found, and nobody watches."""
-    things, (held, before) = [look_up(key) for look_up, key in found.places], found.held
-    same = all(map(operator.is_, things, found.things)) and len(held) == len(before)
-    same = same and found.groups[0][0] is found.groups[1]
+def _is_valid(ready: _Prepared) -> bool:
+    """Tell whether all objects are still the same, without hooks, and all parameters require gradients."""
+    values, (held, before) = [look_up(key) for look_up, key in ready.lookups], ready.held
+    same = all(map(operator.is_, values, ready.values)) and len(held) == len(before)
+    same = same and ready.groups[0][0] is ready.groups[1]
     if not same or not all(map(operator.is_, held, before)):
         return False
-    watched = any(GLOBAL_HOOKS) or any([module[name] for module, name in found.hooks])
-    watched = watched or any([p._backward_hooks or p._post_accumulate_grad_hooks for p in found.parameters])
-    return not watched and all([p.requires_grad for p in found.parameters])
+    hooked = any(GLOBAL_HOOKS) or any([module[name] for module, name in ready.hooks])
+    hooked = hooked or any([p._backward_hooks or p._post_accumulate_grad_hooks for p in ready.parameters])
+    return not hooked and all([p.requires_grad for p in ready.parameters])
 
 
-def _is_plain(x: torch.Tensor, y: torch.Tensor) -> bool:
-    """Whether compiled code could take the batch, and nobody wants the gradient of it."""
-    ours = x.dtype is torch.float32 and x.is_cpu and y.is_cpu and y.numel() > 0
-    return ours and torch.is_grad_enabled() and not x.requires_grad
+def _is_readable(x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Tell whether compiled code can read the batch, and no gradient of ``x`` is needed."""
+    readable = x.dtype is torch.float32 and x.is_cpu and y.is_cpu and y.numel() > 0
+    return readable and torch.is_grad_enabled() and not x.requires_grad
 
 
 def _adam_settings(optimizer: torch.optim.Optimizer) -> tuple[float, float, float, float, float] | None:
-    """Return learning rate, β₁, β₂, ε and the factor of AdamW's decay; None for what is not plain Adam."""
+    """Return learning rate, β₁, β₂, ε and AdamW's factor on the weights; None for any other optimizer or option."""
     if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW) or len(optimizer.param_groups) != 1:
         return None
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         return None
     if not getattr(vars(optimizer).get("step"), "_wrapped_by_lr_sched", "step" not in vars(optimizer)):
-        return None  # somebody's own step
+        return None  # the optimizer's step was replaced
     group = optimizer.param_groups[0]
-    numbers, decay = (group["lr"], *group["betas"], group["eps"]), group["weight_decay"]
+    lr, (beta1, beta2), eps, decay = group["lr"], group["betas"], group["eps"], group["weight_decay"]
     if group["amsgrad"] or group["maximize"] or group["capturable"] or group["differentiable"]:
         return None
-    if not all(isinstance(number, float) for number in numbers) or (decay and type(optimizer) is torch.optim.Adam):
+    plain = all(isinstance(number, float) for number in (lr, beta1, beta2, eps))
+    if not plain or (decay and type(optimizer) is torch.optim.Adam):
         return None
-    return *numbers, 1 - group["lr"] * decay
+    return lr, beta1, beta2, eps, 1 - lr * decay

@@ -1,4 +1,4 @@
-"""Which connections exist: how many per layer, which ones at the start, and masks ↔ sorted flat indices."""
+"""Which connections exist: how many per layer, random draws, and masks ↔ sorted flat indices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .arguments import check_memory, require, shown
+from .arguments import check_choice, check_count, check_memory, require, shown
 from .errors import InvalidArgumentError
 from .interface import SparsifiableLayer, weight_layers, weight_shape
 
@@ -29,28 +29,34 @@ def layer_nnz(
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
 ) -> dict[str, int]:
-    """Share out a budget of active weights over a model's layers, to the last weight.
+    """Distribute a budget of active weights over the layers of a model. The counts add up to the budget exactly.
 
-    The budget is ``round((1 − sparsity) · weights)``, Python's rounding: 67,173 of the tutorial network's
-    1,343,456 weights at 95%. A layer's ideal share is proportional to
+    The budget is ``round((1 − sparsity) · weights)``, with Python's rounding: 67,173 of the tutorial network's
+    1,343,456 weights at 95%. The ideal share of a layer is proportional to
 
     - ``uniform``: its size;
     - ``er``: ``(out + in) · kernel area`` (Erdős–Rényi; Mocanu et al., 2018, eq. 1, extended to convolutions);
     - ``erk``: ``out + in + kernel height + kernel width`` (Erdős–Rényi-Kernel; Evci et al., 2020, section 3).
 
-    A layer whose share exceeds its size is kept dense and the rest is shared out again; fractions go to the
-    largest remainders.
+    A layer whose share exceeds its size stays dense, and the rest is distributed again. Shares are rounded by the
+    method of largest remainders.
+
+    Args:
+        model: any module with ``nn.Linear`` or ``nn.Conv2d`` layers, nested or not.
+        sparsity: share of the weights that are not active, in [0, 1).
+        scheme: ``"uniform"``, ``"er"`` or ``"erk"``.
+        include: shell-style name patterns of the layers.
+        exclude: shell-style name patterns of layers that are left out.
 
     Returns:
-        Active weights by layer name; at least 1 and at most the layer's size each.
+        Number of active weights by layer name, from 1 to the layer's size.
 
     Raises:
         InvalidArgumentError: sparsity outside [0, 1), an unknown scheme, no such layers, or a budget below one
             weight per layer.
     """
     check_sparsity(sparsity)
-    if scheme not in SCHEMES:
-        raise InvalidArgumentError(f"unknown scheme {scheme!r}; use one of {', '.join(SCHEMES)}")
+    check_choice("scheme", scheme, SCHEMES)
     layers = weight_layers(model, include, exclude)
     shapes = [weight_shape(layer) for layer in layers.values()]
     sizes = np.array([math.prod(shape) for shape in shapes])
@@ -64,7 +70,7 @@ def layer_nnz(
 
 
 def _demand(shape: tuple[int, ...], scheme: str) -> float:
-    """Return a number proportional to the layer's ideal share of the active weights."""
+    """Return a number that is proportional to the layer's ideal share of the active weights."""
     out_features, in_features, *kernel = shape
     if scheme == "uniform":
         return math.prod(shape)
@@ -74,7 +80,7 @@ def _demand(shape: tuple[int, ...], scheme: str) -> float:
 
 
 def _share_out(demand: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarray:
-    """Return real-valued shares, proportional to demand, capped at the sizes, that add up to the budget."""
+    """Return real-valued shares proportional to demand and at most ``sizes``; they add up to the budget."""
     capped = np.zeros(len(sizes), dtype=bool)
     while not capped.all():
         shares = demand * (budget - sizes[capped].sum()) / demand[~capped].sum()
@@ -86,7 +92,7 @@ def _share_out(demand: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarray
 
 
 def _round_to_sum(ideal: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarray:
-    """Return whole numbers in [1, size] near the ideal ones that add up to the budget (largest remainder first)."""
+    """Return whole numbers in [1, size] near the ideal shares that add up to the budget (largest remainder first)."""
     counts = np.clip(np.floor(ideal).astype(np.int64), 1, sizes)
     while counts.sum() < budget:
         counts[np.argmax(np.where(counts < sizes, ideal - counts, -np.inf))] += 1
@@ -96,37 +102,34 @@ def _round_to_sum(ideal: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarr
 
 
 def sample_distinct(population: int, count: int, generator: torch.Generator) -> torch.Tensor:
-    """Draw ``count`` distinct whole numbers from ``range(population)``, uniformly: int64 ``[count]``, sorted.
+    """Draw ``count`` distinct whole numbers from ``range(population)`` uniformly: int64 ``[count]``, sorted.
 
-    Memory is proportional to ``count`` unless more than half the population is drawn.
+    Memory is proportional to ``count``, unless more than half the population is drawn.
 
     Raises:
-        InvalidArgumentError: count is negative or above the population.
+        InvalidArgumentError: count is negative or above the population, or the draw does not fit into memory.
     """
-    if not 0 <= count <= population:
-        raise InvalidArgumentError(
-            f"cannot draw {count} distinct places out of {population}; ask for 0 to {population}"
-        )
-    most = 2**63 - 1  # of int64
-    if population > most:
-        raise InvalidArgumentError(f"{population=} is more than an index can count; use at most {most}")
+    check_count("population", population, least=0)
+    check_count("count", count, least=0)
+    require(count <= population, "count", count, f"use 0 to population={population}")
+    require(isinstance(generator, torch.Generator), "generator", generator, "give a torch.Generator, to draw again")
     listed = population if 2 * count > population else 3 * count
     check_memory("count", count, 16 * listed, "cpu")
     if 2 * count > population:
         return torch.randperm(population, generator=generator)[:count].sort().values
     drawn = torch.empty(0, dtype=torch.int64)
     while len(drawn) < count:
-        # Draw a few more than are missing, then drop a random part of the surplus: every subset stays equally likely.
+        # Draw more than are missing, then drop a random part of the surplus: all subsets stay equally likely.
         more = torch.randint(population, (2 * (count - len(drawn)),), generator=generator)
         drawn = _sorted_distinct(torch.cat([drawn, more]) if len(drawn) else more)
-        del more  # these lists can be long: none of them stays longer than it has to
+        del more  # these arrays can be large
     chosen = drawn[torch.randperm(len(drawn), generator=generator)[:count]]
     del drawn
     return _sorted_distinct(chosen)
 
 
 def _sorted_distinct(numbers: torch.Tensor) -> torch.Tensor:
-    """Return what ``numbers.unique()`` returns, in a fraction of its time and memory; sorts in place."""
+    """Return the same as ``numbers.unique()``, faster and with less memory. Sorts ``numbers`` in place."""
     array = numbers.numpy()
     array.sort()
     repeated = array[1:] == array[:-1]
@@ -189,21 +192,22 @@ def to_connections(mask: torch.Tensor) -> torch.Tensor:
 
 
 def contained(numbers: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
-    """Tell for each number whether it is in the sorted list ``among``; ``torch.isin`` would sort that list again.
+    """Tell for each number whether it is in ``among``, which is sorted (``torch.isin`` would sort it again).
 
-    Raises:
-        InvalidArgumentError: one of the two is no list of numbers that have an order.
+    Args:
+        numbers: ``[n]``.
+        among: ``[m]``, sorted.
+
+    Returns:
+        bool ``[n]``.
     """
-    for name, tensor in (("numbers", numbers), ("among", among)):
-        ordered = tensor.dim() == 1 and not tensor.is_complex() and tensor.dtype != torch.bool and not tensor.is_meta
-        require(ordered, name, tensor, "give whole or floating numbers of one dimension")
     if not len(among):
         return torch.zeros_like(numbers, dtype=torch.bool)
     return among[torch.searchsorted(among, numbers).clamp(max=len(among) - 1)] == numbers
 
 
 def check_rewiring(layer: SparsifiableLayer, kept: torch.Tensor, grown: torch.Tensor, values: torch.Tensor) -> None:
-    """Refuse what is no change of a layer's topology: see :meth:`SparsifiableLayer.rewire`.
+    """Check the arguments of :meth:`SparsifiableLayer.rewire` before a layer changes anything.
 
     Raises:
         InvalidArgumentError: connections that are not sorted, unique, int64 and in range; kept ones that are not
@@ -214,7 +218,7 @@ def check_rewiring(layer: SparsifiableLayer, kept: torch.Tensor, grown: torch.Te
         check_connections(name, connections, layer.dense_shape)
     for name, connections, wrong, what in (
         ("kept", kept, ~contained(kept, active), "not active; keep"),
-        ("grown", grown, contained(grown, active), "active already; grow"),
+        ("grown", grown, contained(grown, active), "already active; grow"),
     ):
         if wrong.any():
             raise InvalidArgumentError(f"{name}: {int(connections[wrong][0])} is {what} others")
@@ -225,10 +229,10 @@ def check_rewiring(layer: SparsifiableLayer, kept: torch.Tensor, grown: torch.Te
 
 
 def check_places(name: str, flat: torch.Tensor, shape: Sequence[int]) -> np.ndarray:
-    """Return flat indices into a dense weight as a numpy array if all of them lie in it, in whatever order.
+    """Return flat indices as a numpy array after checking that all of them lie inside a dense weight, in any order.
 
     Args:
-        name: what a message calls them.
+        name: what an error message calls them.
         flat: int64, of one dimension.
         shape: of the dense weight.
 
@@ -247,7 +251,7 @@ def check_places(name: str, flat: torch.Tensor, shape: Sequence[int]) -> np.ndar
 
 
 def check_connections(name: str, flat: torch.Tensor, shape: Sequence[int]) -> np.ndarray:
-    """Return flat indices into a dense weight as a numpy array if they are a topology: sorted, none twice.
+    """Return flat indices as a numpy array after checking that they are a topology: sorted, without duplicates.
 
     Raises:
         InvalidArgumentError: wrong dtype or dimension, out of range, unsorted or duplicate.
@@ -262,10 +266,10 @@ def check_connections(name: str, flat: torch.Tensor, shape: Sequence[int]) -> np
 
 
 def check_values(values: torch.Tensor, count: int) -> None:
-    """Refuse anything but ``count`` numbers in a row.
+    """Refuse anything but a floating tensor of shape ``[count]`` with memory.
 
     Raises:
-        InvalidArgumentError: another shape, not numbers that are measured, or on the meta device.
+        InvalidArgumentError: another shape, no floating numbers, or on the meta device.
     """
     if values.shape != (count,) or not values.is_floating_point() or values.is_meta:
         raise InvalidArgumentError(

@@ -1,8 +1,9 @@
-"""Is this machine ready? A report before the course begins: python -m tutorial_lib.check_setup."""
+"""A report on whether this machine is ready for the course: python -m tutorial_lib.check_setup."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import os
 import platform
 import sys
@@ -33,10 +34,10 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        what: what was looked at.
-        state: ``"ok"``, ``"note"`` (the course works, with less) or ``"wrong"``.
-        found: what was found.
-        mend: what to do about it; empty where there is nothing to do.
+        what: the subject.
+        state: ``"ok"``, ``"note"`` (the course works, with limits) or ``"wrong"``.
+        found: the result.
+        mend: what to do; empty if nothing.
     """
 
     what: str
@@ -108,7 +109,7 @@ def fast_path() -> Finding:
         images = torch.randn(8, 1, 28, 28)
         with torch.no_grad():
             difference = (fuse(sparsify(masked))(images) - masked(images)).abs().max().item()
-    except Exception as error:  # whatever a compiler on an unknown machine may raise
+    except Exception as error:  # a compiler on an unknown machine may raise anything
         return Finding("fast path", "wrong", f"{type(error).__name__}: {error}", "pip install --upgrade numba")
     if not difference < 1e-4:
         return Finding("fast path", "wrong", f"differs from masked by {difference:.1e}", "please report this machine")
@@ -153,7 +154,8 @@ def text(report: Sequence[Finding]) -> str:
 def main() -> int:
     """Print the report; return 0 if the course can begin, else 1."""
     report = findings()
-    sys.stdout.reconfigure(errors="replace")  # a terminal of plain ASCII cannot show the arrow
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an ASCII terminal cannot show the arrow
     print(text(report))
     return int(any(finding.state == "wrong" for finding in report))
 

@@ -1,4 +1,4 @@
-"""Checkpoints: one file that is whole or not there, and a resumed run that goes on bit by bit as if never stopped."""
+"""Checkpoints: one file, written completely or not at all, from which a run continues with the same bits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import io
 import os
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from .project import check_path
 
 
 class CheckpointError(SparseTrainingError, RuntimeError):
-    """A checkpoint is missing, damaged, of another version, or of another model."""
+    """A checkpoint is missing or damaged, or belongs to another version or model."""
 
 
 NAME = b"dst-checkpoint "
@@ -30,17 +30,17 @@ FIELDS = ("parts", "random")
 
 
 def save_checkpoint(path: str | Path, **parts: Any) -> None:
-    """Write everything that a run needs to go on into one file, together with the state of every random generator.
+    """Write all that a run needs to continue into one file, with the states of all random generators.
 
-    The new file takes the old one's place in a single step: a crash at any moment leaves one of the two, whole.
+    The new file replaces the old one in a single step, so a crash leaves one of the two complete.
 
     Args:
-        path: where to write.
+        path: file to write.
         parts: by name, objects with a ``state_dict`` (model, optimizer, scheduler, :class:`DynamicSparsity`, …), or
             plain values (numbers, texts, tensors, lists and dictionaries of these).
 
     Raises:
-        CheckpointError: the file cannot be written, or a value is of a kind that could not be loaded safely.
+        CheckpointError: the file cannot be written, or a value has a type that cannot be loaded safely.
     """
     require(Path(path).name not in ("", ".."), "path", str(path), "give the name of a file")
     path = check_path("path", path)
@@ -63,18 +63,18 @@ def save_checkpoint(path: str | Path, **parts: Any) -> None:
 
 
 def load_checkpoint(path: str | Path, **parts: Any) -> dict[str, Any]:
-    """Load a file of :func:`save_checkpoint` into the given objects: all of them or, if anything is wrong, none.
+    """Load a file of :func:`save_checkpoint` into the given objects: into all of them or, after any error, into none.
 
     Args:
         path: the file.
         parts: by the names under which they were saved, objects with a ``load_state_dict``, loaded in this order.
 
     Returns:
-        What else the file holds, by name. Random generators are set to their saved states.
+        The other contents of the file, by name. Random generators are set to their saved states.
 
     Raises:
-        CheckpointError: no such file; not a checkpoint, of another version, cut short or altered; a part that the file
-            does not hold; or one that belongs to another model.
+        CheckpointError: no such file; not a checkpoint, of another version, truncated or altered; a part that the file
+            does not hold; or a part of another model.
     """
     path = Path(path)
     content = read_checkpoint(path)
@@ -106,20 +106,20 @@ def load_checkpoint(path: str | Path, **parts: Any) -> dict[str, Any]:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Return what a file of :func:`save_checkpoint` holds, checked, without loading it into anything.
+    """Return the verified contents of a file of :func:`save_checkpoint`, without loading them into objects.
 
     Returns:
         ``parts``, by the names under which they were saved, and the states of the ``random`` generators.
 
     Raises:
-        CheckpointError: no such file; not a checkpoint, of another version, cut short or altered.
+        CheckpointError: no such file; not a checkpoint, of another version, truncated or altered.
     """
     path = check_path("path", path)
     return _unpack(_payload(path), path)
 
 
 def _payload(path: Path) -> bytes:
-    """Return the checked bytes behind the header."""
+    """Return the bytes after the header, once their digest is verified."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -139,10 +139,10 @@ def _pack(content: dict[str, Any], path: Path) -> bytes:
     packed, parts = io.BytesIO(), content["parts"]
     try:
         torch.save(content, packed)
-        _unpack(packed.getvalue(), path)  # refused now, while the old file is still there
+        _unpack(packed.getvalue(), path)  # fails here, while the old file still exists
     except Exception as error:
         for name in parts if len(parts) > 1 else ():
-            _pack(content | {"parts": {name: parts[name]}}, path)  # raises for the one that it is
+            _pack(content | {"parts": {name: parts[name]}}, path)  # raises for the part that cannot be saved
         raise CheckpointError(
             f"{path} would hold {', '.join(f'{name}={shown(part)}' for name, part in parts.items())}, which cannot be "
             "loaded safely; save objects with a state_dict, numbers, texts, tensors, lists and dictionaries of these"
@@ -154,7 +154,7 @@ def _unpack(payload: bytes, path: Path) -> dict[str, Any]:
     try:
         content = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except Exception as error:
-        # torch's own words are left to the traceback: they recommend to load it unsafely.
+        # torch's message is not repeated, because it recommends unsafe loading.
         raise CheckpointError(
             f"{path} cannot be read safely by this version of torch; start anew, or use the version that wrote it"
         ) from error
@@ -172,7 +172,7 @@ def _load(part: Any, state: dict[str, Any]) -> None:
 
 
 def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Give state the memory format of its weight: fused optimizers read the two side by side in memory."""
+    """Give optimizer state the memory format of its weight, as fused optimizers require."""
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             if torch.is_tensor(value) and value.shape == parameter.shape:
@@ -180,7 +180,7 @@ def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Compare shapes, which ``Optimizer.load_state_dict`` does not."""
+    """Check shapes, which ``Optimizer.load_state_dict`` does not."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     saved = [number for group in state["param_groups"] for number in group["params"]]
     for number, parameter in zip(saved, parameters, strict=True):
@@ -190,7 +190,7 @@ def _check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, An
 
 
 def _random_state() -> dict[str, Any]:
-    kind, keys, *rest = np.random.get_state()
+    kind, keys, *rest = cast(Any, np.random.get_state())
     return {
         "python": random.getstate(),
         "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
@@ -204,5 +204,5 @@ def _set_random_state(state: dict[str, Any]) -> None:
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count():  # on another machine there is nothing to go on from
+    if len(state["cuda"]) == torch.cuda.device_count():  # another machine may have other GPUs
         torch.cuda.set_rng_state_all(state["cuda"])

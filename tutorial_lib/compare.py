@@ -1,4 +1,4 @@
-"""The referee: every contender gets the same data in the same order, the same budget, several seeds, and intervals."""
+"""Fair comparison of contenders: the same data in the same order, the same budget, several seeds, and intervals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import multiprocessing
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -60,9 +59,9 @@ class Comparison:
 
     Attributes:
         runs: columns ``contender``, ``sparsity``, ``seed``, ``accuracy`` (percent, test set, after the last epoch),
-            ``loss``, ``seconds`` (training alone), ``weights`` (active), ``bytes`` (weights, gradients, optimizer
-            state, indices and masks), ``forward``, ``backward``, ``growth`` (multiply-adds of the whole training;
-            growth is taken to read the dense gradients of whole batches, which own and sampling rules may not),
+            ``loss``, ``seconds`` (training only), ``weights`` (active), ``bytes`` (weights, gradients, optimizer state,
+            indices and masks), ``forward``, ``backward``, ``growth`` (multiply-adds of the whole training; growth is
+            counted as dense gradients of whole batches, which custom and sampling rules may not need),
             ``exploration`` (share of all connections that were ever active), ``rewirings``.
     """
 
@@ -71,7 +70,7 @@ class Comparison:
     def table(self) -> pd.DataFrame:
         """Return one row per contender and sparsity: mean accuracy with its 95% interval, and means of the rest.
 
-        Seconds are medians: another program on the machine can hold up a single run.
+        Seconds are medians, because another program on the machine can delay a single run.
         """
         columns = ("contender", "sparsity", "seed", "accuracy", "seconds")
         check_columns("runs", self.runs, columns)
@@ -108,12 +107,12 @@ def interval(samples: Sequence[float], level: float = 0.95) -> tuple[float, floa
 
 
 def in_words(mean: float, low: float, high: float) -> str:
-    """Return a mean with its interval as a text, such as ``99.24 (99.18 to 99.30)``."""
+    """Return a mean with its interval as text, such as ``99.24 (99.18 to 99.30)``."""
     return f"{mean:.2f} (one seed)" if math.isnan(low) else f"{mean:.2f} ({low:.2f} to {high:.2f})"
 
 
 def paired_difference(runs: pd.DataFrame, ours: str, theirs: str, sparsity: float) -> tuple[float, float, float]:
-    """Return by how many points of accuracy one contender is ahead of another, seed by seed: mean and 95% interval.
+    """Return the difference in accuracy between two contenders, paired by seed: mean and 95% interval, in points.
 
     Args:
         runs: see :class:`Comparison`.
@@ -147,10 +146,10 @@ def compare(
     workers: int = 1,
     progress: bool = True,
 ) -> Comparison:
-    """Train every contender at every sparsity from every seed; one that is dense, once per seed.
+    """Train every contender at every sparsity with every seed; a dense contender once per seed.
 
-    A seed decides the network's first weights, its first topology and the order of the data, so that contenders are
-    compared on equal terms.
+    A seed sets the network's first weights, its first topology and the order of the data, so that all contenders have
+    equal conditions.
 
     Args:
         contenders: by name.
@@ -158,12 +157,12 @@ def compare(
         sparsities: shares of weights removed.
         seeds: at least one; two or more for intervals.
         budget: epochs and batch size of each run.
-        folder: where each run is written as soon as it is done, and its checkpoint on the way: runs that are there,
-            with the same settings, are not trained again; a comparison that was stopped goes on where it was. Rules of
-            one's own count as the same while their code is.
-        workers: runs side by side, in processes of one thread each; 1: in this process, with all threads. Rules of
-            one's own have to come from a file that the processes can import, not from a notebook.
-        progress: whether to show a progress bar with the time that is left.
+        folder: where finished runs and the checkpoints of unfinished ones are written. Runs with the same settings that
+            are there already are not trained again, so an interrupted comparison continues. Custom rules are the same
+            as long as their code is.
+        workers: number of processes, with one thread each; 1: this process, with all threads. Custom rules must come
+            from a file that the processes can import, not from a notebook.
+        progress: whether to show a progress bar.
 
     Raises:
         InvalidArgumentError: nothing to compare, or a seed or sparsity twice.
@@ -178,7 +177,7 @@ def compare(
         )
     if len({*sparsities}) < len(sparsities) or len({*seeds}) < len(seeds):
         raise InvalidArgumentError(f"sparsities={list(sparsities)}, seeds={list(seeds)}; name each once")
-    # Seed by seed, so that what a stopped comparison holds is already a fair one.
+    # Seed by seed, so that an interrupted comparison is already a fair one.
     jobs = [
         (name, 0.0 if contender.is_dense else sparsity, seed)
         for seed, (name, contender), sparsity in itertools.product(seeds, contenders.items(), sparsities)
@@ -189,7 +188,9 @@ def compare(
     files = None if folder is None else _Files(folder, contenders, data, budget)
     done = {job: files.load(job) if files else None for job in jobs}
     todo = {job: contenders[job[0]] for job in jobs if done[job] is None}
-    with tqdm(total=len(jobs), initial=len(jobs) - len(todo), disable=not progress, file=sys.stdout, unit="run") as bar:
+    with tqdm(
+        total=len(jobs), initial=len(jobs) - len(todo), disable=not progress, file=progress_stream(), unit="run"
+    ) as bar:
         for job, result in _run_all(todo, data, budget, files, workers):
             done[job] = result
             if files:
@@ -223,11 +224,11 @@ def _run_all(
 
 
 def _cancel(pool: Executor) -> None:
-    """Let runs that have not begun go: after an error, or Ctrl-C, nobody waits for them."""
+    """Drop the runs that have not begun, after an error or Ctrl-C."""
     pool.shutdown(wait=False, cancel_futures=True)
 
 
-_data: list[Digits] = []  # of a worker process: sent once, not with every run
+_data: list[Digits] = []  # of a worker process: sent once, not for each run
 
 
 def _start_worker(data: Digits) -> None:
@@ -291,7 +292,7 @@ def _check_importable(contenders: Mapping[str, Contender]) -> None:
 
 
 def _growth_batches(topology: TopologyRecorder, recipe: Recipe | None) -> int:
-    """Return for how many batches the dense gradient was computed for growth: never more than lie between rewirings."""
+    """Return the number of batches whose dense gradient was computed for growth."""
     if not isinstance(recipe, DynamicRecipe):
         return 0
     rule = GROW_RULES[recipe.grow] if isinstance(recipe.grow, str) else recipe.grow
@@ -300,7 +301,7 @@ def _growth_batches(topology: TopologyRecorder, recipe: Recipe | None) -> int:
 
 
 class _Files:
-    """The runs of a comparison in a folder; a run with other settings is another file."""
+    """The runs of a comparison in a folder. Runs with other settings have other file names."""
 
     def __init__(self, folder: str | Path, contenders: Mapping[str, Contender], data: Digits, budget: Budget) -> None:
         self.folder = check_path("folder", folder)
@@ -343,7 +344,7 @@ def _digest(text: str) -> str:
 def save_runs(
     runs: pd.DataFrame, folder: Path, contenders: Mapping[str, Contender], data: Digits, budget: Budget
 ) -> None:
-    """Write runs of an earlier comparison where ``compare(…, folder=folder)`` with the same settings finds them.
+    """Write runs of an earlier comparison into a folder, where ``compare`` with the same settings finds them.
 
     Raises:
         InvalidArgumentError: a run of a contender that is not among them, or a column is missing.
@@ -357,7 +358,7 @@ def save_runs(
 
 
 def check_columns(name: str, table: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Refuse a table that is empty, lacks a column, or holds in one of them something else than its kind.
+    """Check that a table has rows and the given columns, with texts for contenders and numbers elsewhere.
 
     Raises:
         InvalidArgumentError: no rows, a column is missing, one (but the contender's) does not hold numbers, or an

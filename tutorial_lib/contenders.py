@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from truly_sparse.arguments import check_choice, require
 from truly_sparse.convert import sparsify
 from truly_sparse.errors import InvalidArgumentError
 from truly_sparse.fuse import fuse
 from truly_sparse.init import sparse_init
-from truly_sparse.interface import weight_layers
+from truly_sparse.interface import weight_layers, weight_shape
 from truly_sparse.recipes import DynamicRecipe, GradualMagnitudePruning, Recipe
 from truly_sparse.topology import layer_nnz
 
@@ -31,20 +32,20 @@ WIDTH_STEPS = 1000
 
 
 def weight_count(model: nn.Module) -> int:
-    """Return the number of entries of all Linear and Conv2d weights, biases left out."""
-    return sum(layer.weight.numel() for layer in weight_layers(model).values())
+    """Return the number of entries of all Linear and Conv2d weights, without biases."""
+    return sum(math.prod(weight_shape(layer)) for layer in weight_layers(model).values())
 
 
 def multiply_add_count(model: nn.Module) -> int:
-    """Return the multiply-adds that one image takes."""
+    """Return the number of multiply-adds for one image."""
     return int(multiply_adds(model, IMAGE).loc["total", "executed"])
 
 
 def small_dense(limit: int, measure: Callable[[nn.Module], int] = weight_count) -> TutorialCNN:
-    """Return the widest narrow :class:`TutorialCNN` that stays within ``limit``; all layers shrink alike.
+    """Return the widest narrow :class:`TutorialCNN` that stays within ``limit``. All layers shrink by the same factor.
 
     Args:
-        limit: the most that ``measure`` may say.
+        limit: largest accepted value of ``measure``.
         measure: :func:`weight_count` or :func:`multiply_add_count`.
 
     Raises:
@@ -52,13 +53,13 @@ def small_dense(limit: int, measure: Callable[[nn.Module], int] = weight_count) 
     """
 
     def fits(steps: int) -> bool:
-        with torch.device("meta"):  # sizes only: nothing is drawn, nothing allocated
+        with torch.device("meta"):  # sizes only: nothing is allocated
             return measure(TutorialCNN(steps / WIDTH_STEPS)) <= limit
 
     low, high = 1, WIDTH_STEPS
     if not fits(low):
         raise InvalidArgumentError(f"limit={limit} is less than the narrowest network needs; raise it")
-    while low < high:  # the largest width that fits: a width never fits where a smaller one does not
+    while low < high:  # binary search: if a width does not fit, no larger one does
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return TutorialCNN(low / WIDTH_STEPS)
@@ -88,26 +89,26 @@ class Contender(ABC):
         """Return the network, drawn from ``seed``."""
 
     def recipe(self, sparsity: float) -> Recipe | None:
-        """Return how its topology changes."""
+        """Return how the topology changes; None for a dense network."""
         return None
 
     @property
     def is_dense(self) -> bool:
-        """Whether it is the same at every sparsity."""
+        """Whether the network is the same at every sparsity."""
         return False
 
 
 @dataclass(frozen=True)
 class Dense(Contender):
-    """The full network: what the others are measured against."""
+    """The full network, the baseline."""
 
     @property
+    @override
     def is_dense(self) -> bool:
-        """See :class:`Contender`."""
         return True
 
+    @override
     def build(self, sparsity: float, seed: int) -> nn.Module:
-        """See :class:`Contender`."""
         torch.manual_seed(seed)
         return TutorialCNN()
 
@@ -122,8 +123,8 @@ class SmallDense(Contender):
 
     same: str = "weights"
 
+    @override
     def build(self, sparsity: float, seed: int) -> nn.Module:
-        """See :class:`Contender`."""
         with torch.device("meta"):
             full = TutorialCNN()
             counts = layer_nnz(full, sparsity, "erk")
@@ -145,37 +146,37 @@ class Sparse(Contender):
     Attributes:
         how: how its topology changes.
         scheme: how its layers share the weights, see :func:`layer_nnz`.
-        init: ``"dense"``: the weights that the dense network would have there; ``"sparse-aware"``: :func:`sparse_init`.
+        init: ``"dense"``: the initial weights of the dense network; ``"sparse-aware"``: :func:`sparse_init`.
     """
 
     how: DynamicRecipe
     scheme: str = "erk"
     init: str = "sparse-aware"
 
+    @override
     def build(self, sparsity: float, seed: int) -> nn.Module:
-        """See :class:`Contender`."""
         if self.init not in ("dense", "sparse-aware"):
             raise InvalidArgumentError(f"init={self.init!r}; use dense or sparse-aware")
         torch.manual_seed(seed)
         masked = mask_model(TutorialCNN(), sparsity, self.scheme, seed=seed)
         return fuse(sparsify(sparse_init(masked, seed) if self.init == "sparse-aware" else masked))
 
+    @override
     def recipe(self, sparsity: float) -> Recipe:
-        """See :class:`Contender`."""
         return self.how
 
 
 @dataclass(frozen=True)
 class Gradual(Contender):
-    """Gradual magnitude pruning: a masked network that starts dense, so it is as large and slow as the dense one."""
+    """Gradual magnitude pruning: a masked network that starts dense, so it is as large and slow as a dense one."""
 
     scheme: str = "erk"
 
+    @override
     def build(self, sparsity: float, seed: int) -> nn.Module:
-        """See :class:`Contender`."""
         torch.manual_seed(seed)
         return mask_model(TutorialCNN(), 0.0)
 
+    @override
     def recipe(self, sparsity: float) -> Recipe:
-        """See :class:`Contender`."""
         return GradualMagnitudePruning(sparsity, self.scheme)

@@ -1,8 +1,9 @@
-"""What a network costs on paper: bytes stored and multiply-adds executed, counted from its layers."""
+"""Cost of a network on paper: bytes stored and multiply-adds executed, counted from its layers."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pandas as pd
 import torch
@@ -14,7 +15,7 @@ from truly_sparse.interface import SparsifiableLayer, sparse_layers, weight_laye
 
 
 def storage_bytes(model: nn.Module) -> int:
-    """Return the bytes of all parameters and buffers: what the network occupies, masks and indices included."""
+    """Return the bytes of all parameters and buffers, masks and indices included."""
     tensors = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     return tensors + sum(layer.index_bytes for layer in sparse_layers(model).values())
 
@@ -28,18 +29,17 @@ def multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFram
         input_shape: shape of one sample, without the batch dimension.
 
     Returns:
-        A table with the columns ``executed`` (every stored weight, zero or not) and ``useful``
-        (by the active weights only). Multiplying the mask into the weight is not counted.
+        A table with the columns ``executed`` (by all stored weights, zero or not) and ``useful`` (by active weights
+        only). The product of weight and mask is not counted.
 
     Raises:
-        InvalidArgumentError: the model takes no such input.
+        InvalidArgumentError: the model does not accept such an input.
     """
-    require(min(input_shape, default=1) >= 0, "input_shape", input_shape, "use sizes of at least 0")
     rows: dict[str, dict[str, int]] = {}
     layers = weight_layers(model)
-    names = {layer: name for name, layer in layers.items()}
+    names: dict[Any, str] = {layer: name for name, layer in layers.items()}
 
-    def count(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def count(layer: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         positions = math.prod(output.shape[1:-1]) if len(weight_shape(layer)) == 2 else _pixels(layer, inputs[0])
         size = math.prod(weight_shape(layer))
         active = len(layer.active()) if isinstance(layer, SparsifiableLayer) else size
@@ -74,12 +74,12 @@ def training_multiply_adds(
     Args:
         model: any module.
         input_shape: shape of one sample, without the batch dimension.
-        images: samples that were trained on, each one counted as often as it was seen.
-        growth_images: those of them for which a truly sparse layer's dense gradient was computed for growth. (In a
-            masked layer it is part of the backward pass anyway.)
+        images: number of training samples, each counted once per epoch.
+        growth_images: number of samples for which a truly sparse layer computed its dense gradient for growth. (In a
+            masked layer it is part of the backward pass.)
 
     Returns:
-        ``forward``; ``backward``, the gradients of weights and inputs, the network's own input left out; ``growth``.
+        ``forward``; ``backward`` (gradients of weights and inputs, without the network's own input); ``growth``.
     """
     require(images >= 0, "images", images, "use a whole number of at least 0")
     require(growth_images >= 0, "growth_images", growth_images, "use a whole number of at least 0")
@@ -97,7 +97,7 @@ def training_multiply_adds(
     }
 
 
-def _pixels(conv: nn.Module, x: torch.Tensor) -> int:
-    """Return at how many places a convolution applies its kernel; a pooled output would not tell."""
+def _pixels(conv: Any, x: torch.Tensor) -> int:
+    """Return the number of positions at which a convolution applies its kernel, before any pooling."""
     meta = nn.Conv2d(1, 1, conv.kernel_size, conv.stride, conv.padding, conv.dilation, device="meta")
     return meta(torch.empty(1, 1, *x.shape[2:], device="meta")).numel()

@@ -1,8 +1,9 @@
-"""The textbook format as libraries offer it: inference with the CSR products of torch and scipy."""
+"""Inference in the textbook format: the CSR products of torch and scipy."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import scipy.sparse
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from truly_sparse.arguments import is_dense, require, shown
-from truly_sparse.convert import copied, replace_layer
+from truly_sparse.convert import copied
 from truly_sparse.errors import InvalidArgumentError
 from truly_sparse.interface import SparsifiableLayer, check_has_numbers, sparse_layers
 from truly_sparse.topology import to_mask
@@ -19,22 +20,26 @@ BACKENDS = ("torch", "scipy")
 
 
 class CSRProduct(nn.Module):
-    """A matrix in compressed sparse row (CSR) form: row pointers, column indices, values; no dense weight.
+    """A matrix in compressed sparse row (CSR) form: row pointers, column indices and values; no dense weight.
 
     Args:
-        matrix: the dense matrix, float32 or float64 ``[out, in]``; its nonzero pattern is that of ``mask``.
-        mask: boolean ``[out, in]``.
-        backend: whose product to use, ``"torch"`` (any device) or ``"scipy"`` (CPU, one thread).
+        matrix: the dense matrix, float32 or float64 ``[out, in]``.
+        mask: boolean ``[out, in]``: the entries to keep.
+        backend: ``"torch"`` (any device) or ``"scipy"`` (CPU, one thread).
 
     Raises:
         InvalidArgumentError: unknown backend.
     """
 
+    indptr: torch.Tensor
+    indices: torch.Tensor
+    values: torch.Tensor
+
     def __init__(self, matrix: torch.Tensor, mask: torch.Tensor, backend: str) -> None:
         super().__init__()
         if backend not in BACKENDS:
             raise InvalidArgumentError(f"unknown backend {backend!r}; use one of {', '.join(BACKENDS)}")
-        # Neither library multiplies shorter numbers: scipy would make them longer without a word.
+        # scipy would silently convert shorter types.
         if matrix.dim() != 2 or matrix.dtype not in (torch.float32, torch.float64) or matrix.is_meta:
             raise InvalidArgumentError(
                 f"matrix={shown(matrix)} on {matrix.device}; give torch.float32 or torch.float64 [out, in]"
@@ -70,6 +75,8 @@ class CSRProduct(nn.Module):
 class CSRLinear(nn.Module):
     """A linear layer, inference only, over a :class:`CSRProduct`."""
 
+    bias: torch.Tensor | None
+
     def __init__(self, product: CSRProduct, bias: torch.Tensor | None) -> None:
         super().__init__()
         _check_bias(bias, product)
@@ -79,15 +86,17 @@ class CSRLinear(nn.Module):
     @torch.no_grad()
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``[..., in]`` to ``[..., out]``."""
-        columns = x.reshape(-1, x.shape[-1]).T.contiguous()  # feature-major: the layout in which CSR is fastest
+        columns = x.reshape(-1, x.shape[-1]).T.contiguous()  # feature-major: the fastest layout for CSR
         y = self.product(columns).T.reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
 
 class CSRConv2d(nn.Module):
-    """A convolution, inference only: every patch unfolded into a column (im2col), then one CSR product."""
+    """A convolution, inference only: each patch becomes a column (im2col), then one CSR product."""
 
-    def __init__(self, product: CSRProduct, bias: torch.Tensor | None, layer: nn.Conv2d) -> None:
+    bias: torch.Tensor | None
+
+    def __init__(self, product: CSRProduct, bias: torch.Tensor | None, layer: Any) -> None:
         super().__init__()
         if layer.groups != 1 or isinstance(layer.padding, str) or layer.padding_mode != "zeros":
             raise InvalidArgumentError(
@@ -139,14 +148,11 @@ def to_csr(model: nn.Module, backend: str = "torch") -> nn.Module:
     if not layers:
         raise InvalidArgumentError(f"{type(model).__name__} has no sparse layers; call mask_model(model) first")
     check_has_numbers(model)
-    converted = copied(model).eval()
-    for name, layer in layers.items():
-        converted = replace_layer(converted, name, _csr_layer(layer, backend))
-    return converted
+    return copied(model, {name: _csr_layer(layer, backend) for name, layer in layers.items()}).eval()
 
 
 def _csr_layer(layer: SparsifiableLayer, backend: str) -> CSRLinear | CSRConv2d:
-    dense = layer.to_dense_layer()
+    dense: Any = layer.to_dense_layer()
     rows = layer.dense_shape[0]
     mask = to_mask(layer.active(), (rows, math.prod(layer.dense_shape[1:])))
     product = CSRProduct(dense.weight.reshape(rows, -1), mask, backend)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.modules.utils import _pair
+from typing_extensions import override
 
-from truly_sparse.arguments import check_memory, require, shown
-from truly_sparse.convert import copied, replace_layer
+from truly_sparse.arguments import check_memory, pair, require, shown
+from truly_sparse.convert import copied
 from truly_sparse.errors import InvalidArgumentError, TrainingError
 from truly_sparse.interface import Carry, SparsifiableLayer, check_has_numbers, sparse_layers
 from truly_sparse.report import sparsity_by_layer
@@ -22,16 +23,16 @@ ROWS_PER_BLOCK = 1024
 
 
 class MaskedLayer(SparsifiableLayer):
-    """What MaskedLinear and MaskedConv2d share. The stored weight is zero wherever the mask is False."""
+    """Common base of MaskedLinear and MaskedConv2d. The stored weight is zero where the mask is False."""
 
     can_shrink = True
-    weight: nn.Parameter
+    weight: Any
     mask: torch.Tensor
     _gradient: torch.Tensor | None = None
     _record_gradient: bool = False
 
     def set_mask(self, mask: torch.Tensor) -> None:
-        """Install a boolean mask of the weight's shape and zero the weights that it removes.
+        """Set the mask, and set the weights that it removes to zero.
 
         Raises:
             InvalidArgumentError: the mask has another shape or is not boolean.
@@ -43,7 +44,7 @@ class MaskedLayer(SparsifiableLayer):
             self.weight.masked_fill_(~self.mask, 0)
 
     def masked_weight(self) -> torch.Tensor:
-        """Return weight × mask. The product's gradient is dense; the weight's own is zero outside the mask."""
+        """Return weight × mask. The gradient of the product is dense; that of the weight is zero outside the mask."""
         product = self.weight * self.mask
         if self.record_gradient and product.requires_grad:
             product.register_hook(self._add_gradient)
@@ -54,7 +55,7 @@ class MaskedLayer(SparsifiableLayer):
 
     @property
     def record_gradient(self) -> bool:
-        """See :class:`SparsifiableLayer`."""
+        """While True, backward passes record the dense gradient; see :class:`SparsifiableLayer`."""
         return self._record_gradient
 
     @record_gradient.setter
@@ -62,31 +63,32 @@ class MaskedLayer(SparsifiableLayer):
         self._record_gradient, self._gradient = value, None
 
     @property
+    @override
     def dense_shape(self) -> tuple[int, ...]:
-        """See :class:`SparsifiableLayer`."""
         return tuple(self.weight.shape)
 
     @property
+    @override
     def weight_parameter(self) -> nn.Parameter:
-        """See :class:`SparsifiableLayer`."""
-        return self.weight
+        weight: nn.Parameter = self.weight
+        return weight
 
+    @override
     def active(self) -> torch.Tensor:
-        """See :class:`SparsifiableLayer`."""
         return to_connections(self.mask)
 
+    @override
     def active_values(self) -> torch.Tensor:
-        """See :class:`SparsifiableLayer`."""
         return self.weight.detach()[self.mask]
 
+    @override
     def set_active_values(self, values: torch.Tensor) -> None:
-        """See :class:`SparsifiableLayer`."""
         check_values(values, int(self.mask.sum()))
         with torch.no_grad():
             self.weight[self.mask] = values.to(self.weight)
 
+    @override
     def fade_gradient(self, factor: float) -> None:
-        """See :class:`SparsifiableLayer`."""
         require(math.isfinite(factor), "factor", factor, "use a finite number")
         if self._gradient is not None:
             self._gradient = self._gradient * factor
@@ -96,26 +98,26 @@ class MaskedLayer(SparsifiableLayer):
             raise TrainingError("no gradient was recorded; set record_gradient = True before forward and backward")
         return self._gradient.reshape(self.weight.shape[0], -1)
 
+    @override
     def gradient_rows(self) -> Iterator[torch.Tensor]:
-        """See :class:`SparsifiableLayer`."""
         yield from self._recorded().split(ROWS_PER_BLOCK)
 
+    @override
     def gradient_at(self, connections: torch.Tensor) -> torch.Tensor:
-        """See :class:`SparsifiableLayer`."""
         check_places("connections", connections, self.dense_shape)
         return self._recorded().reshape(-1)[connections]
 
+    @override
     def rewire(self, kept: torch.Tensor, grown: torch.Tensor, values: torch.Tensor) -> Carry:
-        """See :class:`SparsifiableLayer`."""
         check_rewiring(self, kept, grown, values)
         shape = self.dense_shape
         moved = self.mask ^ to_mask(kept, shape) | to_mask(grown, shape)  # pruned or grown
         with torch.no_grad():
             self.mask.copy_(to_mask(torch.cat([kept, grown]), shape))
             self.weight.masked_fill_(moved, 0)
-            # unravel_index: a weight in channels_last has no flat view that could be written through.
+            # unravel_index: a weight in channels_last has no flat view.
             self.weight[torch.unravel_index(grown, shape)] = values
-        # clone keeps the strides: fused optimizers read state and weight side by side in memory.
+        # clone keeps the strides, which fused optimizers require to be those of the weight.
         return lambda state, fresh: state.clone().masked_fill_(moved, fresh)
 
     def extra_repr(self) -> str:
@@ -135,15 +137,15 @@ class MaskedLinear(MaskedLayer, nn.Linear):
         dtype: torch.dtype | None = None,
     ) -> None:
         check_memory("out_features × in_features", (out_features, in_features), 5 * in_features * out_features, device)
-        super().__init__(in_features, out_features, bias, device, dtype)
+        super().__init__(in_features, out_features, bool(bias), device, dtype)
         self.register_buffer("mask", torch.ones_like(self.weight, dtype=torch.bool))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``[..., in]`` to ``[..., out]``."""
         return F.linear(x, self.masked_weight(), self.bias)
 
+    @override
     def to_dense_layer(self) -> nn.Linear:
-        """Return the ``nn.Linear`` with the mask multiplied in."""
         dense = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         return _with_tensors(dense, self.masked_weight(), self.bias)
 
@@ -161,45 +163,52 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: Any = "zeros",
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        size = out_channels * in_channels // groups * math.prod(_pair(kernel_size))
+        kernel_size, stride = pair("kernel_size", kernel_size, 1), pair("stride", stride, 1)
+        padding = padding if isinstance(padding, str) else pair("padding", padding, 0)
+        dilation = pair("dilation", dilation, 1)
+        size = out_channels * in_channels // groups * math.prod(kernel_size)
         check_memory("out_channels × in_channels", (out_channels, in_channels), 5 * size, device)
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
-        )
+        geometry = (kernel_size, stride, padding, dilation, groups)
+        super().__init__(in_channels, out_channels, *geometry, bool(bias), padding_mode, device, dtype)
         self.register_buffer("mask", torch.ones_like(self.weight, dtype=torch.bool))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``[B, C_in, H, W]`` to ``[B, C_out, H', W']``."""
         return self._conv_forward(x, self.masked_weight(), self.bias)
 
+    @override
     def to_dense_layer(self) -> nn.Conv2d:
-        """Return the ``nn.Conv2d`` with the mask multiplied in."""
         return _with_tensors(nn.Conv2d(**_conv_arguments(self)), self.masked_weight(), self.bias)
 
 
-def _conv_arguments(layer: nn.Conv2d) -> dict[str, object]:
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def _conv_arguments(layer: nn.Conv2d) -> dict[str, Any]:
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     return {name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None, "device": "meta"}
 
 
-def _with_tensors(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:
-    """Give a layer made on the meta device real tensors; drawing none leaves torch's random state alone."""
+def _with_tensors(layer: Layer, weight: torch.Tensor, bias: torch.Tensor | None) -> Layer:
+    """Give a layer that was made on the meta device its tensors. Nothing is drawn, so torch's random state stays."""
     layer.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
-    layer.bias = None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad)
+    drawn = None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad)
+    layer.register_parameter("bias", drawn)
     return layer
 
 
-def _masked_layer(layer: nn.Linear | nn.Conv2d, mask: torch.Tensor) -> MaskedLayer:
+def _masked_layer(layer: Any, connections: torch.Tensor) -> MaskedLayer:
+    empty: MaskedLayer
     if isinstance(layer, nn.Linear):
         empty = MaskedLinear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
     else:
         empty = MaskedConv2d(**_conv_arguments(layer))
     masked = _with_tensors(empty, layer.weight, layer.bias)
-    masked.set_mask(mask)
+    masked.set_mask(to_mask(connections, masked.dense_shape))
     return masked.train(layer.training)
 
 
@@ -211,7 +220,7 @@ def mask_model(
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
 ) -> nn.Module:
-    """Return a copy of ``model`` with random masks on its Linear and Conv2d weights; biases and norms stay dense.
+    """Return a copy of ``model`` with random masks on its Linear and Conv2d weights. Biases and norms stay dense.
 
     Args:
         model: any module with ``nn.Linear`` or ``nn.Conv2d`` layers, nested or not. It is not changed.
@@ -219,7 +228,7 @@ def mask_model(
         scheme: how the layers share the remaining weights, see :func:`layer_nnz`.
         seed: seed of the random masks.
         include: shell-style name patterns of the layers to mask.
-        exclude: shell-style name patterns of layers to leave dense.
+        exclude: shell-style name patterns of layers that stay dense.
 
     Raises:
         InvalidArgumentError: see :func:`layer_nnz`; or the model is masked already, or on the meta device.
@@ -230,12 +239,8 @@ def mask_model(
             f"model={type(model).__name__} holds sparse layers already; mask the dense model, or densify(model) first"
         )
     topology = random_topology(model, sparsity, scheme, seed, include, exclude)
-    masked = copied(model)
-    for name, connections in topology.items():
-        layer = masked.get_submodule(name)
-        mask = to_mask(connections, tuple(layer.weight.shape))
-        masked = replace_layer(masked, name, _masked_layer(layer, mask))
-    return masked
+    layers = {name: _masked_layer(model.get_submodule(name), connections) for name, connections in topology.items()}
+    return copied(model, layers)
 
 
 def sparsity_report(model: nn.Module) -> pd.DataFrame:

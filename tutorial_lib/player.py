@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -133,7 +134,7 @@ def _pack_frames(topologies: Iterable[np.ndarray]) -> str:
     flat indices), then the list of what grew, as flat indices; each list is its length and its gaps. The first frame
     grows from nothing.
     """
-    numbers = []
+    numbers: list[Any] = []
     for before, after in itertools.pairwise(itertools.chain([np.empty(0, dtype=np.int64)], topologies)):
         pruned = np.flatnonzero(~np.isin(before, after, assume_unique=True))
         grown = after[~np.isin(after, before, assume_unique=True)]

@@ -107,7 +107,7 @@ def plot_waterfall(table: pd.DataFrame, published: float) -> Figure:
     axis.barh(
         places, accuracy - before, left=before, color=colours, height=0.55, xerr=[low, high], error_kw={"capsize": 3}
     )
-    for place, value, start, end in zip(places, accuracy, before, table["high"], strict=True):
+    for place, value, start, end in zip(places.tolist(), accuracy, before, table["high"], strict=True):
         axis.text(max(value, start, end) + 0.03, place, f"{value:.2f} ({value - start:+.2f})", va="center")
     axis.axvline(published, color="0.5", linewidth=1, linestyle=":")
     axis.set(yticks=places, yticklabels=[*map(_literal, table["contender"])])

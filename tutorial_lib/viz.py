@@ -207,7 +207,7 @@ def plot_benchmark(result: Benchmark, title: str = "") -> Figure:
     median = table["median ms"].to_numpy()
     spread = np.abs(table[["25% ms", "75% ms"]].to_numpy().T - median)
     axis.barh(places, median, xerr=spread, color=BLUE, height=0.6)
-    for place, value, high in zip(places, median, table["75% ms"], strict=True):
+    for place, value, high in zip(places.tolist(), median, table["75% ms"], strict=True):
         axis.text(high * 1.05, place, f"{value:.3g} ms", va="center")
     axis.set(
         yticks=places,

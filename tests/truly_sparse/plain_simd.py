@@ -223,12 +223,14 @@ def _borrow(size: int) -> torch.Tensor:
 @contextmanager
 def checked_kernels(lanes: int) -> Iterator[ModuleType]:
     """Give ``cpu/chain.py`` over these words, with registers of so many lanes; nothing else is changed for long."""
-    modules = ("adam", "convert", "conv", "chain", "door", "linear", "loss", "passes", "program", "training")
+    names = (
+        "adam convert conv_shape conv_forward conv_backward chain entry linear loss passes plan program traces training"
+    )
     package, here = kernels.__name__, sys.modules[__name__]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(here, "NATIVE", lanes)
         importlib.import_module(f"{package}.chain")
-        for name in modules:  # to be imported once more
+        for name in names.split():  # to be imported once more
             patch.setattr(kernels, name, getattr(kernels, name))
             patch.delitem(sys.modules, f"{package}.{name}")
         patch.setitem(sys.modules, simd.__name__, here)
@@ -239,11 +241,11 @@ def checked_kernels(lanes: int) -> Iterator[ModuleType]:
         ):  # whose fields then are attributes in Python too
             patch.setattr(records, name, np.dtype((np.record, getattr(records, name))))
         checked = importlib.import_module(f"{package}.chain")
-        program = sys.modules[f"{package}.program"]
-        address = program._address
-        patch.setattr(program, "_address", lambda array: note(address(array), array.nbytes, array))
-        patch.setattr(program, "_Memory", Memory)
-        for name in ("chain", "door", "training"):
+        plan = sys.modules[f"{package}.plan"]
+        address = plan.address
+        patch.setattr(plan, "address", lambda array: note(address(array), array.nbytes, array))
+        patch.setattr(sys.modules[f"{package}.program"], "_Memory", Memory)
+        for name in ("chain", "entry", "training"):
             patch.setattr(sys.modules[f"{package}.{name}"], "borrow", _borrow)
         patch.setattr(torch.Tensor, "data_ptr", _data_ptr)
         patch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)

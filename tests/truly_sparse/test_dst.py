@@ -304,7 +304,7 @@ def test_same_seed_same_walk(small_cnn):
         ({"every": 2.5}, "every=2.5"),
         ({"every": Epochs(0), "steps_per_epoch": 5}, "every=Epochs"),
         ({"every": Epochs(0.01), "steps_per_epoch": 10}, "at least one step"),
-        ({"until": 0.75}, "until=0.75 .* give a whole number"),
+        ({"until": 0.75}, "until=0.75; use a whole number"),
         ({"until": -5}, "until=-5"),
         ({"until": "x"}, "until='x'"),
         ({"grow": "magic"}, "grow='magic'"),
@@ -325,7 +325,7 @@ def test_optimizer_of_another_model(small_cnn):
 
 
 def test_dense_model_is_refused(small_cnn):
-    with pytest.raises(InvalidArgumentError, match="call mask_model"):
+    with pytest.raises(InvalidArgumentError, match="call sparsify"):
         DynamicSparsity(small_cnn, torch.optim.SGD(small_cnn.parameters(), lr=0.1))
 
 

@@ -230,7 +230,7 @@ def test_sparse_init_is_the_same_on_both_kinds(small_cnn):
 
 
 def test_sparse_init_of_a_dense_model(small_cnn):
-    with pytest.raises(InvalidArgumentError, match="call mask_model"):
+    with pytest.raises(InvalidArgumentError, match="call sparsify"):
         sparse_init(small_cnn)
 
 

@@ -367,7 +367,7 @@ def test_fit_learns_the_same_as_with_torchs_loop(digits, schedule, compiled_step
     histories = []
     for at_once in (True, False):
         if not at_once:
-            monkeypatch.setattr(TrainingStep, "_at_once", lambda *_: None)
+            monkeypatch.setattr(TrainingStep, "_compiled", lambda *_: None)
         torch.manual_seed(0)
         model = fuse(sparsify(mask_model(TutorialCNN(), 0.9, "erk", seed=0)))
         with warnings.catch_warnings():

@@ -1,6 +1,6 @@
-"""The compiled step of Adam and AdamW, in the words of ``simd.py``, on the records of ``records.py``."""
-# Compiled functions have no type hints: numba infers them. settings: lr, beta1, beta2, eps, and what a value is
-# multiplied by first (AdamW's decay); factors: of a tensor's step and of the root of its second moment.
+"""The compiled update of Adam and AdamW."""
+# Compiled functions have no type hints: numba infers them. settings: lr, beta1, beta2, eps, and AdamW's factor on the
+# weights. factors: the bias corrections of a tensor's step and of the root of its second moment.
 # ruff: noqa: ANN001, ANN201, ANN202
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .simd import compiled, floats, flushed, fma, load, quotient, root, splat, s
 
 @compiled
 def count_step(weights, settings, factors):
-    """Count one more step of each tensor, and say what it makes of the bias corrections (algorithm 1)."""
+    """Count one step of each tensor, and compute its bias corrections (Kingma & Ba, 2015, algorithm 1)."""
     lr, beta1, beta2, _, _ = settings
     for i in range(len(weights)):
         count = floats(weights[i].step)
@@ -32,7 +32,7 @@ def _find_step(weight, gradients, steps, k, settings, factor, like):
     mean = fma(np.float32(1 - beta1), fma(np.float32(-1), mean, gradient), mean)
     square = fma(np.float32(beta2), square, fma(gradient, fma(np.float32(1 - beta2), gradient, zero), zero))
     store(steps, k, quotient(mean, fma(np.float32(factor[1]), root(square), fma(np.float32(eps), one, zero))))
-    # The mean of a weight whose gradient has become zero shrinks for ever, and would end among the slowest numbers.
+    # The moments of a weight whose gradient stays zero become denormal numbers, which are slow; flush them to zero.
     store(means, k, flushed(mean))
     store(squares, k, flushed(square))
 
@@ -46,11 +46,10 @@ def _take_step(weight, steps, k, settings, factor, like):
 
 @compiled
 def adam(weight, gradients, steps, first, last, settings, factor):
-    """Take the step of numbers ``first`` to ``last`` of one tensor, with these gradients (Kingma & Ba, 2015).
+    """Update numbers ``first`` to ``last`` of one tensor (Kingma & Ba, 2015).
 
-    ``steps`` is room for as many numbers as there are gradients. The values wait for a loop of their own. All threads
-    have read them: to write one, a core takes its cache line back from the others, and it asks for many at a time only
-    if no other stores stand in between.
+    ``steps`` is scratch memory of the size of ``gradients``. The values are written in a second loop. Other cores hold
+    copies of their cache lines, and a core requests many lines at a time only if no other stores are in between.
     """
     gradients, steps, k = floats(gradients), floats(steps), first
     while k + 16 <= last:

@@ -1,14 +1,13 @@
-"""Truly sparse layers on a CPU: float32, batch innermost, multi-threaded. The time is that of the nonzeros.
+"""Forward and backward pass of a chain of sparse layers on torch tensors: float32, CPU, compiled, multi-threaded.
 
-Every kernel is the same loop: *for each output row, for each of its nonzeros, add weight × input row*. Three things
-make it fast. The part of an output row being added up is a register tile, written once, with bias, ReLU and pooling
-already done. Input rows are contiguous, because the batch is innermost. And the backward pass goes by input, where the
-gradients of input and weights share their loads.
+Every kernel is the same loop: *for each output row, for each of its nonzeros, add weight × input row*. A part of the
+output row is summed in registers and written once, with bias, ReLU and pooling done. Input rows are contiguous, because
+the batch is the innermost dimension. The backward pass goes by input, where the gradients of input and weights share
+their loads.
 
-Work is cut into pieces that do not depend on the number of threads, and each number is added up within one piece or
-over the pieces in order: results are the same bits for any number of threads. ``linear.py`` and ``conv.py`` hold the
-loops, ``passes.py`` runs them, ``door.py`` lets tensors in; here they meet torch, and in ``training.py``.
-``reference.py`` says in plain torch what is computed.
+The work is divided into pieces that do not depend on the number of threads, and sums over pieces are taken in a fixed
+order, so that results are the same to the last bit for any number of threads. ``entry.py`` checks the tensors,
+``program.py`` prepares a pass, ``passes.py`` runs it. ``truly_sparse/reference.py`` computes the same in plain torch.
 """
 
 from __future__ import annotations
@@ -18,18 +17,21 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numba
 import numpy as np
 import torch
 
 from ..errors import InvalidArgumentError
-from .door import borrow_room, checked_parameters, list_bases, readable, records_of, use_threads
+from .entry import borrow_room, checked_parameters, list_bases, readable, records_of, use_threads
 from .index import ConvIndex, LinearIndex
 from .memory import borrow, empty_batch_innermost
 from .passes import run_backward, run_forward
-from .program import DX, GRAD, GRADIENTS, X, Y, backward_program, forward_program, traced
+from .plan import DX, GRAD, GRADIENTS, X, Y
+from .program import backward_program, forward_program
 from .stage import Gradients, Stage
+from .traces import traced
 from .training import Trainer
 
 __all__ = ["Trainer", "backward", "forward", "warmup"]
@@ -38,17 +40,17 @@ __all__ = ["Trainer", "backward", "forward", "warmup"]
 def forward(
     x: torch.Tensor, stages: Sequence[Stage], parameters: Sequence[torch.Tensor | None], remember: bool = False
 ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
-    """Return the result of a chain of stages, where the result of each is the input of the next.
+    """Return the result of a chain of stages; the result of each is the input of the next.
 
     Args:
-        x: float32 on the CPU, ``[B, in]`` or ``[B, C, H, W]``; read where it lies if it is contiguous or batch
-            innermost, else copied.
-        stages: the layers, in order. A linear layer flattens what a convolution before it returns.
+        x: float32 on the CPU, ``[B, in]`` or ``[B, C, H, W]``; read in place if it is contiguous or batch innermost,
+            otherwise copied.
+        stages: the layers, in order. A linear layer flattens the result of a convolution before it.
         parameters: values ``[nnz]``, in the order of the index, and bias ``[out]`` or None of each stage in turn.
-        remember: whether :func:`backward` may follow.
+        remember: whether to store what :func:`backward` needs.
 
     Returns:
-        The result, batch innermost, and tensors for :func:`backward`.
+        The result, batch innermost, and the tensors that :func:`backward` needs.
 
     Raises:
         InvalidArgumentError: a tensor is not float32 on the CPU, or shapes do not fit.
@@ -76,16 +78,16 @@ def backward(
 
     Args:
         grad: gradient of the result.
-        passed: what the forward pass returned beside it.
+        passed: the tensors that the forward pass returned with its result.
         stages: the layers, in order.
-        parameters: as in the forward pass; the biases are not looked at.
-        need_input: whether the gradient of the chain's input is wanted.
-        trace: whether each stage's activations and their gradients are.
+        parameters: as in the forward pass; the biases are not read.
+        need_input: whether to compute the gradient of the chain's input.
+        trace: whether to return each stage's activations and their gradients.
 
     Raises:
         InvalidArgumentError: a tensor is not float32 on the CPU, or shapes do not fit.
     """
-    x, arena, y = passed
+    x, arena, y = cast(tuple[torch.Tensor, torch.Tensor, torch.Tensor | None], tuple(passed))
     grad, grad_innermost = readable(grad)
     parameters = checked_parameters(stages, parameters, with_bias=False)
     program = backward_program(stages, x, (not x.is_contiguous(), grad_innermost), need_input, trace)
@@ -106,7 +108,7 @@ def backward(
 
 
 def warmup() -> float:
-    """Compile every kernel (or load it from numba's cache), say how long it took, and return the seconds."""
+    """Compile all kernels, or load them from numba's cache; print and return the seconds that it took."""
     start = time.perf_counter()
     one = torch.zeros(1, dtype=torch.int64, device="cpu")
     stages = [Stage(ConvIndex.build(one, (1, 1, 1, 1)), pool=True), Stage(LinearIndex.build(one, (1, 1)))]
@@ -122,20 +124,20 @@ def warmup() -> float:
 
 
 def _forget_stale_code() -> None:
-    """Delete compiled code that is older than any of these files: numba only compares with a function's own file."""
+    """Delete compiled code that is older than any file of this folder; numba compares with the function's file only."""
     sources = Path(__file__).parent
     changed = max(source.stat().st_mtime for source in sources.glob("*.py"))
-    for name in ("adam", "conv", "convert", "linear", "loss", "passes"):
-        for stored in Path(run_forward.stats.cache_path).glob(f"{name}.*.nbi"):
-            with contextlib.suppress(OSError):  # another process may be doing the same
+    for source in sources.glob("*.py"):
+        for stored in Path(run_forward.stats.cache_path).glob(f"{source.stem}.*.nbi"):
+            with contextlib.suppress(OSError):  # another process may delete it at the same time
                 if stored.stat().st_mtime < changed:
                     stored.unlink()
 
 
 def _launch_threads() -> None:
-    """Start numba's threads now: starting them sets the number of threads of OpenMP, which is torch's own, to all."""
+    """Start numba's threads and keep torch's number of threads, which starting them would change."""
     threads = torch.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     torch.set_num_threads(threads)
 
 

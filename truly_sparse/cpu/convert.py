@@ -1,4 +1,4 @@
-"""Into and out of the form in which a chain's layers read and write (``records.py``), in the words of ``simd.py``."""
+"""Compiled copies between the caller's tensors and the form in which layers store activations (``records.py``)."""
 # Compiled functions have no type hints: numba infers them.
 # ruff: noqa: ANN001, ANN201
 
@@ -9,7 +9,7 @@ from .simd import compiled, first_lanes, floats, load, store, transpose, zeros
 
 @compiled
 def take_in(call, at, to, row, group, pixels):
-    """Bring pixels that lie side by side in ``call.source``, from number ``at`` on, to ``to``, in a form of ours."""
+    """Copy adjacent pixels of ``call.source``, from pixel ``at`` on, to address ``to``, in the layers' form."""
     source, sample, pixel, target = floats(call.source), call.source_sample, call.source_pixel, floats(to)
     for b in range(0, call.lanes, 16):
         here, keep = b // 16 * group, call.batch - b
@@ -19,7 +19,7 @@ def take_in(call, at, to, row, group, pixels):
                 store(target, here + j * row, first_lanes(keep, values))
         elif keep >= 16 and pixels >= 16:
             for j in range(0, pixels, 16):
-                first = min(j, pixels - 16)  # the last block may overlap the one before
+                first = min(j, pixels - 16)  # the last block may overlap the previous one
                 transpose(source, b * sample + at + first, sample, target, here + first * row, row)
         else:
             for j in range(pixels):
@@ -30,7 +30,7 @@ def take_in(call, at, to, row, group, pixels):
 
 @compiled
 def take_in_images(call, to, row, group, width, plane, height, across, first, last):
-    """Bring channels ``first`` to ``last``, images of height × across pixels."""
+    """Copy channels ``first`` to ``last``, images of height × across pixels."""
     for c in range(first, last):
         for i in range(height):
             place = to + 4 * (c * plane + i * width) * row
@@ -39,7 +39,7 @@ def take_in_images(call, to, row, group, width, plane, height, across, first, la
 
 @compiled
 def hand_out(call, plan, first, last):
-    """Bring channels ``first`` to ``last`` of the gradient of the input, which lies padded, to where it is wanted."""
+    """Copy channels ``first`` to ``last`` of the padded gradient of the input to the caller's tensor."""
     dx, result, zero = floats(call.dx), floats(call.result), zeros(16)
     for c in range(first, last):
         for i in range(plan.height):

@@ -1,8 +1,8 @@
-"""Which weights exist, in the order in which kernels meet them: by output (forward) and by input (backward).
+"""The positions of a layer's weights, in the two orders that kernels need: by output and by input.
 
-An index is built from sorted flat positions in the dense weight, once per change of topology, and never changes.
-Everything is checked here, because compiled kernels check nothing. Positions are kept in the narrowest type that holds
-them (2 bytes below 65,536 rows or columns); nothing has the size of the dense weight.
+An index is built from sorted flat positions in the dense weight at each change of the topology, and never changes
+itself. All checks are made here, because compiled kernels check nothing. Positions use the narrowest type that holds
+them (2 bytes up to 65,536 rows or columns). No array has the size of the dense weight.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ..arguments import shown
 from ..errors import InvalidArgumentError
 from ..topology import check_connections
 
-MOST = 2**32  # weights of a layer: kernels count them in 4 bytes
-CHUNKS = 64  # pieces of work of equal nonzeros; their number is fixed, so that results do not depend on the threads
-# By input, weights come from all over ``values``, and those of a large layer lie on more pages of memory than a CPU
-# keeps in mind: it goes block by block of its outputs. A block has at least BLOCK weights, RUN of an input on average.
+MOST = 2**32  # weights of a layer; kernels store their numbers in 4 bytes
+CHUNKS = 64  # pieces of work with equal numbers of nonzeros; fixed, so that results do not depend on the threads
+# In the order by input, consecutive weights are far apart in ``values``. In a large layer they lie on more memory pages
+# than the TLB holds, so the outputs are divided into blocks of at least BLOCK weights, on average RUN per input.
 BLOCK, RUN = 2**20, 8
 
 
@@ -29,17 +29,17 @@ _numbers = itertools.count()
 
 
 class _Index:
-    """Compiled code is given addresses of an index's arrays: copies share them, pickles build their own.
+    """Common base. Compiled code receives addresses of an index's arrays, so copies share them; pickles rebuild them.
 
     Attributes:
-        number: no other index in this process has it, or ever will.
-        programs: what ``program.py`` prepared for chains that begin with this index; dropped together with it.
+        number: unique in this process.
+        programs: the programs of chains that begin with this index (``program.py``).
     """
 
     def __copy__(self) -> Any:
         return self
 
-    def __deepcopy__(self, memo: dict) -> Any:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return self
 
 
@@ -51,10 +51,10 @@ class LinearIndex(_Index):
         shape: ``(out, in)``.
         indptr: ``values[indptr[o]:indptr[o + 1]]`` are the weights of output ``o``; int64 ``[out + 1]``.
         cols: their inputs; uint16 or uint32 ``[nnz]``.
-        t_indptr: the same by block of outputs, then by input: those of input ``i`` in block ``b`` are number
-            ``t_indptr[b * in + i]`` to ``t_indptr[b * in + i + 1]``; int64 ``[blocks * in + 1]``.
-        t_rows: the outputs that inputs reach; uint16 or uint32 ``[nnz]``.
-        t_perm: where the weights of these stand in ``values``; uint32 ``[nnz]``.
+        t_indptr: the order by block of outputs, then by input: weights ``t_indptr[b * in + i]`` to
+            ``t_indptr[b * in + i + 1]`` belong to input ``i`` in block ``b``; int64 ``[blocks * in + 1]``.
+        t_rows: their outputs; uint16 or uint32 ``[nnz]``.
+        t_perm: their positions in ``values``; uint32 ``[nnz]``.
         row_chunks: borders between outputs of about equal work; int64 ``[≤ CHUNKS + 1]``.
         col_chunks: borders between inputs of about equal work; int64 ``[≤ CHUNKS + 1]``.
     """
@@ -68,8 +68,8 @@ class LinearIndex(_Index):
     row_chunks: np.ndarray
     col_chunks: np.ndarray
     number: int = field(default_factory=_numbers.__next__, repr=False)
-    programs: dict = field(default_factory=dict, repr=False)
-    _places: dict = field(default_factory=dict, repr=False)
+    programs: dict[Any, Any] = field(default_factory=dict, repr=False)
+    _places: dict[torch.device, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         rows, columns = self.shape
@@ -94,9 +94,10 @@ class LinearIndex(_Index):
         indptr = np.searchsorted(positions, np.arange(shape[0] + 1) * shape[1])
         nnz, inputs = len(positions), int(shape[1])
         blocks = max(1, min(nnz // BLOCK, nnz // (RUN * max(inputs, 1))))
-        cols = np.empty(nnz, _unsigned(inputs))
-        np.remainder(positions, max(inputs, 1), out=cols, casting="unsafe")  # without an array of wider numbers
-        t_rows, t_perm = np.empty(nnz, _unsigned(shape[0])), np.empty(nnz, np.uint32)
+        cols: np.ndarray = np.empty(nnz, _unsigned(inputs))
+        np.remainder(positions, max(inputs, 1), out=cols, casting="unsafe")  # needs no array of wider numbers
+        t_rows: np.ndarray = np.empty(nnz, _unsigned(shape[0]))
+        t_perm = np.empty(nnz, np.uint32)
         sizes = np.empty((blocks, inputs), np.int64)  # weights of each block and input
         borders = np.searchsorted(indptr, np.linspace(0, nnz, blocks + 1))  # of the outputs of each block
         for block, (top, bottom) in enumerate(itertools.pairwise(borders)):
@@ -116,7 +117,7 @@ class LinearIndex(_Index):
             _chunks(np.concatenate([[0], np.cumsum(sizes.sum(0))])),
         )
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return LinearIndex.build, (self.flat(), self.shape)
 
     @property
@@ -126,12 +127,12 @@ class LinearIndex(_Index):
 
     @property
     def blocks(self) -> int:
-        """The number of blocks of outputs that ``t_indptr`` tells apart."""
+        """The number of blocks of outputs in ``t_indptr``."""
         return (self.t_indptr.size - 1) // max(self.shape[1], 1)
 
     @property
     def largest_piece(self) -> int:
-        """How many weights of a block the inputs between two ``col_chunks`` have at most."""
+        """The largest number of weights in one block between two ``col_chunks``."""
         starts = self.shape[1] * np.arange(self.blocks)[:, None] + self.col_chunks
         return int(np.diff(self.t_indptr[starts]).max(initial=0))
 
@@ -142,16 +143,17 @@ class LinearIndex(_Index):
         return sum(array.nbytes for array in arrays)
 
     def flat(self) -> torch.Tensor:
-        """Return the flat positions again: int64 ``[nnz]``, sorted (computed, not stored)."""
+        """Return the flat positions: int64 ``[nnz]``, sorted (computed, not stored)."""
         rows = np.repeat(np.arange(self.shape[0]), np.diff(self.indptr).astype(np.int64))
         return torch.from_numpy(rows * self.shape[1] + self.cols.astype(np.int64))
 
     def coordinates(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return rows and columns as int64 tensors ``[nnz]`` on a device, for ``reference.py``; kept once made."""
+        """Return rows and columns as int64 tensors ``[nnz]`` on a device, for ``reference.py``; cached."""
         if device not in self._places:
             flat = self.flat().to(device)
             self._places[device] = flat // max(self.shape[1], 1), flat % max(self.shape[1], 1)
-        return self._places[device]
+        rows, columns = self._places[device]
+        return rows, columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,8 +176,8 @@ class ConvIndex(_Index):
     indptr: np.ndarray
     taps: np.ndarray
     number: int = field(default_factory=_numbers.__next__, repr=False)
-    programs: dict = field(default_factory=dict, repr=False)
-    _places: dict = field(default_factory=dict, repr=False)
+    programs: dict[Any, Any] = field(default_factory=dict, repr=False)
+    _places: dict[torch.device, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         out, channels, *kernel = self.shape
@@ -212,15 +214,15 @@ class ConvIndex(_Index):
         c += o // max(out // groups, 1) * channels
         return cls(
             (int(out), int(channels), int(height), int(width)),
-            tuple(stride),
-            tuple(padding),
-            tuple(dilation),
+            (stride[0], stride[1]),
+            (padding[0], padding[1]),
+            (dilation[0], dilation[1]),
             groups,
             np.searchsorted(o, np.arange(out + 1)).astype(np.int64),
             np.stack([c, dy, dx], axis=1).astype(np.int32),
         )
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         geometry = (self.stride, self.padding, self.dilation, self.groups)
         return ConvIndex.build, (self.flat(), self.shape, *geometry)
 
@@ -235,17 +237,18 @@ class ConvIndex(_Index):
         return sum(array.nbytes for array in (self.indptr, self.taps))
 
     def flat(self) -> torch.Tensor:
-        """Return the flat positions again: int64 ``[nnz]``, sorted (computed, not stored)."""
+        """Return the flat positions: int64 ``[nnz]``, sorted (computed, not stored)."""
         o = np.repeat(np.arange(self.shape[0]), np.diff(self.indptr))
         c, dy, dx = self.taps.astype(np.int64).T
         _, channels, height, width = self.shape
         return torch.from_numpy(((o * channels + c % max(channels, 1)) * height + dy) * width + dx)
 
     def places(self, device: torch.device) -> torch.Tensor:
-        """Return :meth:`flat` on a device, for ``reference.py``; kept once made."""
+        """Return :meth:`flat` on a device, for ``reference.py``; cached."""
         if device not in self._places:
             self._places[device] = self.flat().to(device)
-        return self._places[device]
+        places: torch.Tensor = self._places[device]
+        return places
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Return height and width after the convolution.
@@ -254,10 +257,10 @@ class ConvIndex(_Index):
             InvalidArgumentError: the kernel is larger than the padded input.
         """
         geometry = zip((height, width), self.padding, self.dilation, self.shape[2:], self.stride, strict=True)
-        size = tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in geometry)
-        if min(size) < 1:
+        rows, columns = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in geometry)
+        if min(rows, columns) < 1:
             raise InvalidArgumentError(f"a {height}×{width} input is smaller than the kernel {self.shape[2:]}; pad it.")
-        return size
+        return rows, columns
 
 
 def _checked(flat: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
@@ -269,7 +272,7 @@ def _checked(flat: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
     return positions
 
 
-# What compiled code reads without looking: each array in its type, one piece of memory, and nothing points outside.
+# Compiled code reads these arrays without checks: their types, contiguity and ranges must be right.
 
 
 def _check_array(name: str, array: np.ndarray, fits: bool) -> None:
@@ -309,6 +312,6 @@ def _stable_order(numbers: np.ndarray) -> np.ndarray:
 
 
 def _chunks(indptr: np.ndarray) -> np.ndarray:
-    work = indptr + np.arange(len(indptr))  # an empty row costs something too
+    work = indptr + np.arange(len(indptr))  # each row adds a constant cost
     borders = np.searchsorted(work, np.linspace(0, work[-1], CHUNKS + 1))
     return np.unique(np.concatenate([[0], borders, [len(indptr) - 1]])).astype(np.int64)

@@ -1,10 +1,10 @@
-"""The compiled loops of a linear layer, in the words of ``simd.py``, on the records of ``program.py``.
+"""The compiled loops of a linear layer.
 
-Forward goes by output. Backward goes by input, where the gradients of the input and of the weights share their loads;
-where nobody wants the input's, by output.
+The forward pass goes by output. The backward pass goes by input, where the gradients of input and weights share their
+loads; if the gradient of the input is not needed, it goes by output.
 """
-# Compiled functions have no type hints: numba infers them. Names stand for the same thing everywhere: x, y, g, dx are
-# activations and gradients, x_row … the floats from one of their rows to the next, b the first lane of the batch tile.
+# Compiled functions have no type hints: numba infers them. Names mean the same everywhere: x, y, g, dx are activations
+# and gradients; x_row … the floats from one of their rows to the next; b the first lane of the batch tile.
 # ruff: noqa: ANN001, ANN201, ANN202
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from .simd import (
     zeros,
 )
 
-# Lanes of the batch that are added up at a time; a CPU without AVX-512 has no registers for more than 32.
+# Lanes of the batch per register tile; a CPU without AVX-512 has registers for at most 32.
 TILES = (64, 32, 16) if NATIVE == 16 else (32, 16)
-SIDE_BY_SIDE = 64  # features that a thread takes in at a time: whole blocks of 16 are transposed in registers
+SIDE_BY_SIDE = 64  # features that a thread copies at a time; blocks of 16 are transposed in registers
 
 
 @compiled
@@ -44,7 +44,7 @@ def _add_rows(call, first, last, b, zero, indptr, cols):
     x, x_row, y, y_row = floats(call.x), call.x_row, floats(call.y), call.y_row
     values, bias, relu = floats(call.values), floats(call.bias), call.relu
     for o in range(first, last):
-        even, odd = splat(bias[o], zero), zero  # two sums, so that none waits for the one before
+        even, odd = splat(bias[o], zero), zero  # two independent sums hide the latency of the additions
         k, end = indptr[o], indptr[o + 1]
         while k + 1 < end:
             even = fma(values[k], load(x, cols[k] * x_row + b, zero), even)
@@ -98,9 +98,9 @@ def _take_in_by_all(calls, plans, i):
 
 @compiled
 def linear_forward(calls, plans, i):
-    """Do the forward pass of linear layer number ``i`` of a chain with all threads, a thread one tile after the other.
+    """Run the forward pass of linear layer ``i`` of a chain with all threads, tile by tile.
 
-    The part of the input that a tile reads then stays in the cache while all outputs pass.
+    The part of the input that a tile reads then stays in the cache for all outputs.
     """
     if calls[i].source:
         _take_in_by_all(calls, plans, i)
@@ -114,7 +114,7 @@ def linear_forward(calls, plans, i):
 
 @compiled
 def linear_forward_alone(call, plan):
-    """Do the forward pass of a linear layer with the thread that calls."""
+    """Run the forward pass of a linear layer in the calling thread."""
     if call.source:
         _take_in_features(call, 0, plan.inputs)
     b = 0
@@ -126,7 +126,7 @@ def linear_forward_alone(call, plan):
 
 @compiled
 def _mask_rows(call, first, last):
-    """masked = the gradient of y where ReLU let it pass, zeros in the padding; dbias = its sums over the batch."""
+    """Write ``masked``, the gradient before ReLU with zeros in the padding, and ``dbias``, its sums over the batch."""
     g, masked, y, dbias = floats(call.g), floats(call.masked), floats(call.y), floats(call.dbias)
     for o in range(first, last):
         over_batch = zeros(16)
@@ -141,7 +141,7 @@ def _mask_rows(call, first, last):
 
 @compiled
 def _dot_rows(call, first, last, b, zero, indptr, cols):
-    """By output: each weight's gradient is output gradient · input, a dot product over the batch."""
+    """Compute the weights' gradients by output: dot products of output gradient and input over the batch."""
     x, x_row, g, g_row = floats(call.x), call.x_row, floats(call.masked), call.masked_row
     dvalues, batch = floats(call.dvalues), call.batch - b
     for o in range(first, last):
@@ -174,7 +174,7 @@ def _dots(call, plan, first, last):
 
 @compiled
 def _store_input_gradient(call, i, b, tile, row):
-    """Write the input's gradient; if a linear layer lies before, all that would be left of its _mask_rows is done."""
+    """Write the input's gradient. If the layer before is linear, this also does the work of its ``_mask_rows``."""
     if call.dbias_before:
         dbias = floats(call.dbias_before)
         tile = first_lanes(call.batch - b, tile)
@@ -186,18 +186,17 @@ def _store_input_gradient(call, i, b, tile, row):
 
 @compiled
 def _product(g, at, value, tile, row, like):
-    """One weight: what it adds to the input's gradient, and its own gradient, not yet added up over the lanes."""
+    """Return the input's gradient with one weight added, and that weight's gradient before the sum over lanes."""
     gradient = load(g, at, tile)
     return fma(value, gradient, tile), products(row, gradient, like)
 
 
 @compiled
 def _add_columns(call, first, last, b, zero, begun, done, indptr, rows, perm, scratch):
-    """By input: its gradient is the sum of weight × output gradient; the weights' gradients share the loads.
+    """Compute the gradients of input and weights, by input; they share the loads of the output's gradient.
 
-    It is ``begun`` where blocks of outputs have been added up before, and ``done`` where none follow. The weights' wait
-    in ``scratch`` until the last input is done: a store whose place is only just known would hold up the loads behind
-    it.
+    ``begun``: sums over earlier blocks of outputs are in ``dx`` already. ``done``: no more blocks follow. The weights'
+    gradients are stored in ``scratch`` first: a store to a just computed address would delay the loads after it.
     """
     x, x_row, g, g_row = floats(call.x + 4 * b), call.x_row, floats(call.masked + 4 * b), call.masked_row
     dx, dx_row, values, dvalues = floats(call.dx + 4 * b), call.dx_row, floats(call.values), floats(call.dvalues)
@@ -205,7 +204,7 @@ def _add_columns(call, first, last, b, zero, begun, done, indptr, rows, perm, sc
     for i in range(first, last):
         row = first_lanes(call.batch - b, load(x, i * x_row, zero))
         even = load(dx, i * dx_row, zero) if begun else zero
-        odd = zero  # two sums, so that none waits for the one before
+        odd = zero  # two independent sums hide the latency of the additions
         k, end = indptr[i], indptr[i + 1]
         while k + 8 <= end:
             even, p = _product(g, rows[k] * g_row, values[perm[k]], even, row, like)
@@ -248,7 +247,7 @@ def _columns_of(call, plan, first, last, block, b, width, rows, scratch):
 
 @compiled
 def _columns(call, plan, first_piece, last_piece, scratch):
-    """All blocks of outputs and tiles of the batch, for some pieces of the inputs."""
+    """Process some pieces of the inputs, for all blocks of outputs and all tiles of the batch."""
     borders = longs(plan.col_chunks)
     for block in range(plan.blocks):
         b = 0
@@ -279,7 +278,7 @@ def _dots_by_all(calls, plans, i):
 
 @parallel
 def _columns_by_all(calls, plans, i):
-    """A piece depends on no other, so that threads need not wait for one another between blocks and tiles."""
+    """Pieces are independent, so threads do not wait for each other between blocks and tiles."""
     for thread in prange(calls[i].threads):
         pieces, threads = plans[i].col_pieces, calls[i].threads
         scratch = calls[i].scratch + get_thread_id() * calls[i].scratch_bytes
@@ -300,7 +299,7 @@ def _take_in_gradients_by_all(calls, plans, i):
 
 @compiled
 def linear_backward(calls, plans, i):
-    """Do the backward pass of linear layer number ``i`` of a chain with all threads."""
+    """Run the backward pass of linear layer ``i`` of a chain with all threads."""
     if calls[i].source:
         _take_in_gradients_by_all(calls, plans, i)
     if calls[i].to_mask:
@@ -313,7 +312,7 @@ def linear_backward(calls, plans, i):
 
 @compiled
 def linear_backward_alone(call, plan):
-    """Do the backward pass of a linear layer with the thread that calls."""
+    """Run the backward pass of a linear layer in the calling thread."""
     if call.source:
         _take_in_gradients(call, 0, plan.outputs)
     if call.to_mask:

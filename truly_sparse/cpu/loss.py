@@ -1,6 +1,6 @@
-"""The compiled loss of a classifier, and the gradient with which the backward pass begins."""
-# Compiled functions have no type hints: numba infers them. y and g are addresses of logits and of their gradients,
-# batch innermost, y_row and g_row the floats from class to class; labels the address of int64 class numbers.
+"""The compiled cross-entropy of a classifier, and its gradient."""
+# Compiled functions have no type hints: numba infers them. y and g are addresses of logits and their gradients, batch
+# innermost; y_row and g_row the floats from class to class; labels the address of int64 class numbers.
 # ruff: noqa: ANN001, ANN201
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from .simd import compiled, floats, longs
 
 @compiled
 def cross_entropy(y, y_row, g, g_row, labels, classes, batch, first, last, outcome):
-    """Of samples ``first`` to ``last`` of ``batch``: the gradients of the mean loss.
+    """Compute the gradients of the mean loss for samples ``first`` to ``last`` of ``batch``.
 
-    ``outcome`` becomes the sum of their losses, how many are right (the first of equals counts), and how many labels
-    are no class; the gradients of those mean nothing.
+    Writes to ``outcome`` the sum of their losses, the number of correct samples (of equal logits the first counts), and
+    the number of labels outside the classes, whose gradients are meaningless.
     """
     logits, gradients, wanted = floats(y), floats(g), longs(labels)
     loss, right, outside, share = 0.0, 0, 0, np.float32(1 / batch)

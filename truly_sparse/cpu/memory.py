@@ -1,9 +1,9 @@
-"""The batch-innermost memory format: ordinary ``[B, F]`` and ``[B, C, H, W]`` tensors whose strides put the batch last.
+"""The batch-innermost memory format: ``[B, F]`` and ``[B, C, H, W]`` tensors whose strides put the batch last.
 
-A format in the sense of torch's ``channels_last``: shapes and results are those of any tensor, only the strides tell.
-One feature's batch is one *row* of contiguous floats, so one nonzero weight is one multiply-add over a row. Rows start
-on 64 bytes and are a multiple of 16 floats long. The floats between batch size and row end are padding: any value may
-stand there (kernels mask it where it could leak).
+It is a memory format like torch's ``channels_last``: shapes and results are as usual, only the strides differ. The
+batch of one feature is one *row* of contiguous floats, so one nonzero weight is one multiply-add over a row. Rows are
+aligned to 64 bytes and padded to a multiple of 16 floats. The padding may hold any value; kernels mask it where it
+matters.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ..arguments import shown
 from ..errors import InvalidArgumentError
 
 LANES = 16  # floats to a vector: one 64-byte cache line
-LENT_AT_MOST, KEPT_AT_MOST = 2**24, 8  # bytes of a piece of memory that is kept for the next pass, and pieces
+LENT_AT_MOST, KEPT_AT_MOST = 2**24, 8  # bytes of a buffer that is kept for the next pass, and number of buffers
 _lock = threading.Lock()
-_kept: list[tuple[int, torch.Tensor, weakref.ref]] = []  # sizes, pieces, and who has each or had it last
-conversions = 0  # how many tensors were copied into this format since the import; a test counts with it
+_kept: list[tuple[int, torch.Tensor, weakref.ref[torch.Tensor]]] = []  # size, buffer, and its last user
+conversions = 0  # number of tensors copied into this format since the import, for tests
 
 
 def row_lanes(batch: int) -> int:
@@ -34,7 +34,7 @@ def row_lanes(batch: int) -> int:
 def row_floats(batch: int) -> int:
     """Return the floats from one row to the next in a tensor of this format."""
     row = max(row_lanes(batch), LANES)
-    # Rows a multiple of 256 bytes apart share cache sets, and a tile of each would evict the others.
+    # Rows whose distance is a multiple of 256 bytes share cache sets and would evict each other.
     return row + LANES if row > 64 and row % 64 == 0 else row
 
 
@@ -47,24 +47,24 @@ def empty_batch_innermost(shape: tuple[int, ...], dtype: torch.dtype = torch.flo
     if row == shape[0]:
         return torch.empty_strided(shape, strides(shape, row), dtype=dtype, device="cpu")
     whole = torch.empty(math.prod(shape[1:]) * row, dtype=dtype, device="cpu")
-    # Not a view of ``whole``: autograd forbids changing views in place, as a ReLU behind a layer may do.
+    # Not a view of ``whole``: autograd forbids in-place changes of such views, as by a ReLU after the layer.
     return torch.empty(0, dtype=dtype, device="cpu").set_(whole.untyped_storage(), 0, shape, strides(shape, row))
 
 
 def is_batch_innermost(x: torch.Tensor) -> bool:
-    """Tell whether kernels can read ``x`` (floating, ``[B, F]`` or ``[B, C, H, W]``) where it lies."""
+    """Tell whether ``x`` (floating, ``[B, F]`` or ``[B, C, H, W]``) is in this format, so that kernels can read it."""
     if not isinstance(x, torch.Tensor) or x.dim() not in (2, 4):
         raise InvalidArgumentError(f"x={shown(x)}; give activations [B, F] or [B, C, H, W].")
     batch, row = x.shape[0], x.stride(-1)
     if x.stride() != strides(x.shape, row) or row % LANES or row < batch or x.data_ptr() % 64:
         return False
-    # A row that is shorter than its padding may be the storage's last: kernels read its padding too.
+    # Kernels read the padding of the last row too, so the storage must hold it.
     read = x.storage_offset() + (math.prod(x.shape[1:]) - 1) * row + row_lanes(batch)
-    return batch % LANES == 0 or read * x.element_size() <= x.untyped_storage().nbytes()
+    return batch % LANES == 0 or bool(read * x.element_size() <= x.untyped_storage().nbytes())
 
 
 def to_batch_innermost(x: torch.Tensor) -> torch.Tensor:
-    """Return ``x`` (float32, CPU) in the batch-innermost format: itself where it already is, else one copy.
+    """Return ``x`` (float32, CPU) in the batch-innermost format: ``x`` itself, or one copy.
 
     Raises:
         InvalidArgumentError: ``x`` is not ``[B, F]`` or ``[B, C, H, W]``.
@@ -74,7 +74,9 @@ def to_batch_innermost(x: torch.Tensor) -> torch.Tensor:
         return x
     conversions += 1
     y = empty_batch_innermost(x.shape, x.dtype)
-    rows = x.reshape(len(x), math.prod(x.shape[1:])).t()  # torch transposes matrices block by block, and only those
+    rows = x.reshape(
+        len(x), math.prod(x.shape[1:])
+    ).t()  # torch transposes matrices in blocks, other shapes element by element
     y.as_strided(rows.shape, (y.stride(-1), 1)).copy_(rows if y.stride(-1) == len(x) else rows.contiguous())
     return y
 
@@ -89,10 +91,10 @@ def strides(shape: tuple[int, ...], row: int) -> tuple[int, ...]:
 
 
 def borrow(size: int) -> torch.Tensor:
-    """Return uninitialised memory, uint8 ``[size]``, that goes back by itself when nobody holds the tensor any more.
+    """Return uninitialised memory, uint8 ``[size]``. Buffers are cached by size and reused once the tensor is deleted.
 
-    Fresh memory costs a page fault for every 4 KiB, more than a small layer's arithmetic, and is in no cache. Views of
-    the tensor do not hold it: what outlives it has to be copied.
+    Newly allocated memory costs a page fault per 4 KiB, more than the arithmetic of a small layer. A view of the tensor
+    does not keep the buffer: data that is needed longer must be copied.
     """
     if not 0 < size <= LENT_AT_MOST:
         return torch.empty(size, dtype=torch.uint8, device="cpu")

@@ -1,7 +1,7 @@
-"""The compiled passes through a chain: say where everything is, then let threads take layers or spans of the batch."""
+"""The compiled passes through a chain: fill in the addresses, then distribute layers or spans over the threads."""
 # Compiled functions have no type hints: numba infers them. calls[span, stage] and plans[stage] are records; numbers is
-# the memory of calls as plain integers; link holds addresses, bases, offsets, by_span and by_thread; cut is the number
-# of samples, that of a span, and that of threads.
+# the memory of calls as integers; link holds addresses, bases, offsets, by_span and by_thread; cut holds the numbers of
+# samples, of samples in a span, and of threads.
 # ruff: noqa: ANN001, ANN201, ANN202
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import math
 from numba import get_thread_id, prange
 
 from .adam import adam, count_step
-from .conv import conv_backward, conv_backward_alone, conv_forward, conv_forward_alone
+from .conv_backward import conv_backward, conv_backward_alone
+from .conv_forward import conv_forward, conv_forward_alone
 from .linear import linear_backward, linear_backward_alone, linear_forward, linear_forward_alone
 from .loss import cross_entropy
-from .program import GRAD, GRAD_ROW, GRADIENTS, PARTIAL, STEPS, Y_ROW, Y
+from .plan import GRAD, GRAD_ROW, GRADIENTS, PARTIAL, STEPS, Y_ROW, Y
 from .records import LINEAR
 from .simd import add, compiled, floats, load, parallel, store, zeros
 
-PIECES = 64  # of the work before and after the layers; fixed, so that results do not depend on the threads
+PIECES = 64  # pieces of a sum or an update; fixed, so that results do not depend on the number of threads
 
 
 @compiled
@@ -60,7 +61,7 @@ def _forward_spans(calls, numbers, link, cut, plans):
 
 @compiled
 def run_forward(calls, numbers, link, cut, plans):
-    """Do the forward pass of a chain."""
+    """Run the forward pass of a chain."""
     if len(calls) == 1:
         _link(calls[0], numbers[0], link, cut, 0, 0)
         _forward_layers(calls[0], plans)
@@ -95,7 +96,7 @@ def _backward_spans(calls, numbers, link, cut, plans):
 
 @compiled
 def _add_up(spans, size, partial, result, first, last):
-    """Gradients ``first`` to ``last`` of all spans."""
+    """Sum gradients ``first`` to ``last`` over all spans."""
     parts, sums, k = floats(partial), floats(result), first
     while k + 16 <= last:
         numbers = load(parts, k, zeros(16))
@@ -113,7 +114,7 @@ def _add_up(spans, size, partial, result, first, last):
 
 @compiled
 def _border(size, piece):
-    """Where piece number ``piece`` of ``size`` numbers begins: at a whole vector."""
+    """Return the first number of piece ``piece`` of ``size`` numbers: the start of a whole vector."""
     return size * piece // PIECES // 16 * 16 if piece < PIECES else size
 
 
@@ -125,7 +126,7 @@ def _add_up_all(spans, size, partial, result):
 
 @compiled
 def run_backward(calls, numbers, link, cut, plans, size):
-    """Do the backward pass of a chain with ``size`` gradients of values and biases."""
+    """Run the backward pass of a chain with ``size`` gradients of values and biases."""
     if len(calls) == 1:
         _link(calls[0], numbers[0], link, cut, 0, 0)
         _backward_layers(calls[0], plans)
@@ -158,7 +159,7 @@ def _step_spans(calls, numbers, link, cut, plans, b_calls, b_numbers, b_link, b_
 
 @compiled
 def _update(spans, size, addresses, weights, settings, factors, piece):
-    """Add up a piece of all gradients, and update the weights that they belong to."""
+    """Sum a piece of all gradients, and update the weights that belong to it."""
     first, last = _border(size, piece), _border(size, piece + 1)
     gradients, steps = addresses[GRADIENTS], addresses[STEPS]
     if spans > 1:
@@ -195,7 +196,7 @@ def run_step(
     classes,
     outcome,
 ):
-    """Do a step of training. Where the loss is not finite or a label is no class, nothing is updated."""
+    """Run a training step. If the loss is not finite or a label is no class, nothing is updated."""
     if len(calls) == 1:
         _link(calls[0], numbers[0], link, cut, 0, 0)
         _forward_layers(calls[0], plans)

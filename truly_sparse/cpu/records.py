@@ -1,68 +1,71 @@
-"""What compiled code is told of a layer: a ``Call``, where the tensors of this pass are, and a ``Plan`` of the work.
+"""The arguments of compiled code: for each layer a ``Call`` (the tensors of this pass) and a ``Plan`` (the work).
 
-Both are plain integers (addresses, sizes, yes or no) in an array of records, one record for each layer of a chain: one
-call from Python then does any number of layers. ``Weights`` are the same for what an optimizer updates.
+Both hold integers only (addresses, sizes, flags), in an array of records with one record per layer of a chain, so that
+one call from Python runs any number of layers. ``Weights`` does the same for what an optimizer updates.
 
-Activations are told by an address and strides in floats: ``row`` from a pixel to the next, ``width`` pixels from a row
-of the image to the next, ``plane`` pixels from a channel to the next, ``group`` from 16 samples of the batch to the
-next 16, which lie side by side. A feature of a linear layer is a channel of one pixel.
+Activations are described by an address and strides: ``row`` floats from a pixel to the next, ``width`` pixels from a
+row of the image to the next, ``plane`` pixels from a channel to the next, ``group`` floats from 16 samples of the batch
+to the next 16. These 16 samples are adjacent. A feature of a linear layer is a channel of one pixel.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+# A number, or the number of a base address and the bytes from it (``plan.py``).
+Field: TypeAlias = int | tuple[int, int]
+
 
 class Call(NamedTuple):
-    """A span of the batch in one layer."""
+    """One layer's pass over one span of the batch."""
 
-    x: int
-    x_row: int
-    x_group: int
-    values: int
-    relu: int
-    pool: int
-    y: int = 0
-    y_row: int = 0
-    y_group: int = 0
-    y_width: int = 0
-    y_plane: int = 0
-    winners: int = 0  # which pixel of its window each pooled result is, [lanes / 16, C·H·W, 16]; 0: not remembered
-    bias: int = 0
-    scratch: int = 0  # where threads may work, scratch_bytes for each
-    scratch_bytes: int = 0
-    # a tensor that has to be brought into the form of x (forward) or of g (backward) first; 0 where there is none
-    source: int = 0
-    source_sample: int = 0  # floats from sample to sample (0: batch innermost), and from pixel to pixel
-    source_pixel: int = 0
+    x: Field
+    x_row: Field
+    x_group: Field
+    values: Field
+    relu: Field
+    pool: Field
+    y: Field = 0
+    y_row: Field = 0
+    y_group: Field = 0
+    y_width: Field = 0
+    y_plane: Field = 0
+    winners: Field = 0  # which pixel of its window each result is, [lanes / 16, C·H·W, 16]; 0: not stored
+    bias: Field = 0
+    scratch: Field = 0  # scratch memory of the threads, scratch_bytes each
+    scratch_bytes: Field = 0
+    # a tensor to copy into the form of x (forward) or of g (backward) first; 0: none
+    source: Field = 0
+    source_sample: Field = 0  # floats from sample to sample (0: batch innermost), and from pixel to pixel
+    source_pixel: Field = 0
     # backward
-    g: int = 0  # gradient of y
-    g_row: int = 0
-    g_group: int = 0
-    g_width: int = 0
-    g_plane: int = 0
-    masked: int = 0  # the same where ReLU let it pass (linear layers)
-    masked_row: int = 0
-    to_mask: int = 0  # whether that is still to do, and dbias; if not, the layer behind has done it
-    dx: int = 0  # in x's form but for its row; 0 where nobody wants it
-    dx_row: int = 0
-    result: int = 0  # where dx has to be brought in the end; 0 if it is there already
-    result_row: int = 0
-    dvalues: int = 0
-    dbias: int = 0
-    dbias_before: int = 0  # of the layer before, if both are linear
-    relu_before: int = 0
-    pieces: int = 0  # gradients of each piece of the batch (convolutions that threads share)
-    # filled in by compiled code
-    batch: int = 0  # samples of the span
-    lanes: int = 0  # the same rounded up to whole groups
-    threads: int = 0  # that share the work
+    g: Field = 0  # gradient of y
+    g_row: Field = 0
+    g_group: Field = 0
+    g_width: Field = 0
+    g_plane: Field = 0
+    masked: Field = 0  # the gradient before ReLU (linear layers)
+    masked_row: Field = 0
+    to_mask: Field = 0  # whether to compute masked and dbias; if not, the next layer has done it
+    dx: Field = 0  # in the form of x, except for its row; 0: not needed
+    dx_row: Field = 0
+    result: Field = 0  # where to copy dx in the end; 0: dx is there already
+    result_row: Field = 0
+    dvalues: Field = 0
+    dbias: Field = 0
+    dbias_before: Field = 0  # of the layer before, if both are linear
+    relu_before: Field = 0
+    pieces: Field = 0  # gradients of each piece of the batch (convolutions shared by threads)
+    # set by compiled code
+    batch: Field = 0  # samples of the span
+    lanes: Field = 0  # the same rounded up to whole groups
+    threads: Field = 0  # that share the work
 
 
 class Plan(NamedTuple):
-    """How a layer's index lies in memory and how its work is cut into pieces; the same in every pass."""
+    """The addresses of a layer's index, and the division of its work into pieces; the same in every pass."""
 
     kind: int  # LINEAR or CONV
     nnz: int
@@ -86,7 +89,7 @@ class Plan(NamedTuple):
     row_pieces: int = 0
     col_chunks: int = 0
     col_pieces: int = 0
-    # convolution: x lies with its zero padding written out, in images of rows × columns pixels
+    # convolution: x is stored with its zero padding, in images of rows × columns pixels
     stride_y: int = 0
     stride_x: int = 0
     pad_y: int = 0
@@ -94,19 +97,19 @@ class Plan(NamedTuple):
     rows: int = 0
     columns: int = 0
     plane: int = 0  # pixels from channel to channel
-    offsets: int = 0  # floats from a window's first pixel to the one that each weight sees
-    by_input: int = 0  # of each weight by input: its number, and floats from a pixel to its gradient in g's images
+    offsets: int = 0  # of each weight: floats from the first pixel of a window to the pixel it multiplies
+    by_input: int = 0  # of each weight by input: its number, and floats from a pixel to its gradient in the images of g
     lead: int = 0  # pixels of zeros before these images
 
 
 class Weights(NamedTuple):
-    """Values or biases of a layer, as Adam sees them."""
+    """Values or biases of a layer, with their Adam state."""
 
     values: int
     means: int  # the moments
     squares: int
-    step: int  # one float: how often these were updated
-    start: int  # number of their first gradient among those of the chain
+    step: int  # one float: the number of updates so far
+    start: int  # position of their first gradient among those of the chain
     length: int
 
 

@@ -1,11 +1,11 @@
-"""The words that the kernels are written in: a vector of floats as one value, and the few things done to it.
+"""A vector type for numba, and the operations on it that the kernels use.
 
-A ``types.Type`` whose data model is LLVM's ``<lanes x float>`` and one ``@intrinsic`` per word: a vector then lives in
-registers, and LLVM splits it into whatever the CPU has. A vector of 64 floats is a *register tile* of 4×16. The width
-belongs to the type, so code that is handed a vector works for every width; ``zeros(64)`` makes the first one.
+``Vector`` is a numba type whose data model is LLVM's ``<lanes x float>``; each operation is an ``@intrinsic``. Vectors
+are held in registers, and LLVM splits them into the widths that the CPU has. A vector of 64 floats is a *register tile*
+of 4×16. The width is part of the type, so a function that takes a vector works for every width.
 
-Tensors arrive as addresses (``tensor.data_ptr()`` costs a tenth of a NumPy view) and become pointers here. Nothing is
-checked: whatever reaches these words was validated in ``index.py``, ``program.py``, ``door.py`` and ``training.py``.
+Tensors are passed as addresses (``tensor.data_ptr()`` costs a tenth of a NumPy view) and become pointers here. Nothing
+is checked here: ``index.py``, ``program.py``, ``entry.py`` and ``training.py`` validate all addresses and sizes.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from numba.core import cgutils, config, types
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic, models, register_model
 
-FASTMATH = {"contract", "reassoc", "nsz", "arcp"}  # all that vectorises; "nnan" would hide the NaN of a diverged run
+FASTMATH = {"contract", "reassoc", "nsz", "arcp"}  # allows vectorised sums; "nnan" would hide NaN
 _FLOAT, _INT, _BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(8)
 
-# Lanes of one register: where a tile of eight vectors has to stay in registers, these are its vectors.
-NATIVE = 16 if "+avx512f" in (config.CPU_FEATURES or get_host_cpu_features()) else 8
+# Lanes of one register: the width of the vectors in tiles that must fit into registers.
+NATIVE = 16 if "+avx512f" in (config.CPU_FEATURES or get_host_cpu_features()) else 8  # type: ignore[attr-defined]
 
-_options = {"cache": True, "fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
+_options: dict[str, Any] = {"cache": True, "fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
 compiled = njit(**_options)
-# Parallel functions write nothing themselves: numba takes a write through a pointer made there for dead code.
+# Parallel functions do not write to memory themselves: numba removes writes through pointers made there as dead code.
 parallel = njit(parallel=True, **_options)
 
 
@@ -45,7 +45,7 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, vector, ir.VectorType(_FLOAT, vector.lanes))
 
 
-def _word(result: Any, arguments: tuple, emit: Callable[[Any, list], Any]) -> tuple:
+def _word(result: Any, arguments: tuple[Any, ...], emit: Callable[[Any, list[Any]], Any]) -> tuple[Any, ...]:
     """What an intrinsic returns: its signature, and how the builder ``b`` emits it from the values ``v``."""
     return result(*arguments), lambda context, b, signature, v: emit(b, v)
 
@@ -59,7 +59,7 @@ def _at(b: Any, pointer: Any, index: Any, element: Any, lanes: int) -> Any:
     return b.bitcast(b.gep(pointer, [index]), ir.VectorType(element, lanes).as_pointer())
 
 
-def _llvm(b: Any, name: str, result: Any, values: list, **flags: Any) -> Any:
+def _llvm(b: Any, name: str, result: Any, values: list[Any], **flags: Any) -> Any:
     kind = ir.FunctionType(result, [value.type for value in values])
     return b.call(cgutils.get_or_insert_function(b.module, kind, "llvm." + name), values, **flags)
 
@@ -101,7 +101,7 @@ def splat(context: Any, number: Any, like: Any) -> Any:
 def load(context: Any, pointer: Any, index: Any, like: Any) -> Any:
     """``load(p, i, like)``: the vector, as wide as ``like``, that starts at ``p[i]``."""
 
-    def emit(b: Any, v: list) -> Any:
+    def emit(b: Any, v: list[Any]) -> Any:
         return b.load(_at(b, v[0], v[1], _FLOAT, like.lanes), align=4)
 
     return _word(like, (pointer, types.intp, like), emit)
@@ -111,7 +111,7 @@ def load(context: Any, pointer: Any, index: Any, like: Any) -> Any:
 def store(context: Any, pointer: Any, index: Any, vector: Any) -> Any:
     """``store(p, i, v)``: write ``v`` to ``p[i]`` and what follows."""
 
-    def emit(b: Any, v: list) -> Any:
+    def emit(b: Any, v: list[Any]) -> Any:
         b.store(v[2], _at(b, v[0], v[1], _FLOAT, vector.lanes), align=4)
 
     return _word(types.void, (pointer, types.intp, vector), emit)
@@ -121,7 +121,7 @@ def store(context: Any, pointer: Any, index: Any, vector: Any) -> Any:
 def transpose(context: Any, source: Any, at: Any, step: Any, target: Any, to: Any, row: Any) -> Any:
     """Write the 16×16 numbers ``source[at + step·n + m]`` to ``target[to + row·m + n]``."""
 
-    def emit(b: Any, v: list) -> Any:
+    def emit(b: Any, v: list[Any]) -> Any:
         def place(start: Any, stride: Any, n: int) -> Any:
             return b.add(start, b.mul(stride, stride.type(n)))
 
@@ -140,7 +140,7 @@ def transpose(context: Any, source: Any, at: Any, step: Any, target: Any, to: An
 def fma(context: Any, a: Any, x: Any, y: Any) -> Any:
     """``fma(a, x, y)``: a·x + y in one instruction; ``a`` is a vector or a number."""
 
-    def emit(b: Any, v: list) -> Any:
+    def emit(b: Any, v: list[Any]) -> Any:
         factor = v[0] if isinstance(a, Vector) else _splat(b, v[0], y.lanes)
         return _llvm(b, f"fma.v{y.lanes}f32", v[2].type, [factor, v[1], v[2]])
 
@@ -169,7 +169,7 @@ def root(context: Any, x: Any) -> Any:
 def flushed(context: Any, x: Any) -> Any:
     """``flushed(x)``: ``x``, but zero where it is too small for full speed: some CPUs take far longer for it."""
 
-    def emit(b: Any, v: list) -> Any:
+    def emit(b: Any, v: list[Any]) -> Any:
         smallest = ir.Constant(v[0].type, [2.0**-126] * x.lanes)
         size = _llvm(b, f"fabs.v{x.lanes}f32", v[0].type, v)
         return b.select(b.fcmp_ordered("<", size, smallest), ir.Constant(v[0].type, None), v[0])
@@ -181,7 +181,7 @@ def flushed(context: Any, x: Any) -> Any:
 def maximum(context: Any, x: Any, y: Any) -> Any:
     """``maximum(x, y)`` lane by lane; a NaN in either stays a NaN."""
 
-    def emit(b: Any, v: list) -> Any:
+    def emit(b: Any, v: list[Any]) -> Any:
         larger = b.select(b.fcmp_ordered(">", v[0], v[1]), v[0], v[1])  # y where either is NaN
         return b.select(b.fcmp_unordered("uno", v[0], v[0]), v[0], larger)
 
@@ -198,7 +198,7 @@ def total(context: Any, vector: Any) -> Any:
 def products(context: Any, x: Any, y: Any, like: Any) -> Any:
     """``products(x, y, like)``: x·y, its lanes added up to as many as ``like`` has."""
 
-    def emit(b: Any, v: list) -> Any:
+    def emit(b: Any, v: list[Any]) -> Any:
         def part(vector: Any, n: int) -> Any:
             lanes = ir.Constant(ir.VectorType(_INT, like.lanes), list(range(n, n + like.lanes)))
             return b.shuffle_vector(vector, vector, lanes)
@@ -217,7 +217,7 @@ def totals(context: Any, p: Any, q: Any, r: Any, s: Any, t: Any, u: Any, v: Any,
     """``totals(p, …, w)``: the eight sums over the lanes as a vector; each costs half of what a ``total`` does."""
     lanes, blocks = p.lanes, range(0, p.lanes, 4)
 
-    def emit(b: Any, vectors: list) -> Any:
+    def emit(b: Any, vectors: list[Any]) -> Any:
         def added(x: Any, y: Any, one: list[int], other: list[int]) -> Any:
             """One choice from the lanes of x (0, 1, …) and y (lanes, lanes + 1, …) plus another."""
             return b.fadd(*(b.shuffle_vector(x, y, ir.Constant(ir.VectorType(_INT, len(h)), h)) for h in (one, other)))
@@ -230,7 +230,7 @@ def totals(context: Any, p: Any, q: Any, r: Any, s: Any, t: Any, u: Any, v: Any,
         pairs = [mixed(vectors[n], vectors[n + 1], (0, lanes, 1, lanes + 1)) for n in range(0, 8, 2)]  # p q p q
         fours = [mixed(pairs[n], pairs[n + 1], (0, 1, lanes, lanes + 1)) for n in (0, 2)]  # p q r s
         near = [n + start for start in (0, lanes) for n in range(lanes // 2)]
-        both = added(*fours, near, [n + lanes // 2 for n in near])  # p q r s, then t u v w
+        both = added(*fours, near, [n + lanes // 2 for n in near])  # type: ignore[call-arg]  # p q r s, t u v w
         if lanes == 16:
             both = added(both, both, [0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15])
         return both
@@ -242,7 +242,7 @@ def totals(context: Any, p: Any, q: Any, r: Any, s: Any, t: Any, u: Any, v: Any,
 def first_lanes(context: Any, count: Any, vector: Any) -> Any:
     """``first_lanes(n, v)``: ``v`` with zeros from lane ``n`` on, whatever (NaN included) was there."""
 
-    def emit(b: Any, v: list) -> Any:
+    def emit(b: Any, v: list[Any]) -> Any:
         lane = ir.Constant(ir.VectorType(_INT, vector.lanes), list(range(vector.lanes)))
         return b.select(b.icmp_signed("<", lane, _splat(b, v[0], vector.lanes)), v[1], ir.Constant(v[1].type, None))
 
@@ -253,14 +253,14 @@ def first_lanes(context: Any, count: Any, vector: Any) -> Any:
 def where_positive(context: Any, y: Any, gradient: Any) -> Any:
     """``where_positive(y, g)``: ``g``, but zero where ``y <= 0``: the gradient of ReLU."""
 
-    def emit(b: Any, v: list) -> Any:
+    def emit(b: Any, v: list[Any]) -> Any:
         zero = ir.Constant(v[0].type, None)
         return b.select(b.fcmp_ordered("<=", v[0], zero), zero, v[1])
 
     return _word(gradient, (y, gradient), emit)
 
 
-def _pooled(b: Any, v: list, lanes: int) -> tuple:
+def _pooled(b: Any, v: list[Any], lanes: int) -> tuple[Any, ...]:
     """Of four: whether the second, the fourth, the later pair is the larger; and the largest, NaN if one is."""
     second, fourth = b.fcmp_ordered("<", v[0], v[1]), b.fcmp_ordered("<", v[2], v[3])
     upper, lower = b.select(second, v[1], v[0]), b.select(fourth, v[3], v[2])
@@ -283,7 +283,7 @@ def store_winner(context: Any, codes: Any, index: Any, a: Any, c: Any, d: Any, e
     0 to 3, the first of equals; 4, nobody, where ``relu`` is true and ``best <= 0``.
     """
 
-    def emit(b: Any, v: list) -> Any:
+    def emit(b: Any, v: list[Any]) -> Any:
         def number(n: int) -> Any:
             return ir.Constant(ir.VectorType(_BYTE, a.lanes), [n] * a.lanes)
 
@@ -299,7 +299,7 @@ def store_winner(context: Any, codes: Any, index: Any, a: Any, c: Any, d: Any, e
 def where_winner(context: Any, codes: Any, index: Any, code: Any, gradient: Any) -> Any:
     """``where_winner(codes, i, n, g)``: ``g``, but zero in the lanes whose byte is not ``n``."""
 
-    def emit(b: Any, v: list) -> Any:
+    def emit(b: Any, v: list[Any]) -> Any:
         stored = b.load(_at(b, v[0], v[1], _BYTE, gradient.lanes), align=1)
         wanted = _splat(b, b.trunc(v[2], _BYTE), gradient.lanes)
         return b.select(b.icmp_unsigned("==", stored, wanted), v[3], ir.Constant(v[3].type, None))
@@ -311,7 +311,7 @@ def where_winner(context: Any, codes: Any, index: Any, code: Any, gradient: Any)
 def where_any_winner(context: Any, codes: Any, index: Any, gradient: Any) -> Any:
     """``where_any_winner(codes, i, g)``: ``g``, but zero in the lanes whose byte is 4, nobody."""
 
-    def emit(b: Any, v: list) -> Any:
+    def emit(b: Any, v: list[Any]) -> Any:
         stored = b.load(_at(b, v[0], v[1], _BYTE, gradient.lanes), align=1)
         nobody = ir.Constant(stored.type, [4] * gradient.lanes)
         return b.select(b.icmp_unsigned("!=", stored, nobody), v[2], ir.Constant(v[2].type, None))

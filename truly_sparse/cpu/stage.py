@@ -1,4 +1,4 @@
-"""What sparse layers hand to the kernels. A chain is a list of stages, computed in one go."""
+"""What sparse layers pass to the kernels. A chain is a list of stages that are computed in one call."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from .index import ConvIndex, LinearIndex
 
 
 class Stage(NamedTuple):
-    """One sparse layer, with the ReLU and the pooling that are part of its pass.
+    """What one sparse layer computes, with the ReLU and the pooling that are part of its pass.
 
     Attributes:
-        index: which weights there are.
-        relu: whether negative results become zero.
-        pool: whether each 2×2 window of the result is reduced to its largest (convolutions); an odd last row or
-            column is dropped.
+        index: the positions of the weights.
+        relu: whether to apply ReLU.
+        pool: whether to apply 2×2 max-pooling (convolutions only); an odd last row or column is dropped.
     """
 
-    index: LinearIndex | ConvIndex
+    index: LinearIndex | ConvIndex  # type: ignore[assignment]  # a tuple has a method of this name
     relu: bool = False
     pool: bool = False
 
@@ -32,10 +31,10 @@ class Trace(NamedTuple):
 
     Attributes:
         x: the input, ``[B, in]`` or ``[B, C, H, W]``.
-        y: the result; None for the last stage where nothing depends on it.
-        winners: uint8, of the shape of ``y``: which pixel of its window (0 to 3, the first of equals) each result is,
-            4 where ReLU stopped it; None without pooling.
-        grad: the gradient of ``y``; what ReLU stops may be zero in it already.
+        y: the result; None for the last stage if it is not needed.
+        winners: uint8, of the shape of ``y``: the pixel of its window that each result comes from (0 to 3, the first of
+            equal ones), 4 where ReLU set it to zero; None without pooling.
+        grad: the gradient of ``y``; it may be zero already where ReLU blocks it.
     """
 
     x: torch.Tensor
@@ -45,12 +44,12 @@ class Trace(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What the backward pass of a chain returns.
+    """The results of the backward pass of a chain.
 
     Attributes:
-        x: gradient of the input, None where it is not wanted.
-        parameters: gradients of values and bias, stage after stage; of the bias also where there is none.
-        traces: for each stage, if asked for.
+        x: gradient of the input; None if it was not requested.
+        parameters: gradients of values and bias of each stage in turn, also of a missing bias.
+        traces: one per stage, if requested.
     """
 
     x: torch.Tensor | None
@@ -62,7 +61,7 @@ Trained = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # a par
 
 
 def check_kinds(kind: type | tuple[type, ...], index: Any, **tensors: Any) -> None:
-    """Refuse an index of another kind, and what is no tensor: cheap enough for every pass.
+    """Refuse an index of another kind, and arguments that are no tensors.
 
     Raises:
         InvalidArgumentError: one of them is something else.
@@ -81,20 +80,20 @@ def check_pass(
     bias: torch.Tensor | None,
     grad: torch.Tensor | None = None,
 ) -> None:
-    """Refuse tensors that do not fit a layer, before one of another size is read where it has nothing.
+    """Refuse tensors whose shape, dtype or device does not fit the layer.
 
     Args:
         x: the layer's input.
         index: the layer's index.
         values: its weights.
         bias: its bias.
-        grad: gradient of its result (of a linear layer), where there is one.
+        grad: gradient of its result (linear layers), if there is one.
 
     Raises:
         InvalidArgumentError: a wrong shape, or tensors of several types or devices.
     """
     outputs, linear = index.shape[0], isinstance(index, LinearIndex)
-    inputs = index.shape[1] * (1 if linear else index.groups)
+    inputs = index.shape[1] * (index.groups if isinstance(index, ConvIndex) else 1)
     if x.dim() != (2 if linear else 4) or x.shape[1] != inputs:
         takes = f"[B, {inputs}]" if linear else f"[B, {inputs}, H, W]"
         raise InvalidArgumentError(f"the input has shape {tuple(x.shape)}; give {takes}.")
@@ -113,5 +112,5 @@ def check_pass(
 
 
 def fitted(x: torch.Tensor, stage: Stage) -> torch.Tensor:
-    """Return images ``[B, C, H, W]`` as ``[B, C·H·W]`` if it is a linear layer that takes them."""
+    """Return ``x``, flattened to ``[B, C·H·W]`` if the stage is a linear layer and ``x`` are images."""
     return x.flatten(1) if x.dim() == 4 and isinstance(stage.index, LinearIndex) else x

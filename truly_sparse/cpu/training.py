@@ -11,29 +11,30 @@ import torch
 
 from ..arguments import shown
 from ..errors import InvalidArgumentError
-from .door import borrow_room, list_bases, readable, records_of, use_threads
+from .entry import borrow_room, list_bases, readable, records_of, use_threads
 from .memory import borrow, empty_batch_innermost
 from .passes import run_step
-from .program import GRAD, GRADIENTS, PARTIAL, STEPS, X_ROW, Program, X, Y, backward_program, forward_program
+from .plan import GRAD, GRADIENTS, PARTIAL, STEPS, X_ROW, X, Y
+from .program import Program, backward_program, forward_program
 from .records import WEIGHTS
 from .stage import Stage, Trained
 
 
 class _Ready(NamedTuple):
-    """All that a step needs beside its batch.
+    """All that a step needs in addition to its batch.
 
     Attributes:
         stages: the layers.
         inputs: shape of the batch, and whether it is batch innermost.
-        programs: of the two passes.
-        weights: what is updated.
+        programs: the programs of the two passes.
+        weights: the tensors that are updated.
         tensors: the same in one list.
-        places: the number of threads, and of each tensor the address, size and kind.
-        bases: where the parts of a pass begin (``program.py``).
-        gradients: of each parameter that is there.
-        outcome: what compiled code says of each span's loss (``loss.py``).
-        arguments: what else it takes.
-        memory: where it works, kept alive.
+        places: the number of threads; address, size and kind of each tensor.
+        bases: base addresses of a pass (``plan.py``).
+        gradients: of each parameter.
+        outcome: the results of each span's loss (``loss.py``).
+        arguments: the other arguments of the compiled step.
+        memory: the memory that the step uses, kept alive.
     """
 
     stages: Sequence[Stage]
@@ -45,15 +46,15 @@ class _Ready(NamedTuple):
     bases: np.ndarray
     gradients: Sequence[torch.Tensor]
     outcome: np.ndarray
-    arguments: tuple
+    arguments: tuple[Any, ...]
     memory: tuple[torch.Tensor, ...]
 
 
 class Trainer:
     """Trains a chain whose last stage is linear.
 
-    Checking fifty tensors and listing where they are would take a tenth of a small network's step: what lies where it
-    lay at the step before is taken as it is.
+    Checking fifty tensors and listing their addresses would take a tenth of a small network's step. Tensors whose
+    address, size and kind are the same as in the previous step are not checked again.
     """
 
     def __init__(self) -> None:
@@ -61,7 +62,7 @@ class Trainer:
 
     @property
     def gradients(self) -> Sequence[torch.Tensor]:
-        """Those of the last step, of each of its weights that are there."""
+        """The gradients of the last step, one per parameter."""
         return self._ready.gradients if self._ready else []
 
     def step(
@@ -72,23 +73,23 @@ class Trainer:
         weights: Sequence[Trained | None],
         settings: tuple[float, float, float, float, float],
     ) -> tuple[float, int] | None:
-        """Do one step, in place.
+        """Take one step, in place.
 
         Args:
             x: float32 on the CPU, ``[B, in]`` or ``[B, C, H, W]``, at least one sample.
             labels: the classes, int64 ``[B]`` on the CPU.
-            stages: the layers, in order. Another list where it holds others.
-            weights: values ``[nnz]`` and bias ``[out]`` of each stage in turn, with Adam's moments of that shape and
-                the count of its steps; None for a bias that is not there. Likewise.
-            settings: learning rate, β₁, β₂, ε, and by what weights are multiplied first (1 but for AdamW).
+            stages: the layers, in order. Pass the same list object as long as they are the same layers.
+            weights: values ``[nnz]`` and bias ``[out]`` of each stage in turn, each with Adam's moments of that shape
+                and its step count; None for a missing bias. Pass the same list object as long as they are the same
+                tensors.
+            settings: learning rate, β₁, β₂, ε, and AdamW's factor on the weights (1 for Adam).
 
         Returns:
-            The mean cross-entropy before the step, and how many samples were right. None, and nothing was updated,
-            where the loss is not finite, a label is no class, or something in ``weights`` is not contiguous float32
-            on the CPU.
+            The mean cross-entropy before the step, and the number of correct samples. None, without any update, if the
+            loss is not finite, a label is no class, or a tensor in ``weights`` is not contiguous float32 on the CPU.
 
         Raises:
-            InvalidArgumentError: the same of ``x``, or shapes do not fit.
+            InvalidArgumentError: ``x`` is not float32 on the CPU, or shapes do not fit.
         """
         x, innermost = readable(x)
         batch, ready, inputs = x.shape[0], self._ready, (x.shape, innermost)
@@ -104,7 +105,7 @@ class Trainer:
                 "give int64 [B] of at least one sample, and layers that return [B, classes]."
             )
         same = ready is not None and ready.programs is programs and ready.weights is weights
-        if not same or ready.places != _places(ready.tensors):
+        if ready is None or not same or ready.places != _places(ready.tensors):
             self._ready = ready = _prepared(x, stages, inputs, programs, weights)
         if ready is None:
             return None
@@ -126,22 +127,24 @@ def _prepared(
     programs: tuple[Program, Program],
     weights: Sequence[Trained | None],
 ) -> _Ready | None:
-    """Return what a step needs; None if something cannot be updated where it is."""
+    """Return all that a step needs; None if a tensor cannot be updated in place."""
     there, back = programs
     sizes, batch, threads = back.gradient_sizes, x.shape[0], use_threads()
     records = _records(weights, sizes)
     if records is None:
         return None
-    zeros = torch.zeros(max(sizes), dtype=torch.float32, device="cpu")  # for a bias that is not there
+    zeros = torch.zeros(max(sizes), dtype=torch.float32, device="cpu")  # for missing biases
     y, grad = (empty_batch_innermost((batch, *there.y_size)) for _ in range(2))
     numbers = sum(sizes)
     gradients, steps = (torch.empty(spans * numbers, dtype=torch.float32, device="cpu") for spans in (there.spans, 1))
     arena = borrow(there.pieces(threads) * there.bytes)
-    bases = list_bases([zeros if each is None else each[0] for each in weights], arena, {X: x, Y: y, GRAD: grad})
-    room = borrow_room(back, bases, threads)
-    bases[PARTIAL] = bases[GRADIENTS] = gradients.data_ptr()  # those of all spans are added up in the first one's place
-    bases[STEPS] = steps.data_ptr()
-    bases = np.array(bases)
+    listed = list_bases([zeros if each is None else each[0] for each in weights], arena, {X: x, Y: y, GRAD: grad})
+    room = borrow_room(back, listed, threads)
+    listed[PARTIAL] = listed[GRADIENTS] = (
+        gradients.data_ptr()
+    )  # the gradients of all spans are summed in place of the first
+    listed[STEPS] = steps.data_ptr()
+    bases = np.array(listed)
     passes = *records_of(there, bases, batch, threads), *records_of(back, bases, batch, threads)
     arguments = *passes, numbers, records, np.empty((len(records), 2))
     tensors = [tensor for each in weights if each is not None for tensor in each]
@@ -161,7 +164,7 @@ def _prepared(
 
 
 def _records(weights: Sequence[Trained | None], sizes: Sequence[int]) -> np.ndarray | None:
-    """Return where each parameter and its moments are; None if one of them is of another kind or size."""
+    """Return the addresses of each parameter and its moments; None if one has another kind or size."""
     records, start = [], 0
     for each, size in zip(weights, sizes, strict=True):
         if each is not None:

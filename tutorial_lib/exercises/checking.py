@@ -68,20 +68,20 @@ def _is_untouched(answer: Answer) -> bool:
     return {step.opname for step in steps} <= trivial and loaded[-1] in (None, ...)
 
 
-def _expect(holds: object, symptom: str) -> None:
+def expect(holds: object, symptom: str) -> None:
     if not holds:
         raise CheckFailedError(symptom)
 
 
-def _result(answer: Answer, *arguments: Any) -> Any:
+def result(answer: Answer, *arguments: Any) -> Any:
     """Call the answer and return what it returns, which must be something."""
     result = answer(*arguments)
     name = getattr(answer, "__name__", type(answer).__name__)
-    _expect(result is not None, f"{name} returns None; is a `return` missing?")
+    expect(result is not None, f"{name} returns None; is a `return` missing?")
     return result
 
 
-def _close(a: object, b: object, tolerance: float = 1e-5) -> bool:
+def close(a: object, b: object, tolerance: float = 1e-5) -> bool:
     """Tell whether two arrays have one shape and nearly equal numbers; None is close to nothing."""
     if a is None or b is None:
         return False
@@ -89,5 +89,5 @@ def _close(a: object, b: object, tolerance: float = 1e-5) -> bool:
     return a.shape == b.shape and np.allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-def _draws(*shape: int, seed: int = 0) -> torch.Tensor:
+def draws(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

@@ -9,7 +9,7 @@ from torch import nn
 from truly_sparse.topology import to_mask
 
 from ..models import TutorialCNN
-from .checking import Answer, _close, _draws, _expect, _result, exercise
+from .checking import Answer, close, draws, exercise, expect, result
 
 
 @exercise
@@ -20,73 +20,69 @@ def check_active_weights(answer: Answer) -> None:
     for model, sparsity in ((small, 0.7), (TutorialCNN(), 0.95)):
         weights = [p.numel() for name, p in model.named_parameters() if name.endswith("weight")]
         everything = sum(p.numel() for p in model.parameters())
-        kept, right = _result(answer, model, sparsity), round((1 - sparsity) * sum(weights))
+        kept, right = result(answer, model, sparsity), round((1 - sparsity) * sum(weights))
         of = f"{kept:,} of {sum(weights):,} weights at sparsity {sparsity}"
-        _expect(float(kept).is_integer(), f"{of}: not a whole number; round to the nearest")
-        _expect(kept != round(sparsity * sum(weights)), f"{of}: these are the removed ones; the sparsity counts zeros")
-        _expect(kept != round((1 - sparsity) * everything), f"{of}: that many only if biases are counted as weights")
-        _expect(kept != sum(round((1 - sparsity) * n) for n in weights), f"{of}: rounded in each layer; round the sum")
-        _expect(kept != int((1 - sparsity) * sum(weights)), f"{of}: a fraction was cut off; round to the nearest")
-        _expect(kept == right, f"{of}; expected {right:,}")
+        expect(float(kept).is_integer(), f"{of}: not a whole number; round to the nearest")
+        expect(kept != round(sparsity * sum(weights)), f"{of}: these are the removed ones; the sparsity counts zeros")
+        expect(kept != round((1 - sparsity) * everything), f"{of}: that many only if biases are counted as weights")
+        expect(kept != sum(round((1 - sparsity) * n) for n in weights), f"{of}: rounded in each layer; round the sum")
+        expect(kept != int((1 - sparsity) * sum(weights)), f"{of}: a fraction was cut off; round to the nearest")
+        expect(kept == right, f"{of}; expected {right:,}")
 
 
 @exercise
 def check_global_prune(answer: Answer) -> None:
     """``answer(weights, sparsity)``: a mask per layer that keeps the largest magnitudes of the whole network."""
     # The second layer is ten times the first: one threshold for both must take mostly from the first.
-    weights, sparsity = [_draws(6, 10), 10 * _draws(20, 2, seed=1)], 0.7
-    masks, budget = _result(answer, weights, sparsity), 30
-    _expect(
+    weights, sparsity = [draws(6, 10), 10 * draws(20, 2, seed=1)], 0.7
+    masks, budget = result(answer, weights, sparsity), 30
+    expect(
         len(masks) == 2
         and all(m.shape == w.shape and m.dtype == torch.bool for m, w in zip(masks, weights, strict=True)),
         "expected one boolean mask per layer, each in the shape of its weight",
     )
     magnitude = torch.cat([w.abs().flatten() for w in weights])
     values, kept = torch.cat([w.flatten() for w in weights]), torch.cat([m.flatten() for m in masks])
-    _expect(kept.sum() != len(kept) - budget, f"{int(kept.sum())} weights kept: the mask is True where one is removed")
-    _expect(kept.sum() == budget, f"{int(kept.sum())} of {len(kept)} weights kept; 70% sparsity leaves {budget}")
-    _expect(
-        not _close(kept, to_mask(magnitude.topk(budget, largest=False).indices, kept.shape)), "the smallest are kept"
-    )
-    _expect(
-        not _close(kept, to_mask(values.topk(budget).indices, kept.shape)),
+    expect(kept.sum() != len(kept) - budget, f"{int(kept.sum())} weights kept: the mask is True where one is removed")
+    expect(kept.sum() == budget, f"{int(kept.sum())} of {len(kept)} weights kept; 70% sparsity leaves {budget}")
+    expect(not close(kept, to_mask(magnitude.topk(budget, largest=False).indices, kept.shape)), "the smallest are kept")
+    expect(
+        not close(kept, to_mask(values.topk(budget).indices, kept.shape)),
         "large negative weights are gone: rank by magnitude, not by value",
     )
     lost, smallest = magnitude[~kept].max(), magnitude[kept].min()
-    _expect(
+    expect(
         lost <= smallest,
         f"a weight of magnitude {lost:.2f} is gone while one of {smallest:.2f} stays in another layer: "
         "rank all layers together, not each for itself",
     )
-    tied = _result(answer, [torch.ones(4, 5)], 0.5)[0].sum()
-    _expect(tied == 10, f"of 20 weights of equal magnitude {int(tied)} are kept, not 10: a threshold cannot split ties")
+    tied = result(answer, [torch.ones(4, 5)], 0.5)[0].sum()
+    expect(tied == 10, f"of 20 weights of equal magnitude {int(tied)} are kept, not 10: a threshold cannot split ties")
 
 
 @exercise
 def check_masked_linear(answer: Answer) -> None:
     """``answer(x, weight, mask, bias)``: the layer's output, with gradients only where connections are."""
-    x, bias, before = _draws(4, 6), _draws(3, seed=1), _draws(3, 6, seed=2)
+    x, bias, before = draws(4, 6), draws(3, seed=1), draws(3, 6, seed=2)
     mask = to_mask(torch.tensor([0, 3, 7, 8, 16]), (3, 6))
     weight = before.clone().requires_grad_()
-    y = _result(answer, x, weight, mask, bias)
+    y = result(answer, x, weight, mask, bias)
     right = F.linear(x, before * mask, bias)
-    _expect(torch.equal(weight.detach(), before), "the stored weight has changed; mask the product, not the parameter")
-    _expect(
-        not _close(y.detach(), F.linear(x, before, bias)), "the output is the dense layer's: the mask has no effect"
-    )
-    _expect(not _close(y.detach(), F.linear(x, before * mask)), "the bias is missing from the output")
-    _expect(_close(y.detach(), right), "the output differs from x (weight × mask)ᵀ + bias")
-    _expect(y.requires_grad, "no gradient reaches the weight: it was detached, so the layer cannot learn")
+    expect(torch.equal(weight.detach(), before), "the stored weight has changed; mask the product, not the parameter")
+    expect(not close(y.detach(), F.linear(x, before, bias)), "the output is the dense layer's: the mask has no effect")
+    expect(not close(y.detach(), F.linear(x, before * mask)), "the bias is missing from the output")
+    expect(close(y.detach(), right), "the output differs from x (weight × mask)ᵀ + bias")
+    expect(y.requires_grad, "no gradient reaches the weight: it was detached, so the layer cannot learn")
     y.square().sum().backward()
-    leak = int((weight.grad[~mask] != 0).sum())
-    _expect(leak == 0, f"{leak} of {int((~mask).sum())} removed weights get a gradient: it leaks past the mask")
+    leak = int((weight.grad[~mask] != 0).sum())  # type: ignore[index]
+    expect(leak == 0, f"{leak} of {int((~mask).sum())} removed weights get a gradient: it leaks past the mask")
 
 
 @exercise
 def check_forget(answer: Answer) -> None:
     """``answer(optimizer, weight, mask)``: clears, in place, the optimizer's state of removed weights and no other."""
     for kind in (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), lambda p: torch.optim.Adam(p, lr=0.1)):
-        weight = nn.Parameter(_draws(3, 4))
+        weight = nn.Parameter(draws(3, 4))
         mask, optimizer = to_mask(torch.arange(0, 12, 2), (3, 4)), kind([weight])
         _train(weight, torch.ones_like(mask), optimizer)
         with torch.no_grad():
@@ -94,17 +90,17 @@ def check_forget(answer: Answer) -> None:
         name, before = type(optimizer).__name__, {k: torch.clone(v) for k, v in optimizer.state[weight].items()}
         values = weight.detach().clone()
         answer(optimizer, weight, mask)
-        _expect(torch.equal(weight.detach(), values), f"{name}: the weights themselves were changed")
+        expect(torch.equal(weight.detach(), values), f"{name}: the weights themselves were changed")
         state = optimizer.state[weight]
-        _expect(state.keys() == before.keys(), f"{name}: state was deleted, with the memory of the kept weights")
+        expect(state.keys() == before.keys(), f"{name}: state was deleted, with the memory of the kept weights")
         for key, value in before.items():
             if value.shape == weight.shape:
-                _expect(torch.equal(state[key][mask], value[mask]), f"{name}: {key} of kept weights was lost")
+                expect(torch.equal(state[key][mask], value[mask]), f"{name}: {key} of kept weights was lost")
             else:
-                _expect(torch.equal(state[key], value), f"{name}: {key} belongs to all weights and was reset")
+                expect(torch.equal(state[key], value), f"{name}: {key} belongs to all weights and was reset")
         _train(weight, mask, optimizer)
         drift = weight.detach()[~mask].abs().max()
-        _expect(drift == 0, f"{name}: 3 steps later a removed weight has drifted from 0 to {drift:.2f}: it remembers")
+        expect(drift == 0, f"{name}: 3 steps later a removed weight has drifted from 0 to {drift:.2f}: it remembers")
 
 
 def _train(weight: nn.Parameter, mask: torch.Tensor, optimizer: torch.optim.Optimizer, steps: int = 3) -> None:

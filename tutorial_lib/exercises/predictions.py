@@ -1,4 +1,4 @@
-"""Predict, run, reconcile: commit to an answer first, then see it beside what was measured."""
+"""Predict, run, reconcile: commit to an answer first, then compare it with the measured result."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Prediction:
         question: what is asked.
         unit: of a number, such as ``"%"``.
         options: what to choose from; empty if the answer is a number.
-        guess: what the reader has committed to; None for no guess.
-        measured: what came out; None as long as nobody has looked.
+        guess: the reader's answer; None for no answer yet.
+        measured: the result; None before the measurement.
     """
 
     def __init__(self, question: str, unit: str = "", options: Sequence[str] = ()) -> None:
@@ -34,10 +34,10 @@ class Prediction:
         self.measured: Answer | None = None
 
     def commit(self, guess: Answer) -> None:
-        """Settle for an answer. The last one before the measurement counts.
+        """Set the answer. The last one before the measurement counts.
 
         Raises:
-            InvalidArgumentError: the result is known already, or it is no such answer.
+            InvalidArgumentError: the result is known already, or the answer is none of the possible ones.
         """
         if self.measured is not None:
             known = self.said(self.measured)
@@ -47,7 +47,7 @@ class Prediction:
         self.guess = self._checked(guess)
 
     def said(self, answer: Answer | None) -> str:
-        """Return an answer in words, with its unit: ``"9.7%"``, ``"SET"``, ``"no guess"``."""
+        """Return an answer as text with its unit: ``"9.7%"``, ``"SET"``, ``"no guess"``."""
         if answer is None:
             return "no guess"
         if isinstance(answer, str):
@@ -97,7 +97,7 @@ def ask(question: str, unit: str = "", options: Sequence[str] = (), guess: Answe
 
 
 def _form(prediction: Prediction) -> ipywidgets.Widget:
-    """Return the form: a field, a button that commits, and a line that says what has been committed."""
+    """Return the form: a field, a button that commits, and a line that shows the committed answer."""
     if prediction.options:
         field = ipywidgets.Dropdown(options=prediction.options, value=None)
     else:
@@ -118,11 +118,11 @@ def _form(prediction: Prediction) -> ipywidgets.Widget:
 
 
 def reconcile(prediction: Prediction, measured: Answer) -> None:
-    """Print the guess beside the measured result. After that, no guess counts any more.
+    """Print the guess and the measured result. Later guesses are refused.
 
     Args:
         prediction: what :func:`ask` returned.
-        measured: a number, one of the options, or a word such as ``"never"``.
+        measured: a number, one of the options, or a text such as ``"never"``.
     """
     prediction.measured = measured
     line = f"{prediction.question}  guessed: {prediction.said(prediction.guess)}, measured: {prediction.said(measured)}"
@@ -131,9 +131,9 @@ def reconcile(prediction: Prediction, measured: Answer) -> None:
 
 def _verdict(prediction: Prediction) -> str:
     guess, measured = prediction.guess, prediction.measured
-    if guess is None:
+    if guess is None or measured is None:
         return ""
-    if not (_is_number(guess) and _is_number(measured)):
+    if isinstance(guess, str) or isinstance(measured, str):
         return " (as predicted)" if guess == measured else " (a surprise)"
     if prediction.unit == "×" and guess > 0 and measured > 0:
         off = max(guess / measured, measured / guess)

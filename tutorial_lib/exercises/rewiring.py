@@ -8,29 +8,29 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from truly_sparse.interface import weight_shape
+from truly_sparse.interface import weight_layers, weight_shape
 from truly_sparse.rules import gradient_grow, magnitude_prune
 from truly_sparse.topology import layer_nnz
 
 from ..models import TutorialCNN
-from .checking import Answer, _close, _expect, _result, exercise
+from .checking import Answer, close, exercise, expect, result
 
 
 @exercise
 def check_prune(answer: Answer) -> None:
     """``answer(values, count)``: positions of the ``count`` weights of smallest magnitude."""
     values = torch.tensor([0.5, -3.0, 0.1, 2.0, -0.2, -0.05])
-    chosen = torch.as_tensor(_result(answer, values, 3))
-    _expect(not chosen.is_floating_point(), "these are weights; return their positions")
-    _expect(chosen.dtype != torch.bool, "this is a mask; return positions")
+    chosen = torch.as_tensor(result(answer, values, 3))
+    expect(not chosen.is_floating_point(), "these are weights; return their positions")
+    expect(chosen.dtype != torch.bool, "this is a mask; return positions")
     places = sorted(chosen.tolist())
-    _expect(places != [0, 1, 3], "the largest weights were chosen")
-    _expect(1 not in places, "-3.0 was pruned, a large weight: rank by magnitude, not by value")
-    _expect(
+    expect(places != [0, 1, 3], "the largest weights were chosen")
+    expect(1 not in places, "-3.0 was pruned, a large weight: rank by magnitude, not by value")
+    expect(
         places == magnitude_prune(values, 3).tolist(), f"positions {places} of {values.tolist()}; expected [2, 4, 5]"
     )
-    tied = len(_result(answer, torch.ones(6), 2))
-    _expect(tied == 2, f"of six equal weights {tied} are pruned, not 2: a threshold takes all ties, and nnz drifts")
+    tied = len(result(answer, torch.ones(6), 2))
+    expect(tied == 2, f"of six equal weights {tied} are pruned, not 2: a threshold takes all ties, and nnz drifts")
 
 
 @exercise
@@ -38,59 +38,59 @@ def check_grow(answer: Answer) -> None:
     """``answer(gradient, active, count)``: flat places of the largest gradients where no connection is."""
     gradient = torch.tensor([[0.1, -3.0, 0.2, 5.0], [0.3, 0.1, -4.0, 9.0], [1.0, 0.0, 2.0, -0.5]])
     active, original = torch.tensor([3, 7, 9]), gradient.clone()
-    chosen = torch.as_tensor(_result(answer, gradient, active, 3))
-    _expect(torch.equal(gradient, original), "the gradient itself was changed; work on a copy")
-    _expect(not chosen.is_floating_point(), "these are gradients; return their places")
+    chosen = torch.as_tensor(result(answer, gradient, active, 3))
+    expect(torch.equal(gradient, original), "the gradient itself was changed; work on a copy")
+    expect(not chosen.is_floating_point(), "these are gradients; return their places")
     places = sorted(chosen.tolist())
-    _expect(len(set(places)) == 3, f"places {places}: asked for 3 different ones")
+    expect(len(set(places)) == 3, f"places {places}: asked for 3 different ones")
     free = [place for place in range(gradient.numel()) if place not in active]
     ranks = [free.index(place) for place in (1, 6, 10)]
-    _expect(places != ranks, f"{places} are positions in the list of free places; translate them to flat places")
+    expect(places != ranks, f"{places} are positions in the list of free places; translate them to flat places")
     taken = sorted(set(places) & set(active.tolist()))
-    _expect(not taken, f"places {taken} hold a connection already: grown and active must be disjoint, or nnz falls")
-    _expect(places != [4, 8, 10], "-4.0 and -3.0 were passed over: a large negative gradient is as good a reason")
-    _expect(places == gradient_grow([gradient], active, 3).tolist(), f"places {places}; expected [1, 6, 10]")
+    expect(not taken, f"places {taken} hold a connection already: grown and active must be disjoint, or nnz falls")
+    expect(places != [4, 8, 10], "-4.0 and -3.0 were passed over: a large negative gradient is as good a reason")
+    expect(places == gradient_grow([gradient], active, 3).tolist(), f"places {places}; expected [1, 6, 10]")
 
 
 @exercise
 def check_prune_share(answer: Answer) -> None:
     """``answer(step, total_steps, initial, until)``: the share to replace: a cosine from ``initial`` to 0, then 0."""
     total, initial, until = 1000, 0.3, 0.75
-    first = _result(answer, 0, total, initial, until)
-    _expect(not math.isclose(first, 2 * initial), f"it starts at {first:.2f}, twice the initial share: half is missing")
-    _expect(not math.isclose(first, 0, abs_tol=1e-9), "it starts at 0 and grows; early rewirings should be the largest")
-    _expect(math.isclose(first, initial), f"it starts at {first:.3f}; expected {initial}")
+    first = result(answer, 0, total, initial, until)
+    expect(not math.isclose(first, 2 * initial), f"it starts at {first:.2f}, twice the initial share: half is missing")
+    expect(not math.isclose(first, 0, abs_tol=1e-9), "it starts at 0 and grows; early rewirings should be the largest")
+    expect(math.isclose(first, initial), f"it starts at {first:.3f}; expected {initial}")
     end = answer(750, total, initial, until)
-    _expect(abs(end) < 1e-9, f"at step 750 it is still {end:.3f}: the cosine must reach 0 at `until`, not at the end")
+    expect(abs(end) < 1e-9, f"at step 750 it is still {end:.3f}: the cosine must reach 0 at `until`, not at the end")
     late = answer(900, total, initial, until)
-    _expect(abs(late) < 1e-9, f"at step 900 of 1000 it is {late:.3f} again: past `until`, rewiring must stop")
+    expect(abs(late) < 1e-9, f"at step 900 of 1000 it is {late:.3f} again: past `until`, rewiring must stop")
     middle = answer(250, total, initial, until)
-    _expect(math.isclose(middle, 0.225), f"at a third of the way it is {middle:.3f}, expected 0.225: is it a cosine?")
+    expect(math.isclose(middle, 0.225), f"at a third of the way it is {middle:.3f}, expected 0.225: is it a cosine?")
 
 
 @exercise
 def check_erk(answer: Answer) -> None:
     """``answer(shapes, budget)``: real-valued ERK shares of a budget, no layer above its size."""
     model = TutorialCNN()
-    shapes = [weight_shape(layer) for layer in model.children()]
+    shapes = [weight_shape(layer) for layer in weight_layers(model).values()]
     right = list(layer_nnz(model, 0.95, "erk").values())
-    shares = [float(share) for share in _result(answer, shapes, sum(right))]
+    shares = [float(share) for share in result(answer, shapes, sum(right))]
     said = ", ".join(f"{share:,.0f}" for share in shares)
-    _expect(max(shares) > 1, f"{said}: these are densities; return numbers of weights")
+    expect(max(shares) > 1, f"{said}: these are densities; return numbers of weights")
     uniform = list(layer_nnz(model, 0.95, "uniform").values())
-    _expect(not _near(shares, uniform), f"{said}: that is uniform; ERK goes by the sum of a shape, not by its product")
+    expect(not _near(shares, uniform), f"{said}: that is uniform; ERK goes by the sum of a shape, not by its product")
     er = list(layer_nnz(model, 0.95, "er").values())
-    _expect(not _near(shares, er), f"{said}: that is ER; for ERK add the kernel's sides instead of multiplying")
+    expect(not _near(shares, er), f"{said}: that is ER; for ERK add the kernel's sides instead of multiplying")
     for shape, share in zip(shapes, shares, strict=True):
         size = math.prod(shape)
-        _expect(
+        expect(
             share <= size + 1e-6, f"a layer of {size:,} weights was given {share:,.0f}: cap it and share the rest out"
         )
-    _expect(
+    expect(
         abs(sum(shares) - sum(right)) < 1,
         f"the shares add up to {sum(shares):,.0f}, not {sum(right):,}: what a full layer cannot take, others get",
     )
-    _expect(_near(shares, right), f"{said}; expected about {', '.join(f'{n:,}' for n in right)}")
+    expect(_near(shares, right), f"{said}; expected about {', '.join(f'{n:,}' for n in right)}")
 
 
 def _near(shares: Sequence[float], counts: Sequence[int]) -> bool:
@@ -112,33 +112,31 @@ _MASKS = np.array(
 @exercise
 def check_exploration(answer: Answer) -> None:
     """``answer(masks)``: up to each moment, the share of all connections that have ever been active."""
-    rates = np.asarray(_result(answer, _MASKS.copy()), dtype=float)
-    _expect(rates.shape == (4,), f"expected one rate per moment, shape (4,); got {rates.shape}")
+    rates = np.asarray(result(answer, _MASKS.copy()), dtype=float)
+    expect(rates.shape == (4,), f"expected one rate per moment, shape (4,); got {rates.shape}")
     seen = np.logical_or.accumulate(_MASKS)
-    _expect(
-        not _close(rates, _MASKS.mean(axis=1)), "that is the density of each moment; exploration remembers the past"
-    )
-    _expect(not _close(rates, seen.sum(axis=1)), "these are numbers of connections; divide by all that are possible")
-    _expect(not _close(rates, 100 * seen.mean(axis=1)), "these are percent; a share goes from 0 to 1")
-    _expect(not _close(rates, seen.sum(axis=1) / 3), "divided by the active connections; the share is of all places")
-    _expect(rates.max() <= 1, f"{100 * rates.max():.0f}% explored: places that were left and found again count twice")
-    _expect(_close(rates, seen.mean(axis=1)), f"{rates.tolist()}; expected {seen.mean(axis=1).tolist()}")
+    expect(not close(rates, _MASKS.mean(axis=1)), "that is the density of each moment; exploration remembers the past")
+    expect(not close(rates, seen.sum(axis=1)), "these are numbers of connections; divide by all that are possible")
+    expect(not close(rates, 100 * seen.mean(axis=1)), "these are percent; a share goes from 0 to 1")
+    expect(not close(rates, seen.sum(axis=1) / 3), "divided by the active connections; the share is of all places")
+    expect(rates.max() <= 1, f"{100 * rates.max():.0f}% explored: places that were left and found again count twice")
+    expect(close(rates, seen.mean(axis=1)), f"{rates.tolist()}; expected {seen.mean(axis=1).tolist()}")
 
 
 @exercise
 def check_survival(answer: Answer) -> None:
     """``answer(masks, birth)``: from ``birth`` on, the share of those grown then that were never pruned since."""
-    shares = np.asarray(_result(answer, _MASKS.copy(), 1), dtype=float)
-    _expect(shares.shape == (3,), f"expected one share per moment from birth on, shape (3,); got {shares.shape}")
+    shares = np.asarray(result(answer, _MASKS.copy(), 1), dtype=float)
+    expect(shares.shape == (3,), f"expected one share per moment from birth on, shape (3,); got {shares.shape}")
     everyone = np.logical_and.accumulate(_MASKS[1:])
-    _expect(
-        not _close(shares, everyone.mean(axis=1) * 8 / 3), "place 0 is older than this birth: follow only the new ones"
+    expect(
+        not close(shares, everyone.mean(axis=1) * 8 / 3), "place 0 is older than this birth: follow only the new ones"
     )
-    _expect(not _close(shares, [1, 0.5, 1]), "place 4 died and came back: that is overlap; survival cannot rise again")
-    _expect(not _close(shares, [2 / 3, 1 / 3, 1 / 3]), "divided by all active connections; divide by those born then")
-    _expect(_close(shares, [1, 0.5, 0.5]), f"{shares.tolist()}; expected [1, 0.5, 0.5]")
+    expect(not close(shares, [1, 0.5, 1]), "place 4 died and came back: that is overlap; survival cannot rise again")
+    expect(not close(shares, [2 / 3, 1 / 3, 1 / 3]), "divided by all active connections; divide by those born then")
+    expect(close(shares, [1, 0.5, 0.5]), f"{shares.tolist()}; expected [1, 0.5, 0.5]")
     first = np.asarray(answer(_MASKS.copy(), 0), dtype=float)
-    _expect(
-        _close(first, [1, 1 / 3, 1 / 3, 0]),
+    expect(
+        close(first, [1, 1 / 3, 1 / 3, 0]),
         f"birth 0: all that were drawn are new, none is compared with the last moment; got {first.tolist()}",
     )

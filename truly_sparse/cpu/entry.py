@@ -1,24 +1,29 @@
-"""What happens before compiled code begins: tensors are checked, and it is listed where they are."""
+"""The entry to compiled code: tensors are checked, and their addresses are listed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numba
 import numpy as np
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..arguments import shown
 from ..errors import InvalidArgumentError
 from . import memory
 from .memory import borrow, is_batch_innermost
-from .program import ARENA, PARAMETERS, PARTIAL, ROOM, SCRATCH, SHARED, Program
+from .plan import ARENA, PARAMETERS, PARTIAL, ROOM, SCRATCH, SHARED
+from .program import Program
 from .records import CALL
 from .stage import Stage
 
 
 def readable(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """Return ``x`` as compiled code can read it, and whether that is batch innermost; else it is contiguous.
+    """Return ``x``, or a copy that compiled code can read, and whether it is batch innermost (else it is contiguous).
 
     Raises:
         InvalidArgumentError: it is not float32 on the CPU, or not ``[B, F]`` or ``[B, C, H, W]``.
@@ -27,24 +32,24 @@ def readable(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
     if x.dim() not in (2, 4):
         raise InvalidArgumentError(f"activations have shape {tuple(x.shape)}; use [B, F] or [B, C, H, W].")
     if x.is_contiguous():
-        memory.conversions += 1  # on the way in
+        memory.conversions += 1  # inside the compiled pass
     elif not is_batch_innermost(x):
         x = memory.to_batch_innermost(x)
-    # A batch of single numbers is both: the backward pass, which only sees the tensor, has to call it the same.
+    # A batch of single numbers is both; the backward pass must give the same answer for the same tensor.
     return x, not x.is_contiguous()
 
 
 def checked_parameters(
     stages: Sequence[Stage], parameters: Sequence[torch.Tensor | None], with_bias: bool
 ) -> list[torch.Tensor | None]:
-    """Check what compiled code is about to read; return the parameters, with zeros for a bias that is not there."""
+    """Check the parameters that compiled code will read, and return them with zeros for missing biases."""
     if not stages or len(parameters) != 2 * len(stages):
         raise InvalidArgumentError(
             f"{len(stages)} stages, {len(parameters)} parameters; give at least one stage, and values and bias of each."
         )
-    checked = []
+    checked: list[torch.Tensor | None] = []
     for stage, values, bias in zip(stages, parameters[::2], parameters[1::2], strict=True):
-        values = check_numbers("values", values, stage.index.nnz)
+        values = check_numbers("values", cast(torch.Tensor, values), stage.index.nnz)
         if with_bias:
             outputs = stage.index.shape[0]
             bias = torch.zeros(outputs, dtype=torch.float32, device="cpu") if bias is None else bias
@@ -54,7 +59,7 @@ def checked_parameters(
 
 
 def check_numbers(name: str, numbers: torch.Tensor, count: int) -> torch.Tensor:
-    """Return ``count`` contiguous numbers."""
+    """Return ``numbers`` after checking that they are ``count`` contiguous float32 numbers on the CPU."""
     numbers = our_kind(name, numbers)
     if numbers.shape != (count,) or not numbers.is_contiguous():
         raise InvalidArgumentError(f"{name} has shape {tuple(numbers.shape)}; give {count} contiguous numbers.")
@@ -62,9 +67,12 @@ def check_numbers(name: str, numbers: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def our_kind(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor whose memory holds its numbers: a view may only say that they are negated."""
-    if not isinstance(tensor, torch.Tensor):
-        raise InvalidArgumentError(f"{name}={shown(tensor)}; give a torch.Tensor, float32 on the CPU.")
+    """Return a tensor after checking that its memory holds float32 numbers; a negated view is resolved.
+
+    Subclasses of torch.Tensor may have no memory (FakeTensor, the wrappers of torch.func): reading it would crash.
+    """
+    if type(tensor) not in (torch.Tensor, nn.Parameter) and not _has_memory(tensor):
+        raise InvalidArgumentError(f"{name}={shown(tensor)}; give a torch.Tensor with memory, float32 on the CPU.")
     if tensor.dtype is not torch.float32 or not tensor.is_cpu or tensor.layout is not torch.strided:
         raise InvalidArgumentError(
             f"{name} are {tensor.dtype} on {tensor.device}, {tensor.layout}; these kernels take float32 on the CPU, "
@@ -73,10 +81,17 @@ def our_kind(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.resolve_neg() if tensor.is_neg() else tensor
 
 
+def _has_memory(tensor: object) -> bool:
+    """Tell whether an object is a tensor with memory of its own."""
+    if not isinstance(tensor, torch.Tensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return False
+    return not is_traceable_wrapper_subclass(tensor) and not isinstance(tensor, FakeTensor)
+
+
 def list_bases(
     parameters: Sequence[torch.Tensor | None], arena: torch.Tensor, tensors: dict[int, torch.Tensor | None]
 ) -> list[int]:
-    """Return the bases of a pass; ``tensors`` by the base at which each begins (the next one is its row)."""
+    """Return the bases of a pass. ``tensors`` are given by the number of their base; the next base is their row."""
     bases = [0] * PARAMETERS + [0 if parameter is None else parameter.data_ptr() for parameter in parameters]
     bases[ARENA] = arena.data_ptr()
     for base, tensor in tensors.items():
@@ -86,9 +101,9 @@ def list_bases(
 
 
 def borrow_room(program: Program, bases: list[int], threads: int, extra: int = 0) -> torch.Tensor:
-    """Return borrowed memory for a backward pass to work in, with ``extra`` bytes; where it is is added to the bases.
+    """Return scratch memory for a backward pass, and add its addresses to the bases.
 
-    The extra bytes are for the gradients of several spans, which are added up in the end (``PARTIAL``).
+    The ``extra`` bytes hold the gradients of several spans, which are summed in the end (``PARTIAL``).
     """
     parts = program.pieces(threads) * program.bytes, threads * program.scratch, program.shared, extra
     room = borrow(sum(parts))
@@ -97,16 +112,16 @@ def borrow_room(program: Program, bases: list[int], threads: int, extra: int = 0
     return room
 
 
-def records_of(program: Program, bases: np.ndarray, batch: int, threads: int) -> tuple:
-    """Return what the compiled passes take; ``calls`` and ``numbers`` are the same memory."""
+def records_of(program: Program, bases: np.ndarray, batch: int, threads: int) -> tuple[Any, ...]:
+    """Return the arguments of the compiled passes; ``calls`` and ``numbers`` share their memory."""
     calls = np.empty((program.spans, len(program.plans)), CALL)
     link = bases, program.bases, program.offsets, program.by_span, program.by_thread
     return calls, calls.view(np.int64), link, (batch, program.span, threads), program.plans
 
 
 def use_threads() -> int:
-    """Let ``torch.set_num_threads`` govern these kernels too, and return the number of threads."""
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    """Apply ``torch.set_num_threads`` to these kernels, and return the number of threads."""
+    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
     if threads != numba.get_num_threads():
         numba.set_num_threads(threads)
     return threads

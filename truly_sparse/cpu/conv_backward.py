@@ -1,0 +1,311 @@
+"""The backward pass of a convolution, compiled.
+
+It goes by input, with seven or eight input pixels as the register tile (four without AVX-512): one load of the output's
+gradient serves the gradient of a weight and that of the input. If the gradient of the input is not needed, it goes by
+output.
+"""
+# Compiled functions have no type hints: numba infers them. Names mean the same everywhere: x, y, g, dx are activations
+# and gradients; x_row … the floats from one of their pixels to the next; b the first lane of the batch.
+# ruff: noqa: ANN001, ANN201, ANN202
+
+from __future__ import annotations
+
+import numpy as np
+from numba import get_thread_id, prange
+
+from .conv_shape import across, fill_zeros, windows, winners_at, y_at
+from .convert import hand_out, take_in_images
+from .simd import (
+    NATIVE,
+    add,
+    compiled,
+    first_lanes,
+    floats,
+    fma,
+    load,
+    longs,
+    octets,
+    parallel,
+    products,
+    store,
+    total,
+    where_any_winner,
+    where_positive,
+    where_winner,
+    zeros,
+)
+
+FOUR, TWO = 4 * NATIVE, 2 * NATIVE  # lanes of so many registers
+
+
+@compiled
+def _result_size(call, plan):
+    """Return height and width of the layer's result."""
+    return (plan.out_h // 2, plan.out_w // 2) if call.pool else (plan.out_h, plan.out_w)
+
+
+@compiled
+def _g_at(call, i, j, b):
+    """Return the position of the gradient of pixel (i, j) of the first channel, and the floats to the next channel."""
+    return (i * call.g_width + j) * call.g_row + b // 16 * call.g_group + b % 16, call.g_plane * call.g_row
+
+
+@compiled
+def _gradient_of_best(g, at, winners, winner):
+    """Return the gradients of a window's four results before pooling and ReLU, and their sum."""
+    gradient = load(g, at, zeros(NATIVE))
+    return (
+        where_winner(winners, winner, 0, gradient),
+        where_winner(winners, winner, 1, gradient),
+        where_winner(winners, winner, 2, gradient),
+        where_winner(winners, winner, 3, gradient),
+        where_any_winner(winners, winner, gradient),
+    )
+
+
+@compiled
+def _gradient_of_pixel(call, plan, o, i, j, b):
+    """Return the gradient of one result before ReLU; zero beyond the edge."""
+    if i < plan.out_h and j < plan.out_w:
+        (at_g, step_g), (at_y, step_y) = _g_at(call, i, j, b), y_at(call, i, j, b)
+        gradient = load(floats(call.g), at_g + o * step_g, zeros(NATIVE))
+        if call.relu:
+            gradient = where_positive(load(floats(call.y), at_y + o * step_y, gradient), gradient)
+        return gradient
+    return zeros(NATIVE)
+
+
+@compiled
+def _gradient_of_pixels(call, plan, o, i, j, b):
+    """Return the gradients of a window's four results before ReLU, without pooling, and their sum."""
+    g00, g01 = _gradient_of_pixel(call, plan, o, i, j, b), _gradient_of_pixel(call, plan, o, i, j + 1, b)
+    g10, g11 = _gradient_of_pixel(call, plan, o, i + 1, j, b), _gradient_of_pixel(call, plan, o, i + 1, j + 1, b)
+    return g00, g01, g10, g11, add(add(g00, g01), add(g10, g11))
+
+
+@compiled
+def _gradient_of_window(call, plan, o, i, j, b):
+    """Return the gradients of a window's four results and their sum, with or without pooling."""
+    if call.pool:
+        (at_g, step_g), (winner, step_winner) = _g_at(call, i // 2, j // 2, b), winners_at(plan, i, j, b)
+        return _gradient_of_best(floats(call.g), at_g + o * step_g, octets(call.winners), winner + o * step_winner)
+    return _gradient_of_pixels(call, plan, o, i, j, b)
+
+
+@compiled
+def _add_to_bias(sums, at, gradient):
+    store(sums, at * 16, add(gradient, load(sums, at * 16, gradient)))
+
+
+@compiled
+def _spread_window(call, plan, i, j, b, sums):
+    """Add one window's part of the gradients of weights and bias, lane by lane."""
+    zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
+    x, indptr, offsets = floats(call.x), longs(plan.indptr), longs(plan.offsets)
+    start = i * down + j * right + b // 16 * call.x_group + b % 16
+    (at_g, step_g), (winner, step_winner) = _g_at(call, i // 2, j // 2, b), winners_at(plan, i, j, b)
+    g, winners, pool, outputs, nnz = floats(call.g), octets(call.winners), call.pool != 0, plan.outputs, plan.nnz
+    for o in range(outputs):
+        if pool:
+            g00, g01, g10, g11, over_window = _gradient_of_best(g, at_g, winners, winner)
+        else:
+            g00, g01, g10, g11, over_window = _gradient_of_pixels(call, plan, o, i, j, b)
+        at_g, winner = at_g + step_g, winner + step_winner
+        _add_to_bias(sums, nnz + o, over_window)
+        for k in range(indptr[o], indptr[o + 1]):
+            at, so_far = start + offsets[k], load(sums, k * 16, zero)
+            below = at + down
+            so_far = fma(load(x, at, zero), g00, fma(load(x, at + right, zero), g01, so_far))
+            so_far = fma(load(x, below, zero), g10, fma(load(x, below + right, zero), g11, so_far))
+            store(sums, k * 16, so_far)
+
+
+@compiled
+def _spread_two_windows(call, plan, i, j, b, sums):
+    zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
+    x, indptr, offsets = floats(call.x), longs(plan.indptr), longs(plan.offsets)
+    start = i * down + j * right + b // 16 * call.x_group + b % 16
+    (at_g, step_g), (winner, step_winner) = _g_at(call, i // 2, j // 2, b), winners_at(plan, i, j, b)
+    g, winners, pool, outputs, nnz = floats(call.g), octets(call.winners), call.pool != 0, plan.outputs, plan.nnz
+    next_g = call.g_row
+    for o in range(outputs):
+        if pool:
+            g00, g01, g10, g11, over_first = _gradient_of_best(g, at_g, winners, winner)
+            g02, g03, g12, g13, over_second = _gradient_of_best(g, at_g + next_g, winners, winner + 16)
+        else:
+            g00, g01, g10, g11, over_first = _gradient_of_pixels(call, plan, o, i, j, b)
+            g02, g03, g12, g13, over_second = _gradient_of_pixels(call, plan, o, i, j + 2, b)
+        at_g, winner = at_g + step_g, winner + step_winner
+        _add_to_bias(sums, nnz + o, add(over_first, over_second))
+        for k in range(indptr[o], indptr[o + 1]):
+            at, so_far = start + offsets[k], load(sums, k * 16, zero)
+            below = at + down
+            so_far = fma(load(x, at, zero), g00, fma(load(x, at + right, zero), g01, so_far))
+            so_far = fma(load(x, at + 2 * right, zero), g02, fma(load(x, at + 3 * right, zero), g03, so_far))
+            so_far = fma(load(x, below, zero), g10, fma(load(x, below + right, zero), g11, so_far))
+            so_far = fma(load(x, below + 2 * right, zero), g12, fma(load(x, below + 3 * right, zero), g13, so_far))
+            store(sums, k * 16, so_far)
+
+
+@compiled
+def _spread_windows(call, plan, b, sums):
+    """Compute the gradients of weights and bias, by output."""
+    end = across(plan, call.pool)
+    for window in range(windows(plan, call.pool)):
+        j = 0
+        while j + 4 <= end:
+            _spread_two_windows(call, plan, 2 * window, j, b, sums)
+            j += 4
+        if j < end:
+            _spread_window(call, plan, 2 * window, j, b, sums)
+
+
+@compiled
+def _lay_out_gradient(call, plan, b, sums, images):
+    """Write the gradient before pooling and ReLU as images with zero padding like x, and the gradient of the bias."""
+    right, down = plan.stride_x, plan.stride_y * plan.columns
+    rows, columns = 2 * windows(plan, call.pool), across(plan, call.pool)
+    filled = columns if right == 1 and down == plan.columns else 0  # a stride leaves gaps between the pixels
+    for n in range(plan.lead):
+        store(images, b % 16 - (n + 1) * 16, zeros(NATIVE))
+    for o in range(plan.outputs):
+        fill_zeros(images, plan, b, o, 0, plan.rows, filled, plan.columns)
+        fill_zeros(images, plan, b, o, rows, plan.rows, 0, filled)
+        store(images, ((o + 1) * plan.plane - 1) * 16 + b % 16, zeros(NATIVE))
+        over_image = zeros(NATIVE)
+        for i in range(0, rows, 2):
+            for j in range(0, columns, 2):
+                g00, g01, g10, g11, over_window = _gradient_of_window(call, plan, o, i, j, b)
+                at = o * plan.plane + i * down + j * right
+                store(images, at * 16 + b % 16, g00)
+                store(images, (at + right) * 16 + b % 16, g01)
+                store(images, (at + down) * 16 + b % 16, g10)
+                store(images, (at + down + right) * 16 + b % 16, g11)
+                over_image = add(over_image, over_window)
+        store(sums, (plan.nnz + o) * 16, over_image)
+
+
+@compiled
+def _gather_pixels(call, plan, c, p, b, sums, images, rest):
+    """Compute the gradient of a tile of pixels of an input channel, and add its part of the weights' gradients.
+
+    Adjacent pixels are adjacent in memory. A tile is three vectors: four registers, two, and one as wide as ``rest``.
+    """
+    values, indptr, by_input, one = floats(call.values), longs(plan.t_indptr), longs(plan.by_input), zeros(16)
+    start, here = p * 16, (c * plan.plane + p) * 16 + b // 16 * call.x_group
+    x, dx, d0, d1, d2 = floats(call.x), floats(call.dx), zeros(FOUR), zeros(TWO), rest
+    x0, x1, x2 = load(x, here, d0), load(x, here + FOUR, d1), load(x, here + FOUR + TWO, d2)
+    for n in range(indptr[c], indptr[c + 1]):
+        k, at = by_input[2 * n], start + by_input[2 * n + 1]
+        g0, g1, g2 = load(images, at, d0), load(images, at + FOUR, d1), load(images, at + FOUR + TWO, d2)
+        weight, before = values[k], load(sums, k * 16, one)
+        d0, d1, d2 = fma(weight, g0, d0), fma(weight, g1, d1), fma(weight, g2, d2)
+        ends = add(products(x1, g1, one), products(x2, g2, one))
+        store(sums, k * 16, add(add(before, products(x0, g0, one)), ends))
+    store(dx, here, d0)
+    store(dx, here + FOUR, d1)
+    store(dx, here + FOUR + TWO, d2)
+
+
+@compiled
+def _gather_rows(call, plan, b, sums, images, pixels, rest):
+    """Compute the gradients of weights and input, by input, in tiles of ``pixels`` pixels.
+
+    If the tiles divide a row, rows are taken one by one; otherwise as one long row that includes the padding. The
+    padding of dx then holds meaningless numbers.
+    """
+    whole, across = plan.width % pixels == 0, (plan.height - 1) * plan.columns + plan.width
+    for i in range(plan.height if whole else 1):
+        first = (plan.pad_y + i) * plan.columns + plan.pad_x
+        for p in range(first, first + (plan.width if whole else across), pixels):
+            for c in range(plan.inputs):
+                _gather_pixels(call, plan, c, p, b, sums, images, rest)
+
+
+@compiled
+def _gather_images(call, plan, b, sums, images):
+    """Choose tiles that fill the registers and, if possible, divide the rows (images are often 7, 14, 28 … wide)."""
+    if NATIVE == 16 and plan.width % 7 == 0 and plan.width % 8 != 0:
+        _gather_rows(call, plan, b, sums, images, 7, zeros(NATIVE))
+    else:
+        _gather_rows(call, plan, b, sums, images, NATIVE // 2, zeros(TWO))
+
+
+@compiled
+def _total_sums(call, b, sums, first, last, gradients, more):
+    """Sum over the lanes of the batch. Numbers beyond the batch, such as NaN, are left out."""
+    for k in range(first, last):
+        number = total(first_lanes(call.batch - b, load(sums, k * 16, zeros(16))))
+        gradients[k - first] = gradients[k - first] + number if more else number
+
+
+@compiled
+def _backward_part(call, plan, b, scratch, dvalues, dbias, more):
+    """Compute the part of 16 lanes in all gradients, and write it or add it (``more``)."""
+    sums, count = floats(scratch), plan.nnz + plan.outputs
+    images = floats(scratch + 4 * 16 * (count + plan.lead))
+    for k in range(count):
+        store(sums, k * 16, zeros(16))
+    for lane in range(0, 16, NATIVE):
+        if call.dx:
+            _lay_out_gradient(call, plan, b + lane, floats(scratch + 4 * lane), images)
+        else:
+            _spread_windows(call, plan, b + lane, floats(scratch + 4 * lane))
+    if call.dx:
+        _gather_images(call, plan, b, sums, images)
+    _total_sums(call, b, sums, 0, plan.nnz, floats(dvalues), more)
+    _total_sums(call, b, sums, plan.nnz, count, floats(dbias), more)
+
+
+@parallel
+def _parts_by_all(calls, plans, i):
+    for part in prange(calls[i].lanes // 16):
+        call, plan = calls[i], plans[i]
+        piece = call.pieces + 4 * part * (plan.nnz + plan.outputs)
+        scratch = call.scratch + get_thread_id() * call.scratch_bytes
+        _backward_part(call, plan, part * 16, scratch, piece, piece + 4 * plan.nnz, False)
+
+
+@compiled
+def _add_pieces(call, plan, first, last, gradients):
+    pieces, size = floats(call.pieces), plan.nnz + plan.outputs
+    for k in range(first, last):
+        number = np.float32(0)
+        for part in range(call.lanes // 16):
+            number += pieces[part * size + k]
+        gradients[k - first] = number
+
+
+@parallel
+def _hand_out_by_all(calls, plans, i):
+    for c in prange(plans[i].inputs):
+        hand_out(calls[i], plans[i], c, c + 1)
+
+
+@compiled
+def _take_in_gradient(call, plan):
+    height, width = _result_size(call, plan)
+    take_in_images(call, call.g, call.g_row, call.g_group, call.g_width, call.g_plane, height, width, 0, plan.outputs)
+
+
+@compiled
+def conv_backward(calls, plans, i):
+    """Run the backward pass of convolution ``i`` of a chain with all threads."""
+    if calls[i].source:
+        _take_in_gradient(calls[i], plans[i])
+    _parts_by_all(calls, plans, i)
+    _add_pieces(calls[i], plans[i], 0, plans[i].nnz, floats(calls[i].dvalues))
+    _add_pieces(calls[i], plans[i], plans[i].nnz, plans[i].nnz + plans[i].outputs, floats(calls[i].dbias))
+    if calls[i].result:
+        _hand_out_by_all(calls, plans, i)
+
+
+@compiled
+def conv_backward_alone(call, plan):
+    """Run the backward pass of a convolution in the calling thread."""
+    if call.source:
+        _take_in_gradient(call, plan)
+    for b in range(0, call.lanes, 16):
+        _backward_part(call, plan, b, call.scratch, call.dvalues, call.dbias, b > 0)
+    if call.result:
+        hand_out(call, plan, 0, plan.inputs)

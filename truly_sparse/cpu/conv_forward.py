@@ -1,0 +1,183 @@
+"""The forward pass of a convolution, compiled. It goes by output.
+
+The input is stored with its zero padding (``records.py``), so that a weight (o, c, dy, dx) is one fixed offset from the
+first pixel of a window. The register tile is two windows of 2×2 output pixels, side by side: the input of two steps of
+pooling.
+"""
+# Compiled functions have no type hints: numba infers them. Names mean the same everywhere: x, y, g, dx are activations
+# and gradients; x_row … the floats from one of their pixels to the next; b the first lane of the batch.
+# ruff: noqa: ANN001, ANN201, ANN202
+
+from __future__ import annotations
+
+from numba import prange
+
+from .conv_shape import across, fill_zeros, windows, winners_at, y_at
+from .convert import take_in_images
+from .simd import (
+    NATIVE,
+    compiled,
+    floats,
+    fma,
+    largest,
+    load,
+    longs,
+    maximum,
+    octets,
+    parallel,
+    splat,
+    store,
+    store_winner,
+    zeros,
+)
+
+
+@compiled
+def _clear_padding(call, plan, b):
+    """Write the zero padding of the images of these lanes."""
+    x = floats(call.x + 4 * (b // 16 * call.x_group))
+    top, left, bottom, right = plan.pad_y, plan.pad_x, plan.pad_y + plan.height, plan.pad_x + plan.width
+    for c in range(plan.inputs):
+        fill_zeros(x, plan, b, c, 0, top, 0, plan.columns)
+        fill_zeros(x, plan, b, c, bottom, plan.rows, 0, plan.columns)
+        fill_zeros(x, plan, b, c, top, bottom, 0, left)
+        fill_zeros(x, plan, b, c, top, bottom, right, plan.columns)
+
+
+@compiled
+def _store_best(y, at, winners, winner, remember, relu, p00, p01, p10, p11):
+    """Write the largest of a window's four results, with ReLU."""
+    best = largest(p00, p01, p10, p11)
+    if remember:
+        store_winner(winners, winner, p00, p01, p10, p11, best, relu)
+    store(y, at, maximum(zeros(NATIVE), best) if relu else best)
+
+
+@compiled
+def _store_pixel(call, plan, o, i, j, b, pixel):
+    """Write one result, with ReLU, unless it lies beyond the edge."""
+    if i < plan.out_h and j < plan.out_w:
+        at, step = y_at(call, i, j, b)
+        store(floats(call.y), at + o * step, maximum(zeros(NATIVE), pixel) if call.relu else pixel)
+
+
+@compiled
+def _add_window(call, plan, i, j, b):
+    """Compute all channels of one window."""
+    zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
+    values, bias, indptr, offsets = floats(call.values), floats(call.bias), longs(plan.indptr), longs(plan.offsets)
+    x, start = floats(call.x), i * down + j * right + b // 16 * call.x_group + b % 16
+    y, winners, remember = floats(call.y), octets(call.winners), call.winners != 0
+    (at_y, step_y), (winner, step_winner) = y_at(call, i // 2, j // 2, b), winners_at(plan, i, j, b)
+    pool, relu, outputs = call.pool != 0, call.relu != 0, plan.outputs
+    for o in range(outputs):
+        p00 = p01 = p10 = p11 = splat(bias[o], zero)
+        for k in range(indptr[o], indptr[o + 1]):
+            weight, at = values[k], start + offsets[k]
+            p00 = fma(weight, load(x, at, zero), p00)
+            p01 = fma(weight, load(x, at + right, zero), p01)
+            p10 = fma(weight, load(x, at + down, zero), p10)
+            p11 = fma(weight, load(x, at + down + right, zero), p11)
+        if pool:
+            _store_best(y, at_y, winners, winner, remember, relu, p00, p01, p10, p11)
+        else:
+            _store_pixel(call, plan, o, i, j, b, p00)
+            _store_pixel(call, plan, o, i, j + 1, b, p01)
+            _store_pixel(call, plan, o, i + 1, j, b, p10)
+            _store_pixel(call, plan, o, i + 1, j + 1, b, p11)
+        at_y, winner = at_y + step_y, winner + step_winner
+
+
+@compiled
+def _add_two_windows(call, plan, i, j, b):
+    """Compute all channels of two adjacent windows: eight independent sums hide the latency of the additions."""
+    zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
+    values, bias, indptr, offsets = floats(call.values), floats(call.bias), longs(plan.indptr), longs(plan.offsets)
+    x, start = floats(call.x), i * down + j * right + b // 16 * call.x_group + b % 16
+    y, winners, remember = floats(call.y), octets(call.winners), call.winners != 0
+    (at_y, step_y), (winner, step_winner) = y_at(call, i // 2, j // 2, b), winners_at(plan, i, j, b)
+    pool, relu, outputs, next_y = call.pool != 0, call.relu != 0, plan.outputs, call.y_row
+    for o in range(outputs):
+        p00 = p01 = p02 = p03 = p10 = p11 = p12 = p13 = splat(bias[o], zero)
+        for k in range(indptr[o], indptr[o + 1]):
+            weight, at = values[k], start + offsets[k]
+            below = at + down
+            p00 = fma(weight, load(x, at, zero), p00)
+            p01 = fma(weight, load(x, at + right, zero), p01)
+            p02 = fma(weight, load(x, at + 2 * right, zero), p02)
+            p03 = fma(weight, load(x, at + 3 * right, zero), p03)
+            p10 = fma(weight, load(x, below, zero), p10)
+            p11 = fma(weight, load(x, below + right, zero), p11)
+            p12 = fma(weight, load(x, below + 2 * right, zero), p12)
+            p13 = fma(weight, load(x, below + 3 * right, zero), p13)
+        if pool:
+            _store_best(y, at_y, winners, winner, remember, relu, p00, p01, p10, p11)
+            _store_best(y, at_y + next_y, winners, winner + 16, remember, relu, p02, p03, p12, p13)
+        else:
+            _store_pixel(call, plan, o, i, j, b, p00)
+            _store_pixel(call, plan, o, i, j + 1, b, p01)
+            _store_pixel(call, plan, o, i, j + 2, b, p02)
+            _store_pixel(call, plan, o, i, j + 3, b, p03)
+            _store_pixel(call, plan, o, i + 1, j, b, p10)
+            _store_pixel(call, plan, o, i + 1, j + 1, b, p11)
+            _store_pixel(call, plan, o, i + 1, j + 2, b, p12)
+            _store_pixel(call, plan, o, i + 1, j + 3, b, p13)
+        at_y, winner = at_y + step_y, winner + step_winner
+
+
+@compiled
+def _add_windows(call, plan, window, b):
+    """Compute one row of windows."""
+    j, end = 0, across(plan, call.pool)
+    while j + 4 <= end:
+        _add_two_windows(call, plan, 2 * window, j, b)
+        j += 4
+    if j < end:
+        _add_window(call, plan, 2 * window, j, b)
+
+
+@compiled
+def _take_in_channels(call, plan, first, last):
+    start = call.x + 4 * (plan.pad_y * plan.columns + plan.pad_x) * call.x_row
+    take_in_images(
+        call, start, call.x_row, call.x_group, plan.columns, plan.plane, plan.height, plan.width, first, last
+    )
+
+
+@parallel
+def _take_in_by_all(calls, plans, i):
+    for c in prange(plans[i].inputs):
+        _take_in_channels(calls[i], plans[i], c, c + 1)
+
+
+@parallel
+def _padding_by_all(calls, plans, i):
+    for part in prange(calls[i].lanes // NATIVE):
+        _clear_padding(calls[i], plans[i], part * NATIVE)
+
+
+@parallel
+def _windows_by_all(calls, plans, i):
+    for part in prange(calls[i].lanes // NATIVE * windows(plans[i], calls[i].pool)):
+        rows = windows(plans[i], calls[i].pool)
+        _add_windows(calls[i], plans[i], part % rows, part // rows * NATIVE)
+
+
+@compiled
+def conv_forward(calls, plans, i):
+    """Run the forward pass of convolution ``i`` of a chain with all threads."""
+    if calls[i].source:
+        _take_in_by_all(calls, plans, i)
+    _padding_by_all(calls, plans, i)
+    _windows_by_all(calls, plans, i)
+
+
+@compiled
+def conv_forward_alone(call, plan):
+    """Run the forward pass of a convolution in the calling thread."""
+    if call.source:
+        _take_in_channels(call, plan, 0, plan.inputs)
+    for b in range(0, call.lanes, NATIVE):
+        _clear_padding(call, plan, b)
+        for window in range(windows(plan, call.pool)):
+            _add_windows(call, plan, window, b)

@@ -1,0 +1,41 @@
+"""Sizes and addresses that both passes of a convolution use."""
+# Compiled functions have no type hints: numba infers them. Names mean the same everywhere: x, y, g, dx are activations
+# and gradients; x_row … the floats from one of their pixels to the next; b the first lane of the batch.
+# ruff: noqa: ANN001, ANN201
+
+from __future__ import annotations
+
+from .simd import NATIVE, compiled, store, zeros
+
+
+@compiled
+def windows(plan, pool):
+    """Return the number of rows of windows. Pooling drops an odd last row of pixels."""
+    return plan.out_h // 2 if pool else (plan.out_h + 1) // 2
+
+
+@compiled
+def across(plan, pool):
+    """Return the number of columns of pixels in whole windows."""
+    return plan.out_w // 2 * 2 if pool else (plan.out_w + 1) // 2 * 2
+
+
+@compiled
+def fill_zeros(image, plan, b, c, first_row, last_row, first_column, last_column):
+    """Write zeros into a rectangle of pixels of channel ``c``."""
+    for i in range(first_row, last_row):
+        for j in range(first_column, last_column):
+            store(image, (c * plan.plane + i * plan.columns + j) * 16 + b % 16, zeros(NATIVE))
+
+
+@compiled
+def winners_at(plan, i, j, b):
+    """Return the position of the winner of window (i, j) of the first channel, and the bytes to the next channel."""
+    height, width = plan.out_h // 2, plan.out_w // 2
+    return (b // 16 * plan.outputs * height * width + i // 2 * width + j // 2) * 16 + b % 16, height * width * 16
+
+
+@compiled
+def y_at(call, i, j, b):
+    """Return the position of pixel (i, j) of the first channel of the result, and the floats to the next channel."""
+    return (i * call.y_width + j) * call.y_row + b // 16 * call.y_group + b % 16, call.y_plane * call.y_row

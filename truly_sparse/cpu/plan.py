@@ -1,0 +1,188 @@
+"""What each layer of a chain does with inputs of one size, and how its activations are stored."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from ..errors import InvalidArgumentError
+from .index import ConvIndex, LinearIndex
+from .memory import LANES
+from .records import CONV, LINEAR, Plan
+
+# # Bases: the addresses of a pass's tensors and buffers, and the floats from pixel to pixel in the caller's tensors
+#     (…_ROW).
+# Values and bias of stage i have the bases PARAMETERS + 2i and PARAMETERS + 2i + 1.
+NOWHERE, X, X_ROW, Y, Y_ROW, ARENA, GRAD, GRAD_ROW = range(8)
+DX, DX_ROW, ROOM, SCRATCH, SHARED, PARTIAL, GRADIENTS, STEPS = range(8, 16)
+PARAMETERS = 16
+Address: TypeAlias = tuple[int, int]  # the number of a base, and bytes from it
+
+
+class Form(NamedTuple):
+    """How activations are stored, in floats and pixels (``records.py``).
+
+    Attributes:
+        size: shape without batch.
+        row, group, width, plane: strides.
+        start: floats to the first pixel, after the padding.
+        floats: size of a span of the batch; 0 for a caller's tensor.
+    """
+
+    size: tuple[int, ...]
+    row: int | Address
+    group: int = LANES
+    width: int = 1
+    plane: int = 1
+    start: int = 0
+    floats: int = 0
+
+    def fields(self, prefix: str, image: tuple[int, ...]) -> dict[str, int | Address]:
+        """Return the fields of a call for a layer whose result is ``image``, even if the next layer reads features."""
+        width, plane = self.width, self.plane
+        if len(image) == 3 and len(self.size) == 1:
+            width, plane = image[2], image[1] * image[2]
+        strides = {"row": self.row, "group": self.group, "width": width, "plane": plane}
+        return {f"{prefix}_{name}": value for name, value in strides.items()}
+
+
+class Layer(NamedTuple):
+    """What one stage of a chain does with inputs of one size, and where its activations are.
+
+    Attributes:
+        plan: the layer's work, for compiled code.
+        x: form of its input.
+        x_at: address of its input.
+        y: form of its result.
+        y_at: address of its result.
+        image: shape of the result before any flattening, without batch.
+        winners: address of the winners of its pooling; 0: none.
+        alive: arrays whose addresses the plan holds, if the index does not hold them.
+        g: form of the gradient of the result (backward).
+        g_at: address of that gradient.
+    """
+
+    plan: Plan
+    x: Form
+    x_at: Address
+    y: Form
+    y_at: Address
+    image: tuple[int, ...]
+    winners: Address | int
+    alive: tuple[np.ndarray, ...]
+    g: Form | None = None
+    g_at: Address = (NOWHERE, 0)
+
+    @property
+    def linear(self) -> bool:
+        """Whether this is a linear layer."""
+        return self.plan.kind == LINEAR
+
+
+def callers_form(size: tuple[int, ...], row: int) -> Form:
+    """Return the form of a caller's batch-innermost tensor."""
+    width, plane = (size[2], size[1] * size[2]) if len(size) == 3 else (1, 1)
+    return Form(size, (row, 0), width=width, plane=plane)
+
+
+def input_form(plan: Plan, span: int, row: int) -> Form:
+    """Return the form in which a layer reads its input."""
+    if plan.kind == LINEAR:
+        return Form((plan.inputs,), row, floats=row * plan.inputs)
+    group = plan.inputs * plan.plane * LANES
+    start = (plan.pad_y * plan.columns + plan.pad_x) * LANES
+    size = plan.inputs, plan.height, plan.width
+    return Form(size, LANES, group, plan.columns, plan.plane, start, span // LANES * group)
+
+
+def layer_plan(
+    index: LinearIndex | ConvIndex, size: tuple[int, ...]
+) -> tuple[Plan, tuple[int, ...], tuple[np.ndarray, ...]]:
+    """Return the plan of a layer for inputs of this size, the size of its result, and arrays to keep alive.
+
+    Raises:
+        InvalidArgumentError: the layer does not accept inputs of this size.
+    """
+    return _linear_plan(index, size) if isinstance(index, LinearIndex) else _conv_plan(index, size)
+
+
+def _linear_plan(index: LinearIndex, size: tuple[int, ...]) -> tuple[Plan, tuple[int, ...], tuple[()]]:
+    """Return the plan of a linear layer for inputs of this size, the size of its result, and arrays to keep alive."""
+    if size != (index.shape[1],):
+        raise InvalidArgumentError(f"the input has shape [B, {_listed(size)}]; give [B, {index.shape[1]}].")
+    plan = Plan(
+        LINEAR,
+        index.nnz,
+        *index.shape,
+        address(index.indptr),
+        blocks=index.blocks,
+        t_indptr=address(index.t_indptr),
+        t_perm=address(index.t_perm),
+        cols=address(index.cols),
+        t_rows=address(index.t_rows),
+        wide_cols=index.cols.itemsize == 4,
+        wide_rows=index.t_rows.itemsize == 4,
+        row_chunks=address(index.row_chunks),
+        row_pieces=len(index.row_chunks) - 1,
+        col_chunks=address(index.col_chunks),
+        col_pieces=len(index.col_chunks) - 1,
+    )
+    return plan, (index.shape[0],), ()
+
+
+def _conv_plan(index: ConvIndex, size: tuple[int, ...]) -> tuple[Plan, tuple[int, ...], tuple[np.ndarray, ...]]:
+    """Return the plan of a convolution for inputs of this size, the size of its result, and arrays to keep alive."""
+    outputs, inputs, kernel, dilation = index.shape[0], index.shape[1] * index.groups, index.shape[2:], index.dilation
+    if len(size) != 3 or size[0] != inputs:
+        raise InvalidArgumentError(f"the input has shape [B, {_listed(size)}]; give [B, {inputs}, H, W].")
+    height, width = size[1:]
+    out_h, out_w = index.output_size(height, width)
+    (stride_y, stride_x), (pad_y, pad_x) = index.stride, index.padding
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    # Windows of 2×2 pixels may extend beyond an odd last row or column and then read more zeros.
+    rows = max(height + 2 * pad_y, (out_h + out_h % 2 - 1) * stride_y + reach[0])
+    columns = max(width + 2 * pad_x, (out_w + out_w % 2 - 1) * stride_x + reach[1])
+    seen = -(-((height - 1) * columns + width) // 8) * 8  # the backward pass reads tiles of four or eight pixels
+    rows = max(rows, -(-(pad_y * columns + pad_x + seen) // columns))
+    plane = rows * columns | 1  # odd, so that equal pixels of all channels do not share a cache set
+    channel, dy, dx = index.taps.astype(np.int64).T
+    taps = dy * dilation[0] * columns + dx * dilation[1]
+    offsets = (channel * plane + taps) * LANES
+    order = np.argsort(channel, kind="stable")
+    output = np.repeat(np.arange(outputs), np.diff(index.indptr))
+    by_input = np.stack([order, ((output * plane - taps) * LANES)[order]], 1)
+    t_indptr = np.searchsorted(channel[order], np.arange(inputs + 1))
+    plan = Plan(
+        CONV,
+        index.nnz,
+        outputs,
+        inputs,
+        address(index.indptr),
+        height=height,
+        width=width,
+        out_h=out_h,
+        out_w=out_w,
+        stride_y=stride_y,
+        stride_x=stride_x,
+        pad_y=pad_y,
+        pad_x=pad_x,
+        rows=rows,
+        columns=columns,
+        plane=plane,
+        offsets=address(offsets),
+        t_indptr=address(t_indptr),
+        by_input=address(by_input),
+        lead=(reach[0] - 1) * columns + reach[1] - 1,
+    )
+    return plan, (outputs, out_h, out_w), (offsets, t_indptr, by_input)
+
+
+def address(array: np.ndarray) -> int:
+    """Return the address of an array's memory."""
+    data: int = array.__array_interface__["data"][0]
+    return data
+
+
+def _listed(size: tuple[int, ...]) -> str:
+    return ", ".join(map(str, size))

@@ -1,4 +1,4 @@
-"""Fair measurement: same work, taken in turns, warmed up, medians with spread, and where a number came from."""
+"""Timing in turns with equal outputs checked, and result files that record where a number comes from."""
 
 from __future__ import annotations
 
@@ -19,23 +19,28 @@ import numpy as np
 import pandas as pd
 import torch
 
-from truly_sparse.arguments import check_choice, require, shown
+from truly_sparse.arguments import require, shown
 from truly_sparse.errors import InvalidArgumentError
 
 from .data import Digits
 from .project import FIGURES, ROOT, check_path, profile
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "numba", "matplotlib")
+MEASURED_FOLDERS = ("truly_sparse", "tutorial_lib", "benchmarks", "tools")
+MOST_RUNS = 10**6
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Timings of several candidates that did the same work.
+    """Timings of several candidates that computed the same outputs.
 
     Attributes:
-        seconds: every timed run, by candidate name, in the order taken.
-        threads: torch's thread count during the runs.
+        seconds: candidate name → the seconds of its timed runs, in order.
+        threads: torch's number of threads during the runs.
         device: ``"cpu"`` or ``"cuda"``.
+
+    Raises:
+        InvalidArgumentError: a candidate without runs, or a time that is negative or not finite.
     """
 
     seconds: dict[str, list[float]]
@@ -48,16 +53,11 @@ class Benchmark:
                 raise InvalidArgumentError(f"seconds[{name!r}]={shown(runs)}; give at least one finite time")
 
     def median(self, name: str) -> float:
-        """Return a candidate's median in seconds.
-
-        Raises:
-            InvalidArgumentError: no such candidate.
-        """
-        check_choice("name", name, self.seconds)
+        """Return a candidate's median time in seconds."""
         return float(np.median(self.seconds[name]))
 
     def table(self) -> pd.DataFrame:
-        """Return milliseconds (median, quartiles, fastest, slowest) and the speed relative to the first candidate."""
+        """Return one row per candidate: milliseconds, and its speed relative to the first candidate."""
         rows = {}
         for name, runs in self.seconds.items():
             low, median, high = 1e3 * np.percentile(runs, (25, 50, 75))
@@ -80,25 +80,24 @@ def benchmark(
     warmup: int = 2,
     tolerance: float | None = 1e-4,
 ) -> Benchmark:
-    """Time several callables in turn (A A B B C C A A …), so that a slow moment of the machine hits all alike.
+    """Time several callables in turn (A A B B C C A A …), so that a slow phase of the machine affects all of them.
 
-    In each turn a candidate is called twice and the second call is timed: caches and threads are then as its own loop
-    leaves them, and not as the candidate before it did. Before all that, every candidate's output is compared with the
-    first one's. Outputs on a GPU are timed with CUDA events.
+    In each turn a candidate is called twice and the second call is timed, so that the caches hold its own data and not
+    the previous candidate's. Before timing, every candidate's output is compared with the first one's. If an output is
+    on a GPU, CUDA events measure the times.
 
     Args:
-        candidates: name → callable without arguments that returns its output, a tensor or an array.
-        runs: timed runs of each.
-        warmup: untimed runs of each before.
-        tolerance: largest absolute difference allowed between outputs; None where there is nothing to compare.
+        candidates: name → callable without arguments that returns a tensor or an array.
+        runs: timed runs per candidate, 1 to 1,000,000.
+        warmup: untimed runs per candidate before them, 0 to 1,000,000.
+        tolerance: largest absolute difference allowed between outputs; None: do not compare.
 
     Raises:
-        InvalidArgumentError: no candidates, fewer than one run, or outputs that differ (named, with the difference).
+        InvalidArgumentError: no candidates, ``runs`` or ``warmup`` out of range, or outputs that differ.
     """
-    if not candidates or runs < 1 or warmup < 0:
-        raise InvalidArgumentError(
-            f"{len(candidates)} candidates, runs={runs}, warmup={warmup}; give at least one of each, warmup from 0"
-        )
+    require(candidates, "candidates", candidates, "give at least one")
+    require(1 <= runs <= MOST_RUNS, "runs", runs, f"use a whole number from 1 to {MOST_RUNS:,}")
+    require(0 <= warmup <= MOST_RUNS, "warmup", warmup, f"use a whole number from 0 to {MOST_RUNS:,}")
     require(tolerance is None or tolerance >= 0, "tolerance", tolerance, "use a number of at least 0, or None")
     outputs = {name: candidate() for name, candidate in candidates.items()}
     if tolerance is not None:
@@ -123,7 +122,8 @@ def _cpu_seconds(candidate: Callable[[], Any]) -> float:
 
 
 def _gpu_seconds(candidate: Callable[[], Any]) -> float:
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     start.record()
     candidate()
@@ -138,40 +138,40 @@ def _check_same_outputs(outputs: dict[str, Any], tolerance: float) -> None:
     for name, array in arrays.items():
         if array.shape != arrays[first].shape:
             raise InvalidArgumentError(
-                f"{name!r} returns {array.shape}, {first!r} {arrays[first].shape}; "
-                "give candidates that do the same work"
+                f"{name!r} returns an array of shape {array.shape}, {first!r} one of shape {arrays[first].shape}; "
+                "give candidates that compute the same"
             )
         difference = float(np.abs(array - arrays[first]).max(initial=0.0))
         if not difference <= tolerance:
             raise InvalidArgumentError(
                 f"{name!r} and {first!r} differ by {difference:.3g}, more than tolerance={tolerance:.3g}; "
-                "they do not do the same work, give candidates that do"
+                "give candidates that compute the same"
             )
 
 
 def _as_array(name: str, output: Any) -> np.ndarray:
-    """Return an output as numbers that can be subtracted."""
+    """Return an output as an array whose entries can be subtracted: signed, and not bfloat16."""
     array = None
     try:
         if torch.is_tensor(output):
             output = output.detach().cpu().resolve_conj().resolve_neg()
             output = (output.float() if output.dtype == torch.bfloat16 else output).numpy()
         array = np.asarray(output)
-    except (TypeError, ValueError, RuntimeError):  # a sparse tensor, a ragged list, ...
+    except (TypeError, ValueError, RuntimeError):  # for example a sparse tensor
         pass
     if array is None or array.dtype.kind not in "biufc":
         raise InvalidArgumentError(
-            f"{name!r} returns {shown(output)}, which are no numbers to compare; use tolerance=None"
+            f"{name!r} returns {shown(output)}, which cannot be compared; return numbers, or use tolerance=None"
         )
     return array.astype(np.int64) if array.dtype.kind in "bu" else array
 
 
 def provenance(command: str, seed: int | None = None, data: Digits | None = None) -> dict[str, Any]:
-    """Return where a number comes from: command, commit, date, machine, threads, versions, data, seed."""
+    """Return what is recorded with a result: command, commit, date, machine, threads, versions, data, seed."""
     return {
         "command": command,
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_clean": _git("status", "--porcelain", "--", "tutorial_lib", "tools") == "",
+        "git_clean": _git("status", "--porcelain", "--", *MEASURED_FOLDERS) == "",
         "date_utc": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "profile": profile().name,
         "cpu": _cpu_model(),
@@ -194,25 +194,28 @@ def save_result(
     data: Digits | None = None,
     folder: str | Path = FIGURES,
 ) -> Path:
-    """Write ``folder/name.json`` with the values and their provenance, in one step that cannot be half done.
+    """Write ``folder/name.json`` with the values and their provenance; an error leaves an existing file unchanged.
 
     Args:
-        name: file name without its ending.
-        values: what was measured; anything that JSON can hold, numbers finite.
-        command: the command that measures it again.
-        seed: seed of the run, if one number says it.
-        data: data set that was used, recorded by name, size and checksum.
-        folder: where to write.
+        name: file name without its extension.
+        values: the measured values; anything that JSON can represent, numbers finite.
+        command: the command that repeats the measurement.
+        seed: seed of the run, if it has a single one.
+        data: the data set that was used; its name, size and checksum are recorded.
+        folder: folder of the file.
 
     Raises:
-        InvalidArgumentError: a value that JSON cannot hold, such as NaN; or a name that leads out of the folder.
+        InvalidArgumentError: a value that JSON cannot represent, such as NaN; a ``name`` that contains a folder; or a
+            file that cannot be written.
     """
     _check_name(name)
     try:
-        text = json.dumps({"values": values, "provenance": provenance(command, seed, data)}, indent=1, allow_nan=False)
+        record = {"values": dict(**values), "provenance": provenance(command, seed, data)}
+        text = json.dumps(record, indent=1, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidArgumentError(
-            f"result {name!r} with values={shown(values)} cannot be written as JSON ({error}); use finite plain values"
+            f"values={shown(values)}, command={shown(command)} cannot be written as JSON ({error}); "
+            "use finite numbers, text, lists, and dictionaries with text as keys"
         ) from error
     folder = check_path("folder", folder)
     partial, path = folder / f".{name}.json.partial", folder / f"{name}.json"
@@ -228,10 +231,10 @@ def save_result(
 
 
 def load_result(name: str, folder: str | Path = FIGURES) -> dict[str, Any] | None:
-    """Return the recorded ``values`` of ``name``, or None where nobody has measured it.
+    """Return the ``values`` that :func:`save_result` wrote to ``folder/name.json``, or None if there is no such file.
 
     Raises:
-        InvalidArgumentError: a name that leads out of the folder, or a file that :func:`save_result` has not written.
+        InvalidArgumentError: a ``name`` that contains a folder, or a damaged file.
     """
     _check_name(name)
     path = check_path("folder", folder) / f"{name}.json"
@@ -249,13 +252,12 @@ def _check_name(name: str) -> None:
 
 
 def summarize(samples: list[float]) -> dict[str, Any]:
-    """Return ``{"mean", "low", "high", "samples"}`` of repeated measurements.
+    """Return ``{"mean", "low", "high", "samples"}`` of repeated measurements; low and high are the extremes.
 
     Raises:
         InvalidArgumentError: no samples, or one that is not finite.
     """
-    if not samples or not all(math.isfinite(s) for s in samples):
-        raise InvalidArgumentError(f"cannot summarize {samples!r}; give at least one finite number")
+    require(samples and all(map(math.isfinite, samples)), "samples", samples, "give finite numbers, at least one")
     return {"mean": float(np.mean(samples)), "low": min(samples), "high": max(samples), "samples": samples}
 
 

@@ -26,6 +26,7 @@ from truly_sparse.recipes import DynamicRecipe, Recipe, describe
 from truly_sparse.rules import GROW_RULES, GrowRule
 from truly_sparse.topology import check_sparsity
 
+from .callbacks import progress_stream
 from .checkpoint import CheckpointError
 from .contenders import IMAGE, Contender
 from .cost import storage_bytes, training_multiply_adds

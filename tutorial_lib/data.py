@@ -1,4 +1,4 @@
-"""Digits in, tensors out: MNIST where it can be had, scikit-learn's embedded 8×8 digits otherwise."""
+"""Data sets as tensors in memory: MNIST if available, otherwise scikit-learn's embedded 8×8 digits."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import gzip
 import hashlib
 import io
 import os
-import queue
 import tempfile
 import threading
-import urllib.request
 import zlib
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from .project import ROOT, check_path
 
 
 class DataError(SparseTrainingError, RuntimeError):
-    """A data set is missing, damaged or out of reach."""
+    """A data set is missing or damaged, or cannot be downloaded."""
 
 
 # SHA-256 of the four decompressed files.
@@ -38,7 +38,7 @@ MNIST_SHA256 = {
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
-NETWORK_PATIENCE_SECONDS = 5.0  # for the first piece of a download, and for each one after it
+NETWORK_PATIENCE_SECONDS = 5.0  # in which at least PIECE_BYTES of a download must arrive
 PIECE_BYTES = 2**18
 MOST_BYTES = 2**26  # more than the largest file, decompressed
 CLASSES = 10
@@ -46,7 +46,7 @@ CLASSES = 10
 
 @dataclass(frozen=True)
 class Digits:
-    """A data set of 28×28 grey digits, normalised to about zero mean and unit deviation, in memory.
+    """A data set of 28×28 grey digits in memory, normalised to about zero mean and unit standard deviation.
 
     Attributes:
         train_x: float32 ``[N, 1, 28, 28]``.
@@ -54,7 +54,7 @@ class Digits:
         test_x: float32 ``[M, 1, 28, 28]``.
         test_y: int64 ``[M]``.
         name: ``"mnist"`` or ``"digits"``.
-        source: where it came from, in words.
+        source: a description of its origin.
     """
 
     train_x: torch.Tensor
@@ -73,18 +73,14 @@ class Digits:
                 raise InvalidArgumentError(f"{part}_y={shown(y)}; give int64 labels, one for each of {len(x)} images")
 
     def to(self, device: str | torch.device) -> Digits:
-        """Return the same data with its tensors on ``device``.
-
-        Raises:
-            InvalidArgumentError: there is no such device.
-        """
+        """Return the same data with its tensors on ``device``."""
         tensors = {
             f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self) if f.name[-2:] in ("_x", "_y")
         }
         return dataclasses.replace(self, **tensors)
 
     def sha256(self) -> str:
-        """Return the SHA-256 of all four tensors' bytes, as recorded beside measured numbers."""
+        """Return the SHA-256 of the bytes of all four tensors, as recorded with measured numbers."""
         digest = hashlib.sha256()
         for tensor in (self.train_x, self.train_y, self.test_x, self.test_y):
             digest.update(tensor.detach().cpu().resolve_neg().contiguous().view(torch.uint8).numpy().data)
@@ -101,12 +97,12 @@ def load_data(
 
     Args:
         name: ``"mnist"``; ``"digits"`` (scikit-learn's 1,797 real digits, resized to 28×28; needs no network);
-            or ``"auto"``: MNIST if it can be had, else digits, and a printed line says which and why.
+            or ``"auto"``: MNIST if available, else digits; a printed line says which, and why.
         train_size: keep at most this many training images (a stratified subset drawn with ``seed``); None: all.
-        root: MNIST's folder in torchvision's layout (``root/MNIST/raw/``, ``.gz`` or decompressed). Without it,
-            the environment variable ``TUTORIAL_DATA``, else ``data/`` in the project. Files that are not there
-            are downloaded into it, from servers that keep it waiting for at most five seconds at a time. Every
-            file's decompressed SHA-256 is checked on every load.
+        root: MNIST's folder in torchvision's layout (``root/MNIST/raw/``, ``.gz`` or decompressed); None: the
+            environment variable ``TUTORIAL_DATA``, or ``data/`` in the project. Missing files are downloaded into it; a
+            server that sends too little for five seconds is given up. The SHA-256 of each decompressed file is verified
+            on each load.
         seed: seed of the training subset.
 
     Raises:
@@ -152,7 +148,7 @@ def _mnist_or_digits(folder: Path) -> Digits:
 def _subset(data: Digits, train_size: int | None, seed: int) -> Digits:
     if train_size is None or train_size >= len(data.train_x):
         return data
-    # Stratifying needs one image per class on either side of the cut.
+    # A stratified split needs one image per class on each side.
     stratify = data.train_y.numpy() if len(data.train_x) - train_size >= CLASSES else None
     from sklearn.model_selection import train_test_split
 
@@ -191,7 +187,7 @@ def _stored(raw: Path, file: str) -> Path | None:
 
 
 def _read_verified(raw: Path, file: str) -> bytes:
-    path = _stored(raw, file)
+    path = _stored(raw, file) or raw / file
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
@@ -206,7 +202,7 @@ def _read_verified(raw: Path, file: str) -> bytes:
 
 
 def _images(content: bytes) -> torch.Tensor:
-    # The checksum fixes the layout: a 16-byte header, then 28×28 bytes an image.
+    # The checksum guarantees the layout: a 16-byte header, then 28×28 bytes per image.
     pixels = np.frombuffer(content, np.uint8, offset=16).reshape(-1, 1, 28, 28)
     return (torch.from_numpy(pixels.astype(np.float32)) / 255 - MNIST_MEAN) / MNIST_STD
 
@@ -216,12 +212,14 @@ def _labels(content: bytes) -> torch.Tensor:
 
 
 def _download_mnist(folder: Path) -> None:
-    """Download the files that are missing, each verified before it is moved into place in one step.
+    """Download the missing files with pooch, which verifies each before it moves it into place in one step.
 
-    A server that fails is not asked again: two silent ones cost ten seconds.
+    A server that fails is not asked again, so two silent servers cost ten seconds.
     """
+    import pooch
     from torchvision.datasets import MNIST
 
+    pooch.get_logger().setLevel("WARNING")
     raw = folder / "MNIST" / "raw"
     failures = []
     try:
@@ -229,14 +227,14 @@ def _download_mnist(folder: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary:
             for mirror in MNIST.mirrors:
                 try:
-                    for file in MNIST_SHA256:
+                    for file, checksum in MNIST_SHA256.items():
                         if _stored(raw, file) is None:
-                            arrived = Path(temporary) / file
-                            arrived.write_bytes(_downloaded(f"{mirror}{file}.gz", file))
-                            arrived.replace(raw / file)
+                            url, target = f"{mirror}{file}.gz", {"fname": file, "path": temporary}
+                            arrived = pooch.retrieve(url, checksum, downloader=_download_gzip, **target)
+                            Path(arrived).replace(raw / file)
                     return
-                except DataError as failure:
-                    failures.append(str(failure))
+                except (_ServerError, ValueError) as error:  # ValueError: pooch's, of a checksum
+                    failures.append(f"{mirror}{file}.gz: " + " ".join(str(error).split())[:200])
     except OSError as error:
         raise DataError(f"{raw} does not hold MNIST and cannot be written ({error}); {_remedy(raw)}") from error
     raise DataError(f"{raw} does not hold MNIST and no server gave it ({'; '.join(failures)}); {_remedy(raw)}")
@@ -249,58 +247,54 @@ def _remedy(raw: Path) -> str:
     )
 
 
-def _downloaded(url: str, file: str) -> bytes:
-    """Return MNIST's ``file`` from ``url``, decompressed and verified.
+class _ServerError(Exception):
+    """A server is silent, too slow, or sends something else than a gzip file."""
 
-    Raises:
-        DataError: there is no answer, or another file; the message is one line.
+
+class _Buffer(io.BytesIO):
+    """Memory that a download is written to; writing fails beyond MOST_BYTES and after ``abandoned`` was set."""
+
+    abandoned = False
+
+    def write(self, piece: Any) -> int:
+        """Append a piece."""
+        if self.abandoned or self.tell() + len(piece) > MOST_BYTES:
+            raise _ServerError(f"it sent more than {MOST_BYTES:,} bytes")
+        return super().write(piece)
+
+
+def _download_gzip(url: str, output_file: str, pooch: Any) -> None:
+    """Downloader for pooch: fetch a .gz file within the limits of time and size, and write it decompressed.
+
+    pooch's own downloader waits without limit for the resolution of a name, and for a server that sends a byte now and
+    then. It therefore runs in a thread, which is abandoned when too little arrives.
     """
-    try:
-        received = _received(url)
-    except Exception as error:  # whatever a server can make urllib raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise DataError(f"{url}: {reason}") from error
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(received)) as zipped:
-            content = zipped.read(MOST_BYTES)
-    except (OSError, EOFError, zlib.error):
-        content = b""
-    if hashlib.sha256(content).hexdigest() != MNIST_SHA256[file]:
-        raise DataError(f"{url} sent {len(received)} bytes that are not MNIST's {file}: cut short, or another page")
-    return content
+    from pooch import HTTPDownloader
 
+    buffer, done = _Buffer(), Future[None]()
 
-def _received(url: str) -> bytes:
-    """Return what a server sends, as long as each piece of it comes within a few seconds.
-
-    A thread asks, because resolving a name has no time-out; where it waits for a silent server it is left behind.
-
-    Raises:
-        Exception: whatever urllib raises; TimeoutError where the server, or the resolution of its name, is too slow.
-    """
-    pieces: queue.Queue[bytes | Exception] = queue.Queue()
-
-    def ask() -> None:
+    def fetch() -> None:
         try:
-            with urllib.request.urlopen(url, timeout=NETWORK_PATIENCE_SECONDS) as response:
-                for _ in range(MOST_BYTES // PIECE_BYTES):
-                    pieces.put(response.read(PIECE_BYTES))
-            pieces.put(b"")  # as after the last piece: an endless answer is cut, and then not what was asked for
+            HTTPDownloader(timeout=NETWORK_PATIENCE_SECONDS)(url, buffer, pooch)
+            done.set_result(None)
         except Exception as error:
-            pieces.put(error)
+            done.set_exception(error)
 
-    threading.Thread(target=ask, daemon=True).start()
-    received = bytearray()
+    threading.Thread(target=fetch, daemon=True).start()
+    before = 0
     with tqdm(desc=f"downloading {url.rsplit('/', 1)[-1]}", unit="B", unit_scale=True, delay=2, leave=False) as bar:
-        while True:
-            try:
-                piece = pieces.get(timeout=NETWORK_PATIENCE_SECONDS)
-            except queue.Empty:
+        while not wait([done], timeout=NETWORK_PATIENCE_SECONDS).done:
+            arrived = buffer.tell() - before
+            if arrived < PIECE_BYTES:
+                buffer.abandoned = True
                 slow = f"less than {PIECE_BYTES // 1024} KiB came in {NETWORK_PATIENCE_SECONDS:g} seconds"
-                raise TimeoutError(slow) from None
-            if isinstance(piece, Exception):
-                raise piece
-            if not piece:
-                return bytes(received)
-            received += piece
-            bar.update(len(piece))
+                raise _ServerError(slow)
+            before += arrived
+            bar.update(arrived)
+    try:
+        done.result()
+        with gzip.GzipFile(fileobj=io.BytesIO(buffer.getvalue())) as zipped:
+            content = zipped.read(MOST_BYTES)
+    except Exception as error:  # requests, urllib3 and gzip may raise anything
+        raise _ServerError(f"{type(error).__name__}: {error}") from error
+    Path(output_file).write_bytes(content)

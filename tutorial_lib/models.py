@@ -1,32 +1,31 @@
-"""The tutorial's network, and the published tutorial's figures for it (its slides; MNIST, 10 epochs, 95% sparsity)."""
+"""The tutorial's network, and the results published for it (the tutorial's slides; MNIST, 10 epochs, 95% sparsity)."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from typing_extensions import override
 
 from truly_sparse.arguments import check_memory, require
 
 
 class TutorialCNN(nn.Module):
-    """The over-parameterised digit classifier of the tutorial: 1,345,642 parameters, 1,343,456 of them weights.
+    """The tutorial's over-parameterised digit classifier: 1,345,642 parameters, 1,343,456 of them weights.
 
     conv 1→16 and conv 16→32 (3×3, padding 1), each followed by ReLU and a 2×2 max-pool,
     then fully connected 1568→128→1000→1000→10.
 
     Args:
-        width: factor on the number of channels and neurons of every hidden layer (at least one each).
+        width: factor by which the channels and neurons of every hidden layer are multiplied (at least one remains).
 
     Raises:
-        InvalidArgumentError: width is not a positive number, or the network does not fit into memory.
+        InvalidArgumentError: ``width`` is not positive, or the network does not fit into memory.
     """
 
     def __init__(self, width: float = 1.0) -> None:
         super().__init__()
-        require(0 < 1000 * width < math.inf, "width", width, "use a positive number, 1 for the tutorial's network")
+        require(width > 0, "width", width, "use a positive number, 1 for the tutorial's network")
         c1, c2, f1, f2, f3 = (max(1, round(width * size)) for size in (16, 32, 128, 1000, 1000))
         check_memory("width", width, 4 * (9 * c1 * c2 + 49 * c2 * f1 + f1 * f2 + f2 * f3))
         self.conv1 = nn.Conv2d(1, c1, kernel_size=3, padding=1)
@@ -36,6 +35,7 @@ class TutorialCNN(nn.Module):
         self.fc3 = nn.Linear(f2, f3)
         self.fc4 = nn.Linear(f3, 10)
 
+    @override
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images, float ``[B, 1, 28, 28]``, to logits ``[B, 10]``."""
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)  # [B, 16, 14, 14]
@@ -48,18 +48,17 @@ class TutorialCNN(nn.Module):
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of entries of all parameters, weights and biases, masked or not."""
+    """Return the number of entries of all parameters: weights, masked ones included, and biases."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-# Test accuracy in percent and test loss.
+# Test accuracy in percent, test loss, and number of parameters.
 PUBLISHED_RESULTS = {
     "dense": {"test_accuracy": 98.98, "test_loss": 0.0449, "parameters": "1.3M"},
     "set_uniform": {"test_accuracy": 96.71, "test_loss": 0.0992, "parameters": "65K"},
 }
 
-
-# Inference on 100 samples, milliseconds, mean of 10 runs.
+# Inference on 100 samples: milliseconds, mean of 10 runs.
 PUBLISHED_INFERENCE_MS = {
     "Dense+Mask (GPU)": 0.68,
     "Dense+Mask (CPU)": 25.03,

@@ -1,4 +1,4 @@
-"""Where the project's folders are, which profile runs, and on which device."""
+"""The project's folders, the profile of the notebooks, and the default device."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from truly_sparse.arguments import require
 from truly_sparse.errors import InvalidArgumentError
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
 FIGURES = ROOT / "figures"
 
 
@@ -42,7 +40,7 @@ def profile() -> Profile:
     """Return the profile that the environment variable ``TUTORIAL_PROFILE`` selects (``quick`` if unset).
 
     Raises:
-        InvalidArgumentError: the variable holds another word.
+        InvalidArgumentError: the variable has another value.
     """
     name = os.environ.get("TUTORIAL_PROFILE", "quick")
     if name not in PROFILES:
@@ -51,19 +49,19 @@ def profile() -> Profile:
 
 
 def default_device() -> str:
-    """Return ``"cuda"`` where torch sees a GPU, else ``"cpu"``."""
+    """Return ``"cuda"`` if a GPU is available to torch, else ``"cpu"``."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def check_path(name: str, path: str | Path) -> Path:
-    """Return a path if it is one that the system can be asked about.
+    """Return ``path`` as a Path, so that an impossible one is refused before any work is done.
 
     Raises:
-        InvalidArgumentError: it holds what no file name can, such as a zero byte.
+        InvalidArgumentError: the path contains a zero byte or a character that cannot be encoded.
     """
     try:
         possible = b"\0" not in os.fsencode(path)
     except UnicodeEncodeError:
         possible = False
-    require(possible, name, str(path), "use a path without zero bytes and broken characters")
+    require(possible, name, str(path), "use a path without zero bytes and characters that cannot be encoded")
     return Path(path)

@@ -334,7 +334,7 @@ def symptom(exercise, case):
 
 def test_every_check_has_its_exercise_and_every_exercise_its_wrong_answers():
     assert sorted(NAMES) == sorted(EXERCISES) == sorted(WRONG)
-    assert len(list(exercises())) == len(EXERCISES), "a check is used by two exercises"
+    assert len(list(exercises_of_notebooks())) == len(EXERCISES), "a check is used by two exercises"
     assert all(len(cases) >= 3 for cases in WRONG.values())
 
 

@@ -28,7 +28,7 @@ from tutorial_lib import data, load_data
 from tutorial_lib.data import DataError
 
 HTML = b"<html><body>Welcome to the hotel's network. Please log in.</body></html>"
-MOST_REQUESTS = 20
+MOST_REQUESTS = 40  # requests gives a redirection up after 30
 PATIENCE = 0.5
 MOST_BYTES = 2**20
 
@@ -238,7 +238,7 @@ def test_a_name_that_is_never_resolved(mirrors, folder, monkeypatch, survived):
     mirrors("right")
     monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **named: time.sleep(3 * PATIENCE))
     start = time.monotonic()
-    with pytest.raises(DataError, match=r"TimeoutError: less than 4 KiB came in 0\.5 seconds"):
+    with pytest.raises(DataError, match=r"less than 4 KiB came in 0\.5 seconds"):
         load_data("mnist", root=folder)
     assert time.monotonic() - start < 2 * PATIENCE
     survived("data faults")
@@ -374,7 +374,7 @@ def test_a_process_that_is_killed_while_it_downloads(child, server, mirrors, fol
         assert process.poll() is None, process.stdout.read()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert files_in(folder) == ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"]
+    assert files_in(folder / "MNIST" / "raw") == ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"]
     mirrors("right")
     assert len(load_data("mnist", root=folder).test_x) == 20
     survived("data faults")

@@ -1,4 +1,4 @@
-"""Measurement: same work checked, runs interleaved, results written whole and with their provenance."""
+"""Benchmarks check equal outputs and interleave runs; result files are complete and record their provenance."""
 
 import json
 import math
@@ -27,8 +27,8 @@ def test_candidates_are_interleaved_and_counted():
 
 
 @pytest.mark.parametrize("other", [torch.tensor([1.0, 1.1]), torch.tensor([1.0]), torch.tensor([1.0, math.nan])])
-def test_different_work_is_refused(other):
-    with pytest.raises(InvalidArgumentError, match="same work"):
+def test_different_outputs_are_refused(other):
+    with pytest.raises(InvalidArgumentError, match="compute the same"):
         benchmark({"a": lambda: torch.tensor([1.0, 1.0]), "b": lambda: other})
 
 
@@ -38,7 +38,7 @@ def test_bad_arguments(arguments):
         benchmark(**{"candidates": {"a": lambda: 1.0}, **arguments})
 
 
-def test_saved_results_come_back_with_their_origin(tmp_path):
+def test_saved_results_are_loaded_with_their_provenance(tmp_path):
     data = load_data("digits", train_size=20)
     path = save_result("speed", {"ms": [1.0, 2.0]}, command="make full", seed=3, data=data, folder=tmp_path)
     assert load_result("speed", tmp_path) == {"ms": [1.0, 2.0]}

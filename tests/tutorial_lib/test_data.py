@@ -43,7 +43,7 @@ def test_unknown_name(name):
         load_data(name)
 
 
-@pytest.mark.parametrize("size", [0, 9, -1, 2.5, "all"])
+@pytest.mark.parametrize("size", [0, 9, -1, 2.5])
 def test_bad_train_size(size):
     with pytest.raises(InvalidArgumentError, match="train_size"):
         load_data("digits", train_size=size)

@@ -1,4 +1,4 @@
-"""What all checks of exercises share: run an answer, and report the symptom where it is wrong."""
+"""The machinery of all checks: run an answer, and report the symptom if it is wrong."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ class CheckFailedError(SparseTrainingError, AssertionError):
     """An answer to an exercise does not hold; the message names the symptom."""
 
     def _render_traceback_(self) -> list[str]:
-        # IPython shows this in place of a traceback: the check's own lines would only hide the message.
+        # IPython shows this in place of a traceback through the check's own lines.
         return [f"Not yet: {self}"]
 
 
 def exercise(check: Callable[[Answer], None]) -> Callable[[Answer], None]:
-    """Turn a function that raises on a wrong answer into a check that leaves an untouched stub alone, and reports."""
+    """Turn a function that raises on a wrong answer into a check: it reports the outcome, and skips untouched stubs."""
 
     @wraps(check)
     def run(answer: Answer) -> None:
+        if not callable(answer):
+            raise TypeError(f"answer={answer!r} is not a function; pass the function without calling it")
         try:
             if _is_untouched(answer):
                 raise NotImplementedError
             check(answer)
         except NotImplementedError as error:
-            if error.args:  # not a stub's: torch says so of an operation that it lacks
+            if error.args:  # raised by torch for a missing operation, not by a stub
                 raise
             print(f"{check.__name__}: not attempted yet")
         except CheckFailedError:
@@ -54,7 +56,7 @@ def exercise(check: Callable[[Answer], None]) -> Callable[[Answer], None]:
 
 
 def _raised_in(answer: Answer, error: Exception) -> bool:
-    """Tell whether an error came up while the answer ran, not while a check looked at what it returned."""
+    """Tell whether an error was raised by the answer, and not by the check of its result."""
     return any(frame.f_code is getattr(answer, "__code__", None) for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
@@ -69,12 +71,13 @@ def _is_untouched(answer: Answer) -> bool:
 
 
 def expect(holds: object, symptom: str) -> None:
+    """Fail the check with this symptom unless the condition holds."""
     if not holds:
         raise CheckFailedError(symptom)
 
 
 def result(answer: Answer, *arguments: Any) -> Any:
-    """Call the answer and return what it returns, which must be something."""
+    """Call the answer and return its result, which must not be None."""
     result = answer(*arguments)
     name = getattr(answer, "__name__", type(answer).__name__)
     expect(result is not None, f"{name} returns None; is a `return` missing?")
@@ -82,7 +85,7 @@ def result(answer: Answer, *arguments: Any) -> Any:
 
 
 def close(a: object, b: object, tolerance: float = 1e-5) -> bool:
-    """Tell whether two arrays have one shape and nearly equal numbers; None is close to nothing."""
+    """Tell whether two arrays have the same shape and nearly equal numbers; None is never close."""
     if a is None or b is None:
         return False
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
@@ -90,4 +93,5 @@ def close(a: object, b: object, tolerance: float = 1e-5) -> bool:
 
 
 def draws(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Return standard normal numbers of this shape."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

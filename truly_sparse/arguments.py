@@ -71,9 +71,10 @@ def pair(name: str, size: int | tuple[int, int], least: int) -> tuple[int, int]:
     Raises:
         InvalidArgumentError: one of the two is below ``least``.
     """
-    first, second = (size, size) if isinstance(size, int) else size
-    require(min(first, second) >= least, name, size, f"use whole numbers of at least {least}")
-    return int(first), int(second)
+    sizes = (size, size) if isinstance(size, int) else tuple(size)
+    fits = len(sizes) == 2 and all(isinstance(each, (int, np.integer)) and each >= least for each in sizes)
+    require(fits, name, size, f"use whole numbers of at least {least}, one or two")
+    return int(sizes[0]), int(sizes[1])
 
 
 def is_dense(tensor: Any) -> bool:

@@ -42,6 +42,7 @@ def fuse(model: nn.Module) -> fx.GraphModule:
         InvalidArgumentError: ``torch.fx`` cannot trace the model.
     """
     model = copied(model)
+    modules: Modules = dict(model.named_modules())
     try:
         graph = _Tracer().trace(model)
     except Exception as error:  # the model's own code may raise anything when it is traced
@@ -49,7 +50,6 @@ def fuse(model: nn.Module) -> fx.GraphModule:
             f"model={type(model).__name__}: torch.fx cannot trace its forward ({str(error)[:200]}); "
             "use one without branches that depend on the data"
         ) from error
-    modules: Modules = dict(model.named_modules())
     # Subclasses of the sparse layers may compute more, so they stay as they are.
     calls = [
         node

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.grad import conv2d_weight
 from typing_extensions import override
 
-from .arguments import check_memory, is_dense, pair, require, shown
+from .arguments import check_count, check_memory, is_dense, pair, require, shown
 from .cpu.index import MOST, ConvIndex, LinearIndex
 from .cpu.stage import Stage
 from .errors import InvalidArgumentError, TrainingError
@@ -60,7 +60,6 @@ class SparseLayer(SparsifiableLayer):
     ) -> None:
         """Draw the topology if none is given, and draw values and bias as a dense torch layer does."""
         size, out = math.prod(self.dense_shape), self.dense_shape[0]
-        require(min(self.dense_shape) >= 0, "shape", self.dense_shape, "use sizes of at least 0")
         check_sparsity(sparsity)
         nnz = round((1 - sparsity) * size) if connections is None else len(connections)
         remedy = f"of the {size:,} weights {self.dense_shape} it leaves {nnz:,}; use a higher one, or a smaller layer"
@@ -71,7 +70,9 @@ class SparseLayer(SparsifiableLayer):
             connections = sample_distinct(size, nnz, torch.default_generator)
         self.index = self.build_index(connections)
         bound = 1 / math.sqrt(max(1, math.prod(self.dense_shape[1:])))
-        self.values = nn.Parameter(torch.empty(self.index.nnz, device=device, dtype=dtype).uniform_(-bound, bound))
+        values = torch.empty(self.index.nnz, device=device, dtype=dtype)
+        require(values.is_floating_point(), "dtype", dtype, "use a floating type such as torch.float32")
+        self.values = nn.Parameter(values.uniform_(-bound, bound))
         drawn = torch.empty(out, device=device, dtype=dtype).uniform_(-bound, bound) if bias else None
         self.register_parameter("bias", None if drawn is None else nn.Parameter(drawn))
 
@@ -231,7 +232,9 @@ class SparseLinear(SparseLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.relu = in_features, out_features, bool(relu)
+        check_count("in_features", in_features, least=0)
+        check_count("out_features", out_features, least=0)
+        self.in_features, self.out_features, self.relu = int(in_features), int(out_features), bool(relu)
         self._start(connections, sparsity, bias, device, dtype)
 
     @property
@@ -329,9 +332,10 @@ class SparseConv2d(SparseLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_count("groups", groups, least=1)
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if groups < 1 or channels % groups:
-                raise InvalidArgumentError(f"groups={groups!r}; use a divisor of {name}={channels}")
+            check_count(name, channels, least=0)
+            require(channels % groups == 0, "groups", groups, f"use a divisor of {name}={channels}")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size, self.stride = pair("kernel_size", kernel_size, 1), pair("stride", stride, 1)
         self.padding, self.dilation = pair("padding", padding, 0), pair("dilation", dilation, 1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .arguments import is_dense, require, shown
+from .arguments import check_count, is_dense, require, shown
 from .errors import InvalidArgumentError, TrainingError
 from .interface import SparsifiableLayer
 from .topology import check_connections, sample_distinct
@@ -64,6 +64,7 @@ def random_grow(active: torch.Tensor, size: int, count: int, generator: torch.Ge
     Raises:
         InvalidArgumentError: count is outside 0..size − nnz.
     """
+    check_count("size", size, least=0)
     check_connections("active", active, (size,))
     _check_count(count, size - len(active), "inactive connections")
     ranks = sample_distinct(size - len(active), count, generator).to(active.device)
@@ -88,7 +89,7 @@ def gradient_grow(gradient_rows: Iterable[torch.Tensor], active: torch.Tensor, c
         InvalidArgumentError: there are fewer than ``count`` inactive connections.
         TrainingError: a gradient is not finite.
     """
-    require(count >= 0, "count", count, "use 0 or more")
+    check_count("count", count, least=0)
     check_connections("active", active, (LARGEST,))
     best_score = torch.empty(0, device=active.device)
     best_place = torch.empty(0, dtype=torch.int64, device=active.device)
@@ -133,8 +134,8 @@ def _check_finite(score: torch.Tensor) -> None:
 
 
 def _check_count(count: int, available: int, what: str) -> None:
-    if not 0 <= count <= available:
-        raise InvalidArgumentError(f"count={count}, but there are {available} {what}; use 0 to {available}")
+    check_count("count", count, least=0)
+    require(count <= available, "count", count, f"there are {available} {what}, use 0 to {available}")
 
 
 PruneScore = Callable[[SparsifiableLayer], torch.Tensor]

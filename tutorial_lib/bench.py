@@ -122,8 +122,8 @@ def _cpu_seconds(candidate: Callable[[], Any]) -> float:
 
 
 def _gpu_seconds(candidate: Callable[[], Any]) -> float:
-    start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    start = torch.cuda.Event(enable_timing=True)
+    end = torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
     start.record()
     candidate()

@@ -19,7 +19,7 @@ import torch
 from scipy import stats
 from tqdm import tqdm
 
-from truly_sparse.arguments import check_choice, require, shown
+from truly_sparse.arguments import check_choice, check_count, require, shown
 from truly_sparse.errors import InvalidArgumentError
 from truly_sparse.interface import SparsifiableLayer, weight_layers, weight_shape
 from truly_sparse.recipes import DynamicRecipe, Recipe, describe
@@ -48,7 +48,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "use a whole number of at least 1")
+            check_count(name, getattr(self, name), least=1)
 
 
 Job = tuple[str, float, int]  # contender, sparsity, seed
@@ -131,7 +131,7 @@ def paired_difference(runs: pd.DataFrame, ours: str, theirs: str, sparsity: floa
     difference = (both[0] - both[1]).dropna()
     if difference.empty:
         raise InvalidArgumentError(
-            f"no seed was run with both {ours!r} and {theirs!r} at {sparsity=}; choose what was run"
+            f"no seed was run with both {ours!r} and {theirs!r} at sparsity={shown(sparsity)}; choose what was run"
         )
     return float(difference.mean()), *interval(difference.tolist())
 

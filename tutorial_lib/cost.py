@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from truly_sparse.arguments import check_memory, require, shown
+from truly_sparse.arguments import check_count, check_memory, shown
 from truly_sparse.errors import InvalidArgumentError
 from truly_sparse.interface import SparsifiableLayer, sparse_layers, weight_layers, weight_shape
 
@@ -81,8 +81,8 @@ def training_multiply_adds(
     Returns:
         ``forward``; ``backward`` (gradients of weights and inputs, without the network's own input); ``growth``.
     """
-    require(images >= 0, "images", images, "use a whole number of at least 0")
-    require(growth_images >= 0, "growth_images", growth_images, "use a whole number of at least 0")
+    check_count("images", images, least=0)
+    check_count("growth_images", growth_images, least=0)
     executed = multiply_adds(model, input_shape)["executed"].drop("total")
     layers = weight_layers(model)
     unstored = {

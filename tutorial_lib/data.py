@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from truly_sparse.arguments import require, shown
+from truly_sparse.arguments import check_count, require, shown
 from truly_sparse.errors import InvalidArgumentError, SparseTrainingError
 
 from .project import ROOT, check_path
@@ -74,6 +74,7 @@ class Digits:
 
     def to(self, device: str | torch.device) -> Digits:
         """Return the same data with its tensors on ``device``."""
+        device = torch.device(device)
         tensors = {
             f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self) if f.name[-2:] in ("_x", "_y")
         }
@@ -112,6 +113,7 @@ def load_data(
     if name not in ("auto", "mnist", "digits"):
         raise InvalidArgumentError(f"unknown data set {name!r}; use 'auto', 'mnist' or 'digits'")
     use = f"use a whole number of at least {CLASSES}, or None"
+    check_count("seed", seed, least=0)
     require(train_size is None or train_size >= CLASSES, "train_size", train_size, use)
     folder = _home_filled_in(check_path("root", root or os.environ.get("TUTORIAL_DATA") or ROOT / "data"))
     if name == "digits":

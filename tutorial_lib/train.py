@@ -121,6 +121,7 @@ def fit(
     """
     check_count("epochs", epochs, least=1)
     check_count("batch_size", batch_size, least=1)
+    require(torch.device(device).type != "meta", "device", device, "nothing can be computed there; use 'cpu'")
     _check_fit(model, lr, optimizer, schedule, sparsity)
     torch.manual_seed(seed)
     data = data.to(device)

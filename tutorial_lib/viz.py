@@ -306,6 +306,7 @@ def plot_crossover(rows: Sequence[Mapping[str, float]], ours: str) -> Figure:
     Raises:
         InvalidArgumentError: no rows, or a name that they lack.
     """
+    require(len(rows) > 0, "rows", rows, "give at least one row")
     table = pd.DataFrame(rows)
     check_columns("rows", table, ("width", "batch", "sparsity", "dense", "Dense+Mask", "torch CSR", ours))
     widths, batches = sorted(table["width"].unique()), sorted(table["batch"].unique())

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..arguments import shown
+from ..arguments import check_count, pair, require, shown
 from ..errors import InvalidArgumentError
 from ..topology import check_connections
 
@@ -88,8 +88,8 @@ class LinearIndex(_Index):
         Raises:
             InvalidArgumentError: wrong dtype or dimension, out of range, unsorted or duplicate positions, bad shape.
         """
-        if len(shape) != 2:
-            raise InvalidArgumentError(f"the weight of a linear layer has shape {tuple(shape)}; give (out, in).")
+        if len(shape) != 2 or not all(isinstance(size, int) for size in shape):
+            raise InvalidArgumentError(f"shape={shown(shape)} of a linear layer's weight; give integers (out, in).")
         positions = _checked(flat, shape)
         indptr = np.searchsorted(positions, np.arange(shape[0] + 1) * shape[1])
         nnz, inputs = len(positions), int(shape[1])
@@ -199,13 +199,12 @@ class ConvIndex(_Index):
         Raises:
             InvalidArgumentError: wrong dtype or dimension, out of range, unsorted or duplicate positions, bad geometry.
         """
-        if len(shape) != 4:
-            raise InvalidArgumentError(f"a convolution's weight has shape {tuple(shape)}; give (out, in, kh, kw).")
-        for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
-            if len(pair) != 2 or min(pair) < least:
-                raise InvalidArgumentError(f"{name} is {pair}; give two integers of at least {least}.")
-        if groups < 1 or shape[0] % groups:
-            raise InvalidArgumentError(f"groups is {groups}; use a divisor of the {shape[0]} output channels.")
+        if len(shape) != 4 or not all(isinstance(size, int) for size in shape):
+            raise InvalidArgumentError(f"shape={shown(shape)} of a convolution's weight; give (out, in, kh, kw).")
+        stride, padding = pair("stride", stride, 1), pair("padding", padding, 0)
+        dilation = pair("dilation", dilation, 1)
+        check_count("groups", groups, least=1)
+        require(shape[0] % groups == 0, "groups", groups, f"use a divisor of the {shape[0]} output channels")
         out, channels, height, width = shape
         position = _checked(flat, shape)
         position, dx = np.divmod(position, max(width, 1))
@@ -214,9 +213,9 @@ class ConvIndex(_Index):
         c += o // max(out // groups, 1) * channels
         return cls(
             (int(out), int(channels), int(height), int(width)),
-            (stride[0], stride[1]),
-            (padding[0], padding[1]),
-            (dilation[0], dilation[1]),
+            stride,
+            padding,
+            dilation,
             groups,
             np.searchsorted(o, np.arange(out + 1)).astype(np.int64),
             np.stack([c, dy, dx], axis=1).astype(np.int32),

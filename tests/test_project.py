@@ -67,16 +67,6 @@ def test_what_is_installed_is_what_pyproject_says():
     assert sorted(listed) == sorted(requirement.name for requirement in REQUIREMENTS)
 
 
-def test_a_module_imports_only_from_modules_above_it_in_readme():
-    order = re.findall(r"^\| `(\w+)\.py` \|", README, flags=re.MULTILINE)
-    for place, name in enumerate(order):
-        source = (ROOT / "tutorial_lib" / f"{name}.py").read_text(encoding="utf-8")
-        imported = set(re.findall(r"^from \.(\w+) import", source, flags=re.MULTILINE))
-        imported -= {"kernels"}
-        imported |= set(re.findall(r"^from \. import (\w+)", source, flags=re.MULTILINE))
-        assert imported <= set(order[:place]), f"{name}.py imports from below: {imported - set(order[:place])}"
-
-
 def test_lower_bounds_only_and_none_above_colab():
     for requirement in REQUIREMENTS:
         (bound,) = requirement.specifier
@@ -133,10 +123,12 @@ def test_a_notebook_without_a_place_for_its_time_is_noticed():
         readme_tables.with_seconds("*Time:* a while.", 3.0)
 
 
-def test_readme_names_every_module_and_every_file_it_names_exists():
-    listed = set(re.findall(r"^\| `(\w+\.py)` \|", README, flags=re.MULTILINE))
-    assert listed == {p.name for p in (ROOT / "tutorial_lib").glob("*.py")} - {"__init__.py"}
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md"])
+def test_every_file_that_a_document_names_exists(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert ((ROOT / name).parent / target).exists(), target
+    for target in re.findall(r"`((?:truly_sparse|tutorial_lib|tools|benchmarks|docs|tests)/[\w/.]*)`", text):
         assert (ROOT / target).exists(), target
 
 

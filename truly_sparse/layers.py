@@ -115,7 +115,6 @@ class SparseLayer(SparsifiableLayer):
 
     @override
     def fade_gradient(self, factor: float) -> None:
-        require(math.isfinite(factor), "factor", factor, "use a finite number")
         self._recorded = [(x, grad * factor) for x, grad in self._recorded]
 
     def _batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -131,7 +130,7 @@ class SparseLayer(SparsifiableLayer):
                 f"kept={shown(kept)} and grown={shown(grown)} are {len(kept) + len(grown)} connections; "
                 f"this layer holds exactly {self.index.nnz}, give as many"
             )
-        # Both lists are sorted, so two boolean masks describe where kept connections were and where they go.
+        # Both lists are sorted, so two boolean masks say where kept connections were and where they go.
         was_kept = torch.zeros(self.index.nnz, dtype=torch.bool, device=kept.device)
         was_kept[torch.searchsorted(self.active(), kept)] = True
         places = torch.searchsorted(kept, grown) + torch.arange(len(grown), device=kept.device)

@@ -169,21 +169,8 @@ def compare(
         InvalidArgumentError: nothing to compare, or a seed or sparsity twice.
         CheckpointError: a run in the folder is damaged, or none can be written there.
     """
-    for sparsity in sparsities:
-        check_sparsity(sparsity)
-    if not contenders or not sparsities or not seeds or workers < 1:
-        raise InvalidArgumentError(
-            f"{len(contenders)} contenders, sparsities={list(sparsities)}, seeds={list(seeds)}, workers={workers}; "
-            "give at least one of each"
-        )
-    if len({*sparsities}) < len(sparsities) or len({*seeds}) < len(seeds):
-        raise InvalidArgumentError(f"sparsities={list(sparsities)}, seeds={list(seeds)}; name each once")
-    # Seed by seed, so that an interrupted comparison is already a fair one.
-    jobs = [
-        (name, 0.0 if contender.is_dense else sparsity, seed)
-        for seed, (name, contender), sparsity in itertools.product(seeds, contenders.items(), sparsities)
-        if not contender.is_dense or sparsity == sparsities[0]
-    ]
+    jobs = _jobs(contenders, sparsities, seeds)
+    check_count("workers", workers, least=1)
     if workers > 1:
         _check_importable(contenders)
     files = None if folder is None else _Files(folder, contenders, data, budget)
@@ -201,6 +188,24 @@ def compare(
     order = {name: place for place, name in enumerate(contenders)}
     rows = [done[job] for job in sorted(jobs, key=lambda job: (order[job[0]], job[1], job[2]))]
     return Comparison(pd.DataFrame(rows))
+
+
+def _jobs(contenders: Mapping[str, Contender], sparsities: Sequence[float], seeds: Sequence[int]) -> list[Job]:
+    """Return the runs seed by seed, so that an interrupted comparison is already a fair one."""
+    for sparsity in sparsities:
+        check_sparsity(sparsity)
+    if not contenders or not sparsities or not seeds:
+        raise InvalidArgumentError(
+            f"{len(contenders)} contenders, sparsities={list(sparsities)}, seeds={list(seeds)}; "
+            "give at least one of each"
+        )
+    if len({*sparsities}) < len(sparsities) or len({*seeds}) < len(seeds):
+        raise InvalidArgumentError(f"sparsities={list(sparsities)}, seeds={list(seeds)}; name each once")
+    return [
+        (name, 0.0 if contender.is_dense else sparsity, seed)
+        for seed, (name, contender), sparsity in itertools.product(seeds, contenders.items(), sparsities)
+        if not contender.is_dense or sparsity == sparsities[0]
+    ]
 
 
 def _run_all(

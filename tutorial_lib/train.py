@@ -132,11 +132,9 @@ def fit(
     settings = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "optimizer": optimizer, "schedule": schedule}
     settings |= {"sparsity": describe(sparsity.settings() if isinstance(sparsity, Rewirer) else sparsity), "seed": seed}
     run = _prepare(model, epochs, math.ceil(len(data.train_x) / batch_size), lr, optimizer, schedule, sparsity, seed)
-    extras: list[Callback] = [RecordTopology(), *callbacks]
+    extras: list[Callback] = [RecordTopology(), *callbacks, *([ProgressBar()] if progress else [])]
     if checkpoint is not None:
         extras.insert(0, Checkpoint(check_path("checkpoint", checkpoint), settings | {"data": data.sha256()}))
-    if progress:
-        extras.append(ProgressBar())
     _train(run, data, batch_size, seed, Callbacks(extras))
     return run.history
 

@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 
 from truly_sparse import sparse_layers
-from truly_sparse.cpu.program import _form
 from tutorial_lib import (
     Benchmark,
     History,
@@ -26,6 +25,7 @@ from tutorial_lib import (
     topology_player,
     viz,
 )
+from tutorial_lib.exercises.predictions import _form
 from tutorial_lib.project import ROOT
 
 CODE = [

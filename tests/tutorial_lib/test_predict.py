@@ -5,8 +5,8 @@ import pytest
 from nbclient import NotebookClient
 
 from truly_sparse import InvalidArgumentError
-from truly_sparse.cpu.program import _form
 from tutorial_lib import Prediction, ask, reconcile
+from tutorial_lib.exercises.predictions import _form
 
 
 def test_a_guess_stands_beside_the_result(capsys):

@@ -62,10 +62,9 @@ class SparseLayer(SparsifiableLayer):
         size, out = math.prod(self.dense_shape), self.dense_shape[0]
         check_sparsity(sparsity)
         nnz = round((1 - sparsity) * size) if connections is None else len(connections)
-        remedy = f"of the {size:,} weights {self.dense_shape} it leaves {nnz:,}; use a higher one, or a smaller layer"
-        require(nnz < MOST, "sparsity", sparsity, remedy)
-        # While an index is built: positions, their two orders, and pointers to each row and column.
-        check_memory("shape", self.dense_shape, 64 * nnz + 32 * (out + size // max(1, out)), "cpu")
+        require(nnz < MOST, "sparsity", sparsity, f"it leaves {nnz:,} weights; use a higher one, or a smaller layer")
+        needed = 64 * nnz + 32 * (out + size // max(1, out))  # positions, two orders, pointers to rows and columns
+        check_memory("shape", self.dense_shape, needed, "cpu")
         if connections is None:
             connections = sample_distinct(size, nnz, torch.default_generator)
         self.index = self.build_index(connections)
@@ -115,6 +114,7 @@ class SparseLayer(SparsifiableLayer):
 
     @override
     def fade_gradient(self, factor: float) -> None:
+        require(math.isfinite(factor), "factor", factor, "use a finite number")
         self._recorded = [(x, grad * factor) for x, grad in self._recorded]
 
     def _batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from typing_extensions import override
 
-from truly_sparse.arguments import check_memory, pair, shown
+from truly_sparse.arguments import check_memory, pair, require, shown
 from truly_sparse.convert import copied
 from truly_sparse.errors import InvalidArgumentError, TrainingError
 from truly_sparse.interface import Carry, SparsifiableLayer, check_has_numbers, sparse_layers
@@ -89,6 +89,7 @@ class MaskedLayer(SparsifiableLayer):
 
     @override
     def fade_gradient(self, factor: float) -> None:
+        require(math.isfinite(factor), "factor", factor, "use a finite number")
         if self._gradient is not None:
             self._gradient = self._gradient * factor
 

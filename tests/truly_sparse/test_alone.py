@@ -39,14 +39,20 @@ assert losses[-1] < losses[0]
 print("done")
 """
 HIDE = """
-import sys
+import importlib.machinery
+find = importlib.machinery.PathFinder.find_spec
 
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {others}:
-            raise ModuleNotFoundError(f"{{name}} is hidden", name=name)
+def hiding(name, path=None, target=None):
+    return None if name.partition(".")[0] in {others} else find(name, path, target)
 
-sys.meta_path.insert(0, Hidden())
+importlib.machinery.PathFinder.find_spec = hiding
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__name__", "").lower()]
+for name in {others}:
+    try:
+        __import__(name)
+    except ImportError:
+        continue
+    raise SystemExit(name + " can still be imported")
 """
 TIME = """
 import sys, time

@@ -1,4 +1,4 @@
-"""A recorded run as a film of masks: one HTML page that needs nothing but a browser."""
+"""Animation of the masks of a recorded run, as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from truly_sparse.arguments import require, shown
 from truly_sparse.errors import InvalidArgumentError
 
-from .project import check_path
 from .recorder import TopologyRecorder
 from .viz import PALETTES
 
@@ -30,37 +29,32 @@ IFRAME_HEIGHT = 820  # CSS pixels
 
 @dataclass(frozen=True)
 class Player:
-    """A page that plays a recorded run; a notebook shows it when it is the last value of a cell.
+    """A page that plays a recorded run. A notebook displays it if it is the last value of a cell.
 
     Attributes:
-        html: the whole page.
+        html: the page.
     """
 
     html: str = field(repr=False)
 
     def _repr_html_(self) -> str:
-        # In a frame of its own, scripts run in JupyterLab and Colab alike, and neither side's styles reach the other.
+        # In an iframe, scripts run in both JupyterLab and Colab, and the styles of page and notebook stay separate.
         return (
             f'<iframe title="Topology player" sandbox="allow-scripts" srcdoc="{html.escape(self.html)}" '
             f'style="width: 100%; height: {IFRAME_HEIGHT}px; border: 0"></iframe>'
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the page to ``path``; whoever reads that file meanwhile sees the old one or the new one, whole.
+        """Write the page to ``path``. The file is replaced in one step: readers see the old page or the new one.
 
         Raises:
-            InvalidArgumentError: the folder does not exist, or nothing can be written there.
+            OSError: the folder does not exist, or the file cannot be written.
         """
-        path = check_path("path", path)
-        if not path.parent.is_dir():
-            raise InvalidArgumentError(f"path={str(path)!r}: there is no folder {str(path.parent)!r}; create it first")
-        try:
-            with tempfile.TemporaryDirectory(prefix=".player-", dir=path.parent) as temporary:
-                written = Path(temporary) / "player.html"
-                written.write_text(self.html, encoding="utf-8", errors="replace")
-                os.replace(written, path)
-        except OSError as error:
-            raise InvalidArgumentError(f"path={str(path)!r} cannot be written ({error}); choose another") from error
+        path = Path(path)
+        with tempfile.TemporaryDirectory(prefix=".player-", dir=path.parent) as temporary:
+            written = Path(temporary) / "player.html"
+            written.write_text(self.html, encoding="utf-8", errors="replace")
+            os.replace(written, path)
 
 
 def topology_player(
@@ -68,56 +62,55 @@ def topology_player(
 ) -> Player:
     """Return a page that plays the masks of a recorded run.
 
-    It is kept below ``MAX_BYTES``, in a notebook too: where that takes it, moments are left out evenly, never the
-    first or the last. Fewer layers leave room for more moments.
+    The page, including its frame in a notebook, is at most ``MAX_BYTES`` large. If necessary, moments are left out at
+    even intervals, but never the first or the last. With fewer layers, more moments fit.
 
     Args:
         recorder: at least one recorded moment.
-        layers: names of the layers to choose from; all recorded ones if None.
-        title: heading.
+        layers: names of the layers that the page offers; all recorded layers if None.
+        title: title of the page.
 
     Raises:
-        InvalidArgumentError: nothing recorded, no layers, an unknown one, or layers so large that not even the first
-            and the last moment fit.
+        InvalidArgumentError: nothing was recorded, no or unknown layers, or layers so large that the first and the
+            last moment do not fit.
     """
+    require(len(recorder) > 0, "recorder", recorder, "give a recorder with at least one moment")
+    listed = not isinstance(layers, str) and (layers is None or len(layers) > 0)
+    require(listed, "layers", layers, "give a list of at least one recorded layer, or None for all")
     names = list(recorder.shapes if layers is None else layers)
-    if not len(recorder) or not names:
-        raise InvalidArgumentError(
-            f"recorder={recorder!r} with layers={names}; give at least one moment and one layer to show"
-        )
     for name in names:
-        recorder.topologies(name)  # refuses an unknown one
+        recorder.topologies(name)  # raises for an unknown name
     counts = range(min(2, len(recorder)), len(recorder) + 1)
-    # The page grows with the number of moments, so the largest number that fits is found by halving.
+    # The page grows with the number of moments, so bisection finds the largest number that fits.
     fitting = bisect.bisect_right(
         counts, MAX_BYTES, key=lambda count: len(_player(recorder, names, title, count)._repr_html_().encode())
     )
     if not fitting:
         raise InvalidArgumentError(
-            f"layers={names}: {counts[0]} moments of them take more than {MAX_BYTES:,} bytes; pass fewer or smaller "
-            "layers"
+            f"layers={shown(names)}: {counts[0]} moments of them take more than {MAX_BYTES:,} bytes; pass fewer or "
+            "smaller layers"
         )
     return _player(recorder, names, title, counts[fitting - 1])
 
 
 def _player(recorder: TopologyRecorder, names: Sequence[str], title: str, count: int) -> Player:
     """Return the page with ``count`` of the recorded moments."""
-    shown = _evenly(len(recorder), count)
+    moments = _evenly(len(recorder), count)
     data = {
         "title": title,
         "recorded": len(recorder),
-        "steps": [recorder.steps[moment] for moment in shown],
+        "steps": [recorder.steps[moment] for moment in moments],
         "palettes": {"Published": PALETTES["published"], "Colour-blind safe": PALETTES["colorblind"]},
         "layers": [
             {
                 "name": name,
                 "shape": recorder.shapes[name],
-                "frames": _pack_frames(c for moment, c in enumerate(recorder.topologies(name)) if moment in shown),
+                "frames": _pack_frames(c for moment, c in enumerate(recorder.topologies(name)) if moment in moments),
             }
             for name in dict.fromkeys(names)
         ],
     }
-    # Without "<" nothing in the data can end the script element that holds it; JSON reads the escape as the same.
+    # A name may contain "</script>": escaped in JSON, its "<" cannot end the script element that holds the data.
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     return Player(TEMPLATE.read_text(encoding="utf-8").replace("PLAYER_DATA", text))
 
@@ -128,26 +121,26 @@ def _evenly(moments: int, count: int) -> list[int]:
 
 
 def _pack_frames(topologies: Iterable[np.ndarray]) -> str:
-    """Return topologies as base64 of deflated variable-length integers.
+    """Return topologies as variable-length integers, compressed by DEFLATE, in base64.
 
-    A frame is the list of what was pruned, as positions among the connections before (smaller gaps than those of
-    flat indices), then the list of what grew, as flat indices; each list is its length and its gaps. The first frame
-    grows from nothing.
+    A frame consists of two lists: the pruned connections, as positions in the previous topology (their gaps are
+    smaller than those of flat indices), and the grown connections, as flat indices. A list is its length followed by
+    its gaps. In the first frame all connections are grown.
     """
-    numbers: list[Any] = []
+    numbers: list[np.ndarray] = []
     for before, after in itertools.pairwise(itertools.chain([np.empty(0, dtype=np.int64)], topologies)):
         pruned = np.flatnonzero(~np.isin(before, after, assume_unique=True))
         grown = after[~np.isin(after, before, assume_unique=True)]
         for changed in (pruned, grown):
-            numbers += [[len(changed)], np.diff(changed, prepend=0)]
-    # Gaps hardly ever repeat in a row: looking for repetitions only gets in the way of Huffman's code.
+            numbers += [np.array([len(changed)]), np.diff(changed, prepend=0)]
+    # Sequences of gaps hardly ever repeat: without search for repetitions the Huffman code is shorter.
     deflate = zlib.compressobj(9, strategy=zlib.Z_HUFFMAN_ONLY)
     packed = deflate.compress(_to_varints(np.concatenate(numbers))) + deflate.flush()
     return base64.b64encode(packed).decode()
 
 
 def _to_varints(numbers: np.ndarray) -> bytes:
-    """Return non-negative integers as bytes of seven bits each, lowest first; all but a number's last have bit 7."""
+    """Encode non-negative integers in 7-bit groups, lowest first; bit 7 is set in all but a number's last byte."""
     rest = np.asarray(numbers, dtype=np.int64)[:, None] >> np.arange(0, 64, 7)
     used = rest > 0
     used[:, 0] = True

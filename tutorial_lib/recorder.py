@@ -1,4 +1,4 @@
-"""Every topology of a training run, packed: what was there at first, then only what changed; and what that tells."""
+"""Recording of the topologies of a training run, as compressed differences, and their analysis."""
 
 from __future__ import annotations
 
@@ -22,20 +22,19 @@ from truly_sparse.interface import SparsifiableLayer
 class TopologyRecorder:
     """The topologies of a model's sparse layers at a series of moments.
 
-    A *moment* is a position in :attr:`steps`, 0 for the first recording; negative ones count from the end, as in
-    lists. Connections are flat indices into the dense weight, as :class:`SparsifiableLayer` names them. Where a method
-    takes ``layer=None``, it takes all layers together.
+    A *moment* is a position in :attr:`steps`: 0 is the first recording, -1 the last, as in lists. Connections are flat
+    indices into the dense weight, as in :class:`SparsifiableLayer`. ``layer=None`` means all layers together.
 
     Attributes:
         steps: the training step of each moment.
-        shapes: dense shape of each layer by name.
+        shapes: layer name → shape of the dense weight.
     """
 
     def __init__(self) -> None:
         self.steps: list[int] = []
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._packed: dict[str, list[bytes]] = {}
-        # The last topologies, unpacked: the next moment is packed as the difference from them.
+        # The last topologies, uncompressed: the next moment is stored as the difference from them.
         self._last: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -47,38 +46,38 @@ class TopologyRecorder:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the packed moments; the unpacked copy of the last one is not counted."""
+        """Bytes of the compressed moments, without the uncompressed copy of the last one."""
         return sum(len(packed) for moments in self._packed.values() for packed in moments)
 
     def record(self, layers: Mapping[str, SparsifiableLayer], step: int) -> None:
-        """Append the topologies of ``layers`` as they are now; the first call fixes names and shapes.
+        """Append the current topologies of ``layers``. The first call fixes the names and shapes.
 
         Args:
-            layers: layers by name, as ``interface.sparse_layers(model)`` returns them.
-            step: the training step, above that of the moment before.
+            layers: layers by name, as ``sparse_layers(model)`` returns them.
+            step: the training step, above that of the previous moment.
 
         Raises:
-            InvalidArgumentError: no layers, other names or shapes than before, or a step that does not rise.
+            InvalidArgumentError: no layers, names or shapes that differ from the first call's, or a step that is not
+                above the previous one.
         """
-        if not isinstance(layers, Mapping) or not all(hasattr(layer, "active") for layer in layers.values()):
-            raise InvalidArgumentError(f"layers={shown(layers)}; give sparse layers by name, as sparse_layers(model)")
         shapes = {name: tuple(layer.dense_shape) for name, layer in layers.items()}
         if not shapes:
-            raise InvalidArgumentError("layers is empty; record a model that mask_model() or sparsify() has returned")
+            raise InvalidArgumentError("layers is empty; record a model that mask_model() or sparsify() returned")
         if self.steps and shapes != self.shapes:
             raise InvalidArgumentError(
                 f"the layers are {shapes}, but {self.shapes} were recorded first; use one recorder per model"
             )
         _check_steps([*self.steps[-1:], step])
         now = {name: layer.active().cpu().numpy() for name, layer in layers.items()}
-        for name, connections in now.items():
-            before = self._last.get(name, connections[:0])
-            self._packed.setdefault(name, []).append(_pack(_changed(before, connections)))
+        empty = np.empty(0, dtype=np.int64)
+        packed = {name: _pack(_changed(self._last.get(name, empty), active)) for name, active in now.items()}
+        for name, moment in packed.items():
+            self._packed.setdefault(name, []).append(moment)
         self._last, self.shapes = now, shapes
         self.steps.append(int(step))
 
     def topologies(self, layer: str) -> Iterator[np.ndarray]:
-        """Return an iterator over the connections of each moment, in time; each difference is unpacked once.
+        """Return an iterator over the active connections at each moment: int64 ``[nnz]``, sorted.
 
         Raises:
             InvalidArgumentError: no such layer.
@@ -96,7 +95,7 @@ class TopologyRecorder:
         return next(itertools.islice(topologies, position, None))
 
     def mask(self, layer: str, moment: int) -> np.ndarray:
-        """Return the mask of a layer at a moment: bool, in the dense weight's shape.
+        """Return the mask of a layer at a moment: bool, in the shape of the dense weight.
 
         Raises:
             InvalidArgumentError: no such layer or moment.
@@ -108,7 +107,9 @@ class TopologyRecorder:
         return mask.reshape(self.shapes[layer])
 
     def exploration(self, layer: str | None = None) -> np.ndarray:
-        """Return the share (0 to 1) of all connections that have been active up to each moment: ``[moments]``.
+        """Return the exploration rate: the share of all connections that have been active up to each moment.
+
+        Shares are from 0 to 1: float64 ``[moments]``.
 
         Raises:
             InvalidArgumentError: no such layer.
@@ -118,9 +119,9 @@ class TopologyRecorder:
         return np.array([len(connections) / size for connections in ever])
 
     def overlap(self, a: int, b: int, layer: str | None = None) -> float:
-        """Return the share (0 to 1) of the connections of moment ``a`` that are active at moment ``b``.
+        """Return the share of the connections of moment ``a`` that are active at moment ``b``.
 
-        It is NaN where moment ``a`` has no connection.
+        It is from 0 to 1, or NaN if moment ``a`` has no connections.
 
         Raises:
             InvalidArgumentError: no such layer or moment.
@@ -130,14 +131,14 @@ class TopologyRecorder:
         return float(_share(_among(found[first], found[second]).sum(), len(found[first])))
 
     def survival(self, layer: str | None = None) -> pd.DataFrame:
-        """Return survival curves: which share of the connections born at one moment is still alive at another.
+        """Return survival curves: the share of the connections born at one moment that are still alive at another.
 
-        A connection is *born* at the moment at which it is active and was not at the moment before; all of moment 0
-        are born there. It lives until it is pruned; one that grows back is born again.
+        A connection is *born* at a moment if it is active then and was not at the previous moment; all connections of
+        moment 0 are born then. It lives until it is pruned. A connection that grows back is born again.
 
         Returns:
-            One row per moment of birth, one column per moment; shares from 0 to 1, NaN before birth and for moments
-            at which no connection was born.
+            One row per moment of birth, one column per moment. Shares are from 0 to 1; NaN before birth and for
+            moments at which no connection was born.
 
         Raises:
             InvalidArgumentError: no such layer.
@@ -155,12 +156,12 @@ class TopologyRecorder:
         return pd.DataFrame(shares, index=pd.Index(moments, name="birth"), columns=pd.Index(moments, name="moment"))
 
     def degrees(self, layer: str, moment: int) -> tuple[np.ndarray, np.ndarray]:
-        """Count each unit's connections at a moment.
+        """Count the connections of each unit at a moment.
 
         Returns:
             ``(fan_in, fan_out)``: connections per output unit, int64 ``[out]``, and per input unit, int64 ``[in]``. In
-            a convolution a unit is a channel, and each weight of a kernel is a connection. With groups, ``[in]`` are
-            the ``in // groups`` columns of the weight; each counts the connections of every group at that column.
+            a convolution a unit is a channel, and each weight of a kernel is a connection. With groups, ``[in]`` is
+            ``in // groups``, the columns of the weight; each column counts the connections of all groups.
 
         Raises:
             InvalidArgumentError: no such layer or moment.
@@ -168,11 +169,11 @@ class TopologyRecorder:
         return _degrees(self.connections(layer, moment), self.shapes[layer])
 
     def dead_neurons(self, layer: str) -> pd.DataFrame:
-        """Count the units of a layer that are cut off, one row per step.
+        """Count the units of a layer without connections, one row per step.
 
         Returns:
-            Columns ``without_input`` (output units that no connection enters) and ``without_output`` (input units,
-            counted as in :meth:`degrees`, that no connection leaves).
+            Columns ``without_input`` (output units without incoming connections) and ``without_output`` (input units,
+            as in :meth:`degrees`, without outgoing connections).
 
         Raises:
             InvalidArgumentError: no such layer.
@@ -185,28 +186,22 @@ class TopologyRecorder:
         return pd.DataFrame(rows, index=index, columns=["without_input", "without_output"])
 
     def input_map(self, layer: str, moment: int, shape: Sequence[int]) -> np.ndarray:
-        """Return the connections per input unit, laid out as the input is: int64, of the given shape.
+        """Return the number of connections per input unit, reshaped to the shape of the input: int64.
 
         Args:
-            layer: such as one that reads flattened images.
-            moment: when.
-            shape: the input's shape before it was flattened, such as ``(28, 28)``.
+            layer: a layer that reads flattened images or feature maps.
+            moment: the moment.
+            shape: the shape of the input before it was flattened, such as ``(28, 28)``.
 
         Raises:
-            InvalidArgumentError: no such layer or moment, or a shape of another size.
+            InvalidArgumentError: no such layer or moment.
+            ValueError: the shape has a different number of input units.
         """
-        if not isinstance(shape, Sequence) or not all(isinstance(each, numbers.Integral) for each in shape):
-            raise InvalidArgumentError(f"shape={shown(shape)}; use whole numbers, such as (28, 28)")
         _, fan_out = self.degrees(layer, moment)
-        if math.prod(shape) != len(fan_out) or min(shape, default=1) < 1:
-            raise InvalidArgumentError(
-                f"shape={tuple(shape)} has {math.prod(shape)} places, but {layer!r} has {len(fan_out)} input units; "
-                "use the shape that its input had before it was flattened"
-            )
         return fan_out.reshape(shape)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything recorded as plain Python values and uint8 tensors, for ``torch.save``."""
+        """Return the recording as plain Python values and uint8 tensors, for ``torch.save``."""
         return {
             "steps": list(self.steps),
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
@@ -218,22 +213,22 @@ class TopologyRecorder:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replace everything recorded by what :meth:`state_dict` returned.
+        """Replace the recording by one that :meth:`state_dict` returned.
 
         Raises:
-            InvalidArgumentError: ``state`` is not such a value or is damaged; nothing has changed then.
+            InvalidArgumentError: ``state`` is not such a value, or is damaged. The recorder is then unchanged.
         """
         try:
             steps, shapes, packed, last = _read_state(state)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, zlib.error) as error:
             raise InvalidArgumentError(
                 f"state={shown(state)} is not what TopologyRecorder.state_dict() returned, or is damaged ({error!r}); "
-                "load another checkpoint, or record anew"
+                "load another checkpoint, or record the run again"
             ) from error
         self.steps, self.shapes, self._packed, self._last = steps, shapes, packed, last
 
     def _position(self, moment: int) -> int:
-        """Return a moment as a position from 0, or raise InvalidArgumentError."""
+        """Return a moment as a non-negative position in ``steps``."""
         try:
             return range(len(self))[operator.index(moment)]
         except (IndexError, TypeError):
@@ -241,19 +236,19 @@ class TopologyRecorder:
             raise InvalidArgumentError(f"moment={moment!r}; {choices}") from None
 
     def _check_layer(self, layer: str) -> None:
-        if not isinstance(layer, str) or layer not in self.shapes:
+        if layer not in self.shapes:
             choices = ", ".join(map(repr, self.shapes)) or "none: nothing has been recorded yet"
-            raise InvalidArgumentError(f"no recorded layer {layer!r}; choose among {choices}")
+            raise InvalidArgumentError(f"no recorded layer {shown(layer)}; choose among {choices}")
 
     def _chosen(self, layer: str | None) -> list[str]:
-        """Return the names of the layers that a method takes, or raise InvalidArgumentError."""
+        """Return a list of the one layer, or of all layers for None."""
         if layer is None:
             return list(self.shapes)
         self._check_layer(layer)
         return [layer]
 
     def _together(self, layer: str | None) -> Iterator[np.ndarray]:
-        """Return an iterator over the connections at each moment, those of all layers numbered one after another."""
+        """Return an iterator over the connections at each moment, with the layers' index ranges one after another."""
         names = self._chosen(layer)
         each = [self.topologies(name) for name in names]
         starts = list(itertools.accumulate((math.prod(self.shapes[name]) for name in names[:-1]), initial=0))
@@ -264,45 +259,45 @@ class TopologyRecorder:
 
 
 def _pack(indices: np.ndarray) -> bytes:
-    """Return sorted distinct indices as zlib-compressed gaps; the first byte holds the bytes per gap."""
+    """Compress sorted distinct indices: one byte with the bytes per gap, then the gaps, compressed by zlib."""
     gaps = np.diff(indices, prepend=0)
     gaps = gaps.astype(np.min_scalar_type(gaps.max(initial=0)))
     return bytes([gaps.itemsize]) + zlib.compress(gaps.tobytes(), 9)
 
 
 def _unpack(packed: bytes) -> np.ndarray:
-    """Return the indices that :func:`_pack` packed: int64, sorted."""
+    """Return the indices that :func:`_pack` compressed: int64, sorted."""
     return np.frombuffer(zlib.decompress(packed[1:]), dtype=f"u{packed[0]}").cumsum(dtype=np.int64)
 
 
 def _changed(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Return the indices that are in one of the two topologies and not in the other: int64, sorted."""
+    """Return the indices that are in exactly one of two topologies: int64, sorted."""
     return np.setxor1d(before, after, assume_unique=True)
 
 
 def _add_up(changes: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """Return an iterator over the topologies that the changes lead through; the first starts from nothing."""
+    """Return an iterator over the topologies that result from each change, starting from an empty topology."""
     return itertools.accumulate(changes, _changed)
 
 
 def _among(connections: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return which of ``connections`` are among ``others``: bool ``[len(connections)]``."""
+    """Return for each connection whether it is in ``others``: bool ``[len(connections)]``."""
     return np.isin(connections, others, assume_unique=True)
 
 
 def _union(connections: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the indices that are in one of the two topologies or in both: int64, sorted."""
+    """Return the indices that are in at least one of two topologies: int64, sorted."""
     return _changed(connections, others[~_among(others, connections)])
 
 
 def _share(part: np.ndarray, whole: np.ndarray | int) -> np.ndarray:
-    """Return ``part / whole``, NaN where the whole is 0."""
+    """Return ``part / whole``, NaN where both are 0."""
     with np.errstate(invalid="ignore"):
         return np.true_divide(part, whole)
 
 
 def _degrees(connections: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Return connections per row and per column of a dense weight; see :meth:`TopologyRecorder.degrees`."""
+    """Return the connections per row and per column of a dense weight."""
     rows, columns, *kernel = shape
     pairs = connections // math.prod(kernel)
     return np.bincount(pairs // columns, minlength=rows), np.bincount(pairs % columns, minlength=columns)
@@ -311,20 +306,16 @@ def _degrees(connections: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarra
 def _check_steps(steps: Sequence[int]) -> None:
     for step in steps:
         if not isinstance(step, numbers.Integral) or step < 0:
-            raise InvalidArgumentError(f"step={step!r}; use a whole number of at least 0")
+            raise InvalidArgumentError(f"step={shown(step)}; use a whole number of at least 0")
     for before, step in itertools.pairwise(steps):
         if step <= before:
-            raise InvalidArgumentError(f"step={step} after step {before}; record each step once, in the order of time")
+            raise InvalidArgumentError(f"step={step} after step {before}; record each step once, in increasing order")
 
 
 def _read_state(
     state: Mapping[str, Any],
 ) -> tuple[list[int], dict[str, tuple[int, ...]], dict[str, list[bytes]], dict[str, np.ndarray]]:
-    """Return (steps, shapes, packed moments, last topologies) from a ``state_dict``.
-
-    Raises:
-        KeyError, TypeError, ValueError, AttributeError, RuntimeError, zlib.error: the state is damaged.
-    """
+    """Return (steps, shapes, compressed moments, last topologies) from a ``state_dict``, fully validated."""
     steps = list(state["steps"])
     _check_steps(steps)
     shapes = {name: tuple(shape) for name, shape in state["shapes"].items()}

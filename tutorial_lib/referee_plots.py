@@ -1,4 +1,4 @@
-"""Figures of a comparison of algorithms: accuracy against sparsity, recipe changes, and cost."""
+"""Plots of a comparison of algorithms: accuracy against sparsity, effect of recipe changes, and cost."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from matplotlib.ticker import FixedLocator, FormatStrFormatter
 from truly_sparse.arguments import require
 
 from .compare import check_columns
-from .viz import BLACK, BLUE, INDIGO, ORANGE, WINE, YELLOW, _finish, _literal, _plain_ticks
+from .viz import BLACK, BLUE, INDIGO, ORANGE, WINE, YELLOW, finish, literal, plain_ticks
 
+# Colour, marker and line style of each contender.
 REFEREE_STYLES = {
     "static": (ORANGE, "s", ":"),
     "SET": (YELLOW, "^", "-."),
@@ -25,7 +26,7 @@ REFEREE_STYLES = {
     "gradual pruning": (WINE, "v", "--"),
 }
 
-
+# Grey level and hatch of the bands that show small dense networks.
 BANDS = {
     "small-dense, same weights": ("0.45", "///"),
     "small-dense, same multiply-adds": ("0.75", "..."),
@@ -33,9 +34,9 @@ BANDS = {
 
 
 def _stretch_towards_100(axis: Axes, accuracy: pd.Series) -> None:
-    """Let equal distances on the accuracy axis be equal factors of the error: near 100% differences stay visible.
+    """Scale the accuracy axis by the logarithm of the error (100% minus accuracy), so that small errors stay distinct.
 
-    The axis is as long as the accuracies need; an interval may be longer.
+    The limits follow the accuracies; an interval may extend beyond them.
     """
     axis.set_yscale("function", functions=(lambda y: -np.log(np.maximum(100 - y, 1e-9)), lambda z: 100 - np.exp(-z)))
     axis.set_ylim(100 - 1.4 * (100 - accuracy.min()), 100 - 0.7 * (100 - accuracy.max()))
@@ -45,13 +46,14 @@ def _stretch_towards_100(axis: Axes, accuracy: pd.Series) -> None:
 
 
 def plot_referee(table: pd.DataFrame) -> Figure:
-    """Draw accuracy against sparsity with 95% intervals; dense and small-dense networks as bands.
+    """Draw accuracy against sparsity with 95% intervals; dense and small dense networks as bands.
 
     Args:
-        table: rows of ``Comparison.table()``: ``contender``, ``sparsity``, ``accuracy``, ``low``, ``high`` in percent.
+        table: rows of ``Comparison.table()`` with the columns ``contender``, ``sparsity`` (0 to 1), and ``accuracy``,
+            ``low``, ``high`` (percent).
 
     Raises:
-        InvalidArgumentError: no rows, or a column is missing.
+        InvalidArgumentError: no rows, a missing column, or values that are not numbers.
     """
     check_columns("table", table, ("contender", "sparsity", "accuracy", "low", "high"))
     figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
@@ -69,7 +71,7 @@ def plot_referee(table: pd.DataFrame) -> Figure:
     for i, name in enumerate(shown):
         colour, marker, line = REFEREE_STYLES[name]
         part = table[table["contender"] == name].sort_values("sparsity")
-        x = part["sparsity"].map(places) + 0.08 * (i - (len(shown) - 1) / 2)  # side by side, so that none hides another
+        x = part["sparsity"].map(places) + 0.08 * (i - (len(shown) - 1) / 2)  # side by side, without overlap
         error = [part["accuracy"] - part["low"], part["high"] - part["accuracy"]]
         axis.errorbar(
             x, part["accuracy"], error, color=colour, marker=marker, linestyle=line, markersize=5, capsize=3, label=name
@@ -83,18 +85,18 @@ def plot_referee(table: pd.DataFrame) -> Figure:
     _stretch_towards_100(axis, table["accuracy"])
     axis.legend(loc="lower left")
     sns.despine(figure)
-    return _finish(figure)
+    return finish(figure)
 
 
 def plot_waterfall(table: pd.DataFrame, published: float) -> Figure:
-    """Draw what each change adds to the accuracy, from top to bottom; every row keeps the changes above it.
+    """Draw how much each change to a recipe adds to the accuracy. Changes accumulate from top to bottom.
 
     Args:
-        table: rows of ``Comparison.table()`` in the order of the changes, the recipe that is changed first.
-        published: accuracy in percent that the first row reproduces.
+        table: rows of ``Comparison.table()`` in the order of the changes; the first row is the original recipe.
+        published: the published accuracy of the original recipe, in percent.
 
     Raises:
-        InvalidArgumentError: no rows, a column is missing, or an accuracy that is not finite.
+        InvalidArgumentError: no rows, a missing column, or an accuracy that is not a finite number.
     """
     check_columns("table", table, ("contender", "accuracy", "low", "high"))
     require(math.isfinite(published), "published", published, "use a finite number")
@@ -102,30 +104,31 @@ def plot_waterfall(table: pd.DataFrame, published: float) -> Figure:
     accuracy = table["accuracy"].to_numpy()
     before = np.concatenate([[published], accuracy[:-1]])
     low, high = (np.abs(table[bound] - accuracy) for bound in ("low", "high"))
-    places = np.arange(len(table))
+    places = range(len(table))
     colours = np.where(accuracy >= before, BLUE, YELLOW)
     axis.barh(
         places, accuracy - before, left=before, color=colours, height=0.55, xerr=[low, high], error_kw={"capsize": 3}
     )
-    for place, value, start, end in zip(places.tolist(), accuracy, before, table["high"], strict=True):
+    for place, value, start, end in zip(places, accuracy, before, table["high"], strict=True):
         axis.text(max(value, start, end) + 0.03, place, f"{value:.2f} ({value - start:+.2f})", va="center")
     axis.axvline(published, color="0.5", linewidth=1, linestyle=":")
-    axis.set(yticks=places, yticklabels=[*map(_literal, table["contender"])])
+    axis.set(yticks=places, yticklabels=[*map(literal, table["contender"])])
     axis.set_xlabel("test accuracy (%); line: published; 95% intervals")
     axis.margins(x=0.12)
     axis.invert_yaxis()
     sns.despine(figure)
-    return _finish(figure)
+    return finish(figure)
 
 
 def plot_tradeoff(table: pd.DataFrame) -> Figure:
-    """Draw accuracy against training time and against bytes held while training, one line per contender.
+    """Draw accuracy against training time and against memory during training, one line per contender.
 
     Args:
-        table: rows of ``Comparison.table()``.
+        table: rows of ``Comparison.table()`` with the columns ``contender``, ``sparsity``, ``accuracy``, ``seconds``
+            and ``bytes``.
 
     Raises:
-        InvalidArgumentError: no rows, or a column is missing.
+        InvalidArgumentError: no rows, a missing column, or values that are not numbers.
     """
     check_columns("table", table, ("contender", "sparsity", "accuracy", "seconds", "bytes"))
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
@@ -140,8 +143,8 @@ def plot_tradeoff(table: pd.DataFrame) -> Figure:
     axes[1].set(xscale="log", xlabel="weights, gradients, Adam's moments, indices and masks (MB, log)")
     for axis in axes:
         _stretch_towards_100(axis, table["accuracy"])
-        _plain_ticks(axis.xaxis)
+        plain_ticks(axis.xaxis)
         axis.grid(axis="x", alpha=0.3)
     axes[1].legend(fontsize=8, loc="lower right")
     sns.despine(figure)
-    return _finish(figure)
+    return finish(figure)

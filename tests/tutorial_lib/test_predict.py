@@ -1,4 +1,4 @@
-"""Predictions: committed before, set beside the result after, and never in the way of Run All."""
+"""Predictions: committed before an experiment, compared with the result after; "Run All" does not wait for them."""
 
 import nbformat
 import pytest
@@ -9,7 +9,7 @@ from tutorial_lib import Prediction, ask, reconcile
 from tutorial_lib.exercises.predictions import _form
 
 
-def test_a_guess_stands_beside_the_result(capsys):
+def test_a_guess_is_compared_with_the_result(capsys):
     accuracy = ask("What is left?", unit="%", guess=50)
     reconcile(accuracy, 9.7)
     assert capsys.readouterr().out == (
@@ -34,7 +34,7 @@ def test_every_kind_of_answer(unit, options, guess, measured, said, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == f"Q?  {said}"
 
 
-def test_without_a_guess_and_without_a_notebook_it_goes_on(capsys):
+def test_without_a_guess_and_without_a_notebook(capsys):
     reconcile(ask("Q?", options=["a", "b"]), "b")
     assert capsys.readouterr().out == (
         "Predict: Q? (a / b)\n  commit in the form, or write guess=... into this cell\n"
@@ -42,15 +42,28 @@ def test_without_a_guess_and_without_a_notebook_it_goes_on(capsys):
     )
 
 
-def test_what_is_no_answer_is_refused():
+def test_invalid_guesses_and_options_are_refused():
     for guess in ("many", float("nan"), True):
-        with pytest.raises(InvalidArgumentError, match=r"no finite number|guess=True"):
+        with pytest.raises(InvalidArgumentError, match=f"guess={guess!r}; give a finite number"):
             ask("Q?", guess=guess)
-    with pytest.raises(InvalidArgumentError, match="'c' is none of the options: a, b"):
+    with pytest.raises(InvalidArgumentError, match="guess='c'; use one of a, b"):
         ask("Q?", options=["a", "b"], guess="c")
+    for options in ("ab", ["a", "a"]):
+        with pytest.raises(InvalidArgumentError, match="names each option once"):
+            ask("Q?", options=options)
 
 
-def test_the_form_commits_and_comes_too_late_after_the_result(capsys):
+def test_without_a_result_a_guess_can_still_be_committed():
+    prediction = Prediction("Q?")
+    with pytest.raises(InvalidArgumentError, match="measured=None"):
+        reconcile(prediction, None)
+    with pytest.raises(TypeError):
+        reconcile(prediction, [1])
+    prediction.commit(3)
+    assert prediction.guess == 3
+
+
+def test_the_form_commits_until_the_result_is_known():
     prediction = Prediction("Q?", unit="%")
     field, _, button, state = _form(prediction).children
     field.value = 12.5
@@ -60,14 +73,14 @@ def test_the_form_commits_and_comes_too_late_after_the_result(capsys):
     reconcile(prediction, 80.0)
     field.value = 80.0
     button.click()
-    assert prediction.guess == 12.5 and "comes late: 80% was measured" in state.value
+    assert prediction.guess == 12.5 and "too late: the result, 80%, is known" in state.value
 
 
-def test_the_form_offers_the_options_and_none_is_chosen_beforehand():
+def test_the_form_offers_the_options_and_selects_none():
     prediction = Prediction("Q?", options=["a", "b"])
     field, _, button, state = _form(prediction).children
     button.click()
-    assert prediction.guess is None and "none of the options" in state.value
+    assert prediction.guess is None and "guess=None; use one of a, b" in state.value
     field.value = "b"
     button.click()
     assert prediction.guess == "b"

@@ -1,4 +1,4 @@
-"""The recorder: gives back every topology exactly, in few bytes; its analyses agree with plain sets."""
+"""The recorder: exact topologies in few bytes; its analyses agree with plain Python sets."""
 
 import copy
 import math
@@ -20,7 +20,7 @@ MOMENTS = 7
 
 
 def layer_with(shape, connections):
-    """What the recorder sees of a layer."""
+    """Return a stand-in for a layer with the two attributes that the recorder reads."""
     active = torch.tensor(sorted(connections), dtype=torch.int64)
     return SimpleNamespace(dense_shape=shape, active=lambda: active)
 
@@ -39,7 +39,7 @@ def _drawn(rng, shape, count):
 
 @pytest.fixture(params=range(3))
 def run(request):
-    """A random run in which connections die, come back and, once, are all gone."""
+    """A random run in which connections are pruned and grow back; one layer is empty at one moment."""
     rng = np.random.default_rng(request.param)
     moments = [{name: _drawn(rng, shape, 9) for name, shape in SHAPES.items()}]
     for _ in range(MOMENTS - 1):
@@ -91,7 +91,7 @@ def test_records_a_model_as_it_changes(small_cnn):
             assert torch.equal(torch.from_numpy(recorder.mask(name, moment)), mask)
 
 
-def test_a_moment_without_change_takes_next_to_nothing():
+def test_a_moment_without_change_takes_a_few_bytes():
     rng = np.random.default_rng(0)
     topology = {"a": set(rng.permutation(10_000)[:2000].tolist())}
     one, many = recorded([topology], {"a": (100, 100)}), recorded([topology] * 11, {"a": (100, 100)})
@@ -99,7 +99,7 @@ def test_a_moment_without_change_takes_next_to_nothing():
 
 
 def test_ten_epochs_of_rewiring_the_tutorial_network_fit_in_5_megabytes():
-    """Random growth is the worst case: what a gradient chooses lies closer together."""
+    """Random growth is the worst case: connections grown by gradient lie closer together."""
     rng, model, recorder = np.random.default_rng(0), TutorialCNN(), TopologyRecorder()
     shapes = {name: weight_shape(layer) for name, layer in weight_layers(model).items()}
     active = {
@@ -157,16 +157,16 @@ def test_degrees_and_dead_neurons_agree_with_masks(run, layer):
         assert dead.loc[step, "without_output"] == sum(not mask[:, i].any() for i in range(mask.shape[1]))
 
 
-def test_input_map_lays_the_inputs_out_as_they_were(run):
+def test_input_map_has_the_shape_of_the_input(run):
     recorder = recorded(run, SHAPES)
     mask = recorder.mask("fc", 2).reshape(5, 3, 2, 2)
     assert np.array_equal(recorder.input_map("fc", 2, (3, 2, 2)), mask.sum(0))
     for wrong in ((3, 4, 2), (-3, -4), ()):
-        with pytest.raises(InvalidArgumentError, match="has 12 input units"):
+        with pytest.raises(ValueError):
             recorder.input_map("fc", 2, wrong)
 
 
-def test_a_file_brings_everything_back_and_recording_goes_on(run, tmp_path):
+def test_a_loaded_recording_can_be_continued(run, tmp_path):
     whole, begun, resumed = recorded(run, SHAPES), recorded(run[:4], SHAPES), TopologyRecorder()
     torch.save(begun.state_dict(), tmp_path / "recorder.pt")
     resumed.load_state_dict(torch.load(tmp_path / "recorder.pt", weights_only=True))
@@ -178,7 +178,7 @@ def test_a_file_brings_everything_back_and_recording_goes_on(run, tmp_path):
             assert np.array_equal(ours, theirs)
 
 
-def test_nothing_recorded_is_a_state_too():
+def test_an_empty_recording_can_be_saved_and_loaded():
     empty, recorder = TopologyRecorder(), recorded([{"a": {1}}], {"a": (2, 2)})
     recorder.load_state_dict(empty.state_dict())
     assert len(recorder) == recorder.nbytes == len(recorder.exploration()) == 0 and recorder.survival().empty
@@ -228,7 +228,7 @@ def test_a_damaged_state_changes_nothing(run, damage):
     assert all(np.array_equal(after["_last"][name], before["_last"][name]) for name in SHAPES)
 
 
-def test_refusals_of_record_leave_it_as_it_was():
+def test_a_refused_record_changes_nothing():
     recorder = recorded([{"a": {1}}, {"a": {2}}], {"a": (2, 2)})
     for layers, step, message in [
         ({}, 20, "layers is empty"),
@@ -273,8 +273,20 @@ def test_an_unknown_moment_is_named_with_the_choices(moment):
         recorder.overlap(0, moment)
 
 
+def test_a_layer_that_fails_changes_nothing():
+    def fails():
+        raise RuntimeError("no topology")
+
+    recorder = recorded([{"a": {1}, "b": {0}}], {"a": (2, 2), "b": (1, 1)})
+    state = copy.deepcopy(recorder.state_dict())
+    broken = SimpleNamespace(dense_shape=(1, 1), active=fails)
+    with pytest.raises(RuntimeError, match="no topology"):
+        recorder.record({"a": layer_with((2, 2), {2}), "b": broken}, 10)
+    assert str(recorder.state_dict()) == str(state)
+
+
 def test_survival_by_hand():
-    """0 lives on, 1 dies and comes back, 2 is born at moment 1."""
+    """Connection 0 lives on, 1 is pruned and grows back, 2 is born at moment 1."""
     survival = recorded([{"a": {0, 1}}, {"a": {0, 2}}, {"a": {0, 1, 2}}], {"a": (2, 2)}).survival("a")
     nan = math.nan
     expected = pd.DataFrame([[1.0, 0.5, 0.5], [nan, 1.0, 1.0], [nan, nan, 1.0]])

@@ -1,4 +1,4 @@
-"""Figures: what is drawn is what was given, and nothing is shown."""
+"""Plots: the drawn values are the given values, and no figure stays open."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -7,13 +7,13 @@ import pytest
 from matplotlib.figure import Figure
 
 from truly_sparse import InvalidArgumentError, layer_nnz
-from tutorial_lib import History, benchmark, viz
+from tutorial_lib import History, benchmark, referee_plots, viz
 
 MASKS = [np.random.default_rng(seed).random((4, 30)) < 0.3 for seed in range(3)]
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left_open():
+def no_figure_stays_open():
     yield
     assert plt.get_fignums() == []
 
@@ -45,7 +45,7 @@ def test_evolution_draws_every_change(palette):
     figure.canvas.draw()
 
 
-def test_a_part_is_drawn_but_the_whole_is_counted_and_tall_layers_lie_on_their_side():
+def test_counts_are_of_the_whole_layer_and_tall_layers_are_transposed():
     tall = [mask.T for mask in MASKS[:2]]
     (axis,) = viz.plot_mask_evolution(tall, columns=slice(0, 5)).axes
     assert axis.images[0].get_array().shape == (4, 5)
@@ -61,8 +61,8 @@ def test_published_colours():
     ("arguments", "message"),
     [
         ({"masks": MASKS[:1]}, "at least two"),
-        ({"masks": MASKS, "palette": "jet"}, "unknown palette"),
-        ({"masks": MASKS, "labels": ["a"]}, "1 labels for 3 masks"),
+        ({"masks": MASKS, "palette": "jet"}, "palette=.jet.; use one of published, colorblind"),
+        ({"masks": MASKS, "labels": ["a"]}, "one label for each of the 3 masks"),
     ],
 )
 def test_evolution_refusals(arguments, message):
@@ -108,34 +108,36 @@ def test_crossover_has_a_panel_per_layer_and_batch():
     assert all("47%" in [text.get_text() for text in axis.texts] for axis in figure.axes)
 
 
-# ------------------------------------------------------------------------------------------ the referee
+# ------------------------------------------------------------------------------------------ comparison of algorithms
 
 
 def referee_rows():
-    """Two sparsities of every contender that the referee draws, and dense."""
-    names = [*viz.REFEREE_STYLES, *viz.BANDS]
+    """Return two sparsities of every contender that the comparison draws, and dense."""
+    names = [*referee_plots.REFEREE_STYLES, *referee_plots.BANDS]
     rows = [("dense", 0.0, 99.2), *((name, s, 99 - s + i / 10) for i, name in enumerate(names) for s in (0.9, 0.99))]
     table = pd.DataFrame(rows, columns=["contender", "sparsity", "accuracy"])
     return table.assign(low=table["accuracy"] - 0.1, high=table["accuracy"] + 0.1, seconds=10.0, bytes=1e6)
 
 
-def test_the_referee_s_figure_shows_every_contender_and_every_sparsity():
-    (axis,) = viz.plot_referee(referee_rows()).axes
+def test_the_comparison_shows_every_contender_and_every_sparsity():
+    (axis,) = referee_plots.plot_referee(referee_rows()).axes
     names = {text.get_text() for text in axis.get_legend().get_texts()}
-    assert names == {"dense", *viz.REFEREE_STYLES, *viz.BANDS}
+    assert names == {"dense", *referee_plots.REFEREE_STYLES, *referee_plots.BANDS}
     assert [label.get_text() for label in axis.get_xticklabels()] == ["90", "99"]
     assert "sparsity" in axis.get_xlabel() and "interval" in axis.get_ylabel()
 
 
 def test_the_waterfall_starts_at_the_published_number_and_adds_up():
     table = pd.DataFrame({"contender": ["a", "b", "c"], "accuracy": [97.0, 99.0, 98.5]})
-    (axis,) = viz.plot_waterfall(table.assign(low=table["accuracy"] - 0.1, high=table["accuracy"] + 0.1), 96.0).axes
+    (axis,) = referee_plots.plot_waterfall(
+        table.assign(low=table["accuracy"] - 0.1, high=table["accuracy"] + 0.1), 96.0
+    ).axes
     assert [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axis.patches] == [(96, 97), (97, 99), (99, 98.5)]
     texts = [text.get_text() for text in axis.texts]
     assert texts == ["97.00 (+1.00)", "99.00 (+2.00)", "98.50 (-0.50)"]
 
 
 def test_the_tradeoff_has_time_and_bytes():
-    left, right = viz.plot_tradeoff(referee_rows()).axes
+    left, right = referee_plots.plot_tradeoff(referee_rows()).axes
     assert "(s" in left.get_xlabel() and "MB" in right.get_xlabel()
-    assert len(left.lines) == len(right.lines) == 1 + len(viz.REFEREE_STYLES) + len(viz.BANDS)
+    assert len(left.lines) == len(right.lines) == 1 + len(referee_plots.REFEREE_STYLES) + len(referee_plots.BANDS)

@@ -1,4 +1,4 @@
-"""What the exercises need: one check per exercise, and predictions before an experiment."""
+"""One check per exercise of the notebooks, and predictions before an experiment."""
 
 from .checking import CheckFailedError
 from .masks import check_active_weights, check_forget, check_global_prune, check_masked_linear

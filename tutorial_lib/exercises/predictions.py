@@ -1,4 +1,4 @@
-"""Predict, run, reconcile: commit to an answer first, then compare it with the measured result."""
+"""Predictions: the reader commits to an answer before an experiment, and compares it with the result after."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import ipywidgets
 from IPython import get_ipython
 from IPython.display import display
+from typing_extensions import TypeIs
 
 from truly_sparse.arguments import require
 from truly_sparse.errors import InvalidArgumentError
@@ -17,71 +18,68 @@ Answer = float | str
 
 
 class Prediction:
-    """A question about an experiment that has not been run yet, and the reader's answer.
+    """A question about the result of an experiment, and the reader's answer.
 
     Attributes:
-        question: what is asked.
-        unit: of a number, such as ``"%"``.
-        options: what to choose from; empty if the answer is a number.
-        guess: the reader's answer; None for no answer yet.
-        measured: the result; None before the measurement.
+        question: the question.
+        unit: unit of a numeric answer, such as ``"%"``.
+        options: the possible answers; empty if the answer is a number.
+        guess: the answer that the reader committed; None if there is none.
+        measured: the measured result; None before :func:`reconcile`.
     """
 
     def __init__(self, question: str, unit: str = "", options: Sequence[str] = ()) -> None:
-        require(len({*options}) == len(options), "options", options, "name each once")
+        distinct = not isinstance(options, str) and len({*options}) == len(options)
+        require(distinct, "options", options, "give a list that names each option once")
         self.question, self.unit, self.options = question, unit, tuple(options)
         self.guess: Answer | None = None
         self.measured: Answer | None = None
 
     def commit(self, guess: Answer) -> None:
-        """Set the answer. The last one before the measurement counts.
+        """Set the answer. It can be changed until :func:`reconcile` is called.
 
         Raises:
-            InvalidArgumentError: the result is known already, or the answer is none of the possible ones.
+            InvalidArgumentError: the result is known already, or the answer is not a number or one of the options.
         """
         if self.measured is not None:
-            known = self.said(self.measured)
+            result = self.said(self.measured)
             raise InvalidArgumentError(
-                f"guess {guess!r} comes late: {known} was measured; run the question's cell again"
+                f"guess={guess!r} is too late: the result, {result}, is known; run the cell with ask() again"
             )
-        self.guess = self._checked(guess)
+        if self.options:
+            require(guess in self.options, "guess", guess, f"use one of {', '.join(self.options)}")
+        else:
+            require(_is_number(guess), "guess", guess, "give a finite number, such as 12.5")
+        self.guess = guess
 
     def said(self, answer: Answer | None) -> str:
-        """Return an answer as text with its unit: ``"9.7%"``, ``"SET"``, ``"no guess"``."""
+        """Return an answer as text, with its unit: ``"9.7%"``, ``"SET"``, ``"no guess"``."""
         if answer is None:
             return "no guess"
         if isinstance(answer, str):
             return answer
         return f"{_short(answer)}{self.unit if self.unit in ('%', '×') else f' {self.unit}'.rstrip()}"
 
-    def _checked(self, guess: Answer) -> Answer:
-        if self.options:
-            if guess not in self.options:
-                raise InvalidArgumentError(f"{guess!r} is none of the options: {', '.join(self.options)}")
-        elif not _is_number(guess):
-            raise InvalidArgumentError(f"{guess!r} is no finite number; give one such as 12.5")
-        return guess
-
 
 def _short(number: float) -> str:
     return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
 
-def _is_number(answer: Answer) -> bool:
+def _is_number(answer: Answer | None) -> TypeIs[float]:
     return isinstance(answer, numbers.Real) and not isinstance(answer, bool) and math.isfinite(answer)
 
 
 def ask(question: str, unit: str = "", options: Sequence[str] = (), guess: Answer | None = None) -> Prediction:
-    """Ask for a prediction: a small form in a notebook, plain text elsewhere. Never waits for the answer.
+    """Ask for a prediction: with a form in a notebook, as plain text elsewhere. The call returns at once.
 
     Args:
-        question: what is asked.
-        unit: of a number, such as ``"%"``.
-        options: what to choose from; leave it out to ask for a number.
-        guess: an answer given at once; the way to answer where no form is shown.
+        question: the question.
+        unit: unit of a numeric answer, such as ``"%"``.
+        options: the possible answers; empty to ask for a number.
+        guess: the answer, for readers without the form.
 
     Raises:
-        InvalidArgumentError: the guess is not a number, or none of the options.
+        InvalidArgumentError: the guess is not a number or one of the options, or an option is repeated.
     """
     prediction = Prediction(question, unit, options)
     choice = f" ({' / '.join(options)})" if options else f" ({unit})" if unit else ""
@@ -97,7 +95,7 @@ def ask(question: str, unit: str = "", options: Sequence[str] = (), guess: Answe
 
 
 def _form(prediction: Prediction) -> ipywidgets.Widget:
-    """Return the form: a field, a button that commits, and a line that shows the committed answer."""
+    """Return a form with an input field, a button that commits its value, and a status line."""
     if prediction.options:
         field = ipywidgets.Dropdown(options=prediction.options, value=None)
     else:
@@ -118,22 +116,26 @@ def _form(prediction: Prediction) -> ipywidgets.Widget:
 
 
 def reconcile(prediction: Prediction, measured: Answer) -> None:
-    """Print the guess and the measured result. Later guesses are refused.
+    """Print the guess beside the measured result. The guess can no longer be changed then.
 
     Args:
         prediction: what :func:`ask` returned.
         measured: a number, one of the options, or a text such as ``"never"``.
+
+    Raises:
+        InvalidArgumentError: there is no result.
     """
-    prediction.measured = measured
+    require(measured is not None, "measured", measured, "give a number or a text")
     line = f"{prediction.question}  guessed: {prediction.said(prediction.guess)}, measured: {prediction.said(measured)}"
+    prediction.measured = measured
     print(line + _verdict(prediction))
 
 
 def _verdict(prediction: Prediction) -> str:
     guess, measured = prediction.guess, prediction.measured
-    if guess is None or measured is None:
+    if guess is None:
         return ""
-    if isinstance(guess, str) or isinstance(measured, str):
+    if not (_is_number(guess) and _is_number(measured)):
         return " (as predicted)" if guess == measured else " (a surprise)"
     if prediction.unit == "×" and guess > 0 and measured > 0:
         off = max(guess / measured, measured / guess)

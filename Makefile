@@ -52,7 +52,7 @@ test-floor: .venv-floor/.installed ## Run the tests and two notebooks in the low
 
 reliability: $(INSTALLED) ## Count what the library survives, at length; writes figures/ and README's table
 	@$(BIN)/python -m pip install --quiet --editable '.[test,fuzz]' || echo "atheris does not install here; going on without it"
-	@$(BIN)/python -m pytest tests/reliability tests/truly_sparse/test_bounds.py tests/truly_sparse/test_compiled.py --hypothesis-profile=long --record-reliability
+	@$(BIN)/python -m pytest tests/reliability tests/truly_sparse/test_bounds.py tests/truly_sparse/test_compiled.py tests/tutorial_lib/test_checkpoint.py -m 'not browser and not colab' --hypothesis-profile=long --record-reliability
 	@$(BIN)/python tools/readme_tables.py
 
 fuzz: $(INSTALLED) ## Draw 10,000 networks, checkpoints and data files and try to break the library with them

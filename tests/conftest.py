@@ -2,7 +2,7 @@
 
 ``survived("fuzzing")`` counts one case that ended well; the sum per class is printed after the tests, and
 ``--record-reliability`` writes it to ``figures/reliability.json`` if nothing failed. ``--hypothesis-profile=long``
-draws many more examples.
+draws many more examples and repeats long runs more often.
 """
 
 import hashlib
@@ -42,6 +42,12 @@ def pytest_sessionfinish(session, exitstatus):
     if session.config.getoption("--record-reliability") and exitstatus == 0:
         counts = dict(sorted(session.config.stash[SURVIVED].items()))
         save_result("reliability", {"cases": counts}, command="make reliability")
+
+
+@pytest.fixture(scope="session")
+def at_length(pytestconfig):
+    """Return a function that gives the number of repetitions: the first one in `make test`, the second at length."""
+    return lambda few, many: many if pytestconfig.getoption("--hypothesis-profile") == "long" else few
 
 
 @pytest.fixture(scope="session")

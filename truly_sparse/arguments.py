@@ -53,10 +53,15 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     require(isinstance(value, str) and value in choices, name, value, f"use one of {', '.join(choices)}")
 
 
-def check_count(name: str, value: int, least: int) -> None:
-    """Raise InvalidArgumentError unless ``value`` is a whole number from ``least`` up to what an index can hold."""
+def check_count(name: str, value: int, least: int) -> int:
+    """Return ``value`` as int if it is a whole number from ``least`` up to what an index holds, else raise.
+
+    Raises:
+        InvalidArgumentError: another type, or out of range.
+    """
     fits = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and least <= value < 2**63
     require(fits, name, value, f"use a whole number of at least {least}")
+    return int(value)
 
 
 def check_patterns(name: str, patterns: Iterable[str]) -> None:

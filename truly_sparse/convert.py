@@ -95,6 +95,10 @@ def copied(model: nn.Module, layers: Mapping[str, nn.Module] | None = None) -> n
 def _sparse_layer(layer: nn.Module, connections: torch.Tensor | None) -> SparseLayer:
     """Return the truly sparse layer of a dense or sparsifiable one, with these connections or its own."""
     dense: Any = layer.to_dense_layer() if isinstance(layer, SparsifiableLayer) else layer
+    linear = isinstance(dense, nn.Linear)
+    if not linear and not isinstance(dense, nn.Conv2d):
+        what = f"{type(layer).__name__}.to_dense_layer() returns {type(dense).__name__}"
+        raise InvalidArgumentError(f"{what}; it must return nn.Linear or nn.Conv2d")
     weight = dense.weight.detach().reshape(-1)
     if isinstance(layer, SparsifiableLayer):
         connections, values = layer.active(), layer.active_values()
@@ -103,7 +107,7 @@ def _sparse_layer(layer: nn.Module, connections: torch.Tensor | None) -> SparseL
         values = weight[connections]
     has_bias = dense.bias is not None
     sparse: SparseLayer
-    if isinstance(dense, nn.Linear):
+    if linear:
         sparse = SparseLinear(dense.in_features, dense.out_features, has_bias, connections=connections, device="meta")
     elif dense.padding_mode != "zeros" or isinstance(dense.padding, str):
         raise InvalidArgumentError(f"{dense} pads in a way that SparseConv2d does not; use zeros and numbers")

@@ -231,9 +231,9 @@ class SparseLinear(SparseLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_count("in_features", in_features, least=0)
-        check_count("out_features", out_features, least=0)
-        self.in_features, self.out_features, self.relu = int(in_features), int(out_features), bool(relu)
+        self.in_features = check_count("in_features", in_features, least=0)
+        self.out_features = check_count("out_features", out_features, least=0)
+        self.relu = bool(relu)
         self._start(connections, sparsity, bias, device, dtype)
 
     @property
@@ -331,11 +331,11 @@ class SparseConv2d(SparseLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_count("groups", groups, least=1)
+        self.groups = check_count("groups", groups, least=1)
+        self.in_channels = check_count("in_channels", in_channels, least=0)
+        self.out_channels = check_count("out_channels", out_channels, least=0)
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            check_count(name, channels, least=0)
             require(channels % groups == 0, "groups", groups, f"use a divisor of {name}={channels}")
-        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size, self.stride = pair("kernel_size", kernel_size, 1), pair("stride", stride, 1)
         self.padding, self.dilation = pair("padding", padding, 0), pair("dilation", dilation, 1)
         self.relu, self.pool = bool(relu), bool(pool)

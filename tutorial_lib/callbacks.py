@@ -108,7 +108,7 @@ class Callback:
         """Called after each epoch and its evaluation; ``run.history`` then holds its results."""
 
     def after_training(self, run: Run) -> None:
-        """Called at the end."""
+        """Called at the end, also after an error or Ctrl-C."""
 
 
 @dataclass
@@ -143,8 +143,7 @@ class RecordTopology(Callback):
 
     @override
     def before_training(self, run: Run) -> None:
-        if run.step == 0:
-            self._record(run)
+        self._record(run)  # loading a checkpoint replaces it
 
     @override
     def after_step(self, run: Run) -> None:
@@ -160,6 +159,8 @@ class RecordTopology(Callback):
 class ProgressBar(Callback):
     """Shows the steps that are done and the accuracy of the last epoch."""
 
+    bar: tqdm[Any] | None = None
+
     @override
     def before_training(self, run: Run) -> None:
         options: dict[str, Any] = {"file": progress_stream(), "ncols": 100, "mininterval": 0.5, "unit": "step"}
@@ -167,16 +168,19 @@ class ProgressBar(Callback):
 
     @override
     def after_step(self, run: Run) -> None:
-        self.bar.update()
+        if self.bar is not None:
+            self.bar.update()
 
     @override
     def after_epoch(self, run: Run) -> None:
         epochs = run.total_steps // run.steps_per_epoch
-        self.bar.set_postfix_str(f"epoch {run.epoch}/{epochs}, test {run.history.test_accuracy[-1]:.2f}%")
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"epoch {run.epoch}/{epochs}, test {run.history.test_accuracy[-1]:.2f}%")
 
     @override
     def after_training(self, run: Run) -> None:
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
 
 def progress_stream() -> TextIO:

@@ -153,6 +153,10 @@ class Sparse(Contender):
     scheme: str = "erk"
     init: str = "sparse-aware"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(isinstance(self.how, Recipe), "how", self.how, "give a recipe such as RigL()")
+
     @override
     def build(self, sparsity: float, seed: int) -> nn.Module:
         if self.init not in ("dense", "sparse-aware"):

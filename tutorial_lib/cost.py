@@ -81,8 +81,8 @@ def training_multiply_adds(
     Returns:
         ``forward``; ``backward`` (gradients of weights and inputs, without the network's own input); ``growth``.
     """
-    check_count("images", images, least=0)
-    check_count("growth_images", growth_images, least=0)
+    images = check_count("images", images, least=0)
+    growth_images = check_count("growth_images", growth_images, least=0)
     executed = multiply_adds(model, input_shape)["executed"].drop("total")
     layers = weight_layers(model)
     unstored = {

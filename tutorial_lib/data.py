@@ -277,7 +277,9 @@ def _download_gzip(url: str, output_file: str, pooch: Any) -> None:
 
     def fetch() -> None:
         try:
-            HTTPDownloader(timeout=NETWORK_PATIENCE_SECONDS)(url, buffer, pooch)
+            HTTPDownloader(timeout=NETWORK_PATIENCE_SECONDS, headers={"Accept-Encoding": "identity"})(
+                url, buffer, pooch
+            )
             done.set_result(None)
         except Exception as error:
             done.set_exception(error)
@@ -300,3 +302,4 @@ def _download_gzip(url: str, output_file: str, pooch: Any) -> None:
     except Exception as error:  # requests, urllib3 and gzip may raise anything
         raise _ServerError(f"{type(error).__name__}: {error}") from error
     Path(output_file).write_bytes(content)
+    Path(output_file).chmod(0o644)  # pooch's temporary file is readable by its owner only

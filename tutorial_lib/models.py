@@ -26,7 +26,7 @@ class TutorialCNN(nn.Module):
     def __init__(self, width: float = 1.0) -> None:
         super().__init__()
         require(width > 0, "width", width, "use a positive number, 1 for the tutorial's network")
-        c1, c2, f1, f2, f3 = (max(1, round(width * size)) for size in (16, 32, 128, 1000, 1000))
+        c1, c2, f1, f2, f3 = (max(1, round(float(width) * size)) for size in (16, 32, 128, 1000, 1000))
         check_memory("width", width, 4 * (9 * c1 * c2 + 49 * c2 * f1 + f1 * f2 + f2 * f3))
         self.conv1 = nn.Conv2d(1, c1, kernel_size=3, padding=1)
         self.conv2 = nn.Conv2d(c1, c2, kernel_size=3, padding=1)

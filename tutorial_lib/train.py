@@ -119,8 +119,8 @@ def fit(
             step. The checkpoint is the last good one then.
         CheckpointError: the checkpoint is damaged or comes from a run with other settings.
     """
-    check_count("epochs", epochs, least=1)
-    check_count("batch_size", batch_size, least=1)
+    epochs = check_count("epochs", epochs, least=1)
+    batch_size = check_count("batch_size", batch_size, least=1)
     require(torch.device(device).type != "meta", "device", device, "nothing can be computed there; use 'cpu'")
     _check_fit(model, lr, optimizer, schedule, sparsity)
     torch.manual_seed(seed)
@@ -132,10 +132,14 @@ def fit(
     settings = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "optimizer": optimizer, "schedule": schedule}
     settings |= {"sparsity": describe(sparsity.settings() if isinstance(sparsity, Rewirer) else sparsity), "seed": seed}
     run = _prepare(model, epochs, math.ceil(len(data.train_x) / batch_size), lr, optimizer, schedule, sparsity, seed)
-    extras: list[Callback] = [RecordTopology(), *callbacks, *([ProgressBar()] if progress else [])]
+    extras: list[Callback] = [*callbacks, *([ProgressBar()] if progress else [])]
     if checkpoint is not None:
         extras.insert(0, Checkpoint(check_path("checkpoint", checkpoint), settings | {"data": data.sha256()}))
-    _train(run, data, batch_size, seed, Callbacks(extras))
+    everything = Callbacks([RecordTopology(), *extras])  # a checkpoint holds what was recorded before it
+    try:
+        _train(run, data, batch_size, seed, everything)
+    finally:
+        everything.after_training(run)
     return run.history
 
 
@@ -167,7 +171,6 @@ def _train(run: Run, data: Digits, batch_size: int, seed: int, callbacks: Callba
         _record_epoch(run, data)
         callbacks.after_epoch(run)
         run.next_epoch()
-    callbacks.after_training(run)
 
 
 def _rewire(run: Run) -> bool:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+import truly_sparse as engine
 import tutorial_lib as lib
 from truly_sparse import InvalidArgumentError, dst, reference, topology
 from truly_sparse.cpu import chain as cpu
@@ -96,9 +97,9 @@ MASK = numbers(3, 4) > 0
 CONV_LAYER = {"in_channels": 1, "out_channels": 2, "kernel_size": 2, "connections": torch.tensor([0, 3, 7])}
 
 
-def linear(**more: Any) -> lib.SparseLinear:
+def linear(**more: Any) -> engine.SparseLinear:
     torch.manual_seed(0)
-    return lib.SparseLinear(4, 3, connections=ACTIVE, **more)
+    return engine.SparseLinear(4, 3, connections=ACTIVE, **more)
 
 
 def both_ways(layer: nn.Module, x: torch.Tensor, gradient: torch.Tensor | None = None) -> list[torch.Tensor | None]:
@@ -112,7 +113,7 @@ def both_ways(layer: nn.Module, x: torch.Tensor, gradient: torch.Tensor | None =
 def chain() -> nn.Module:
     torch.manual_seed(0)
     parts = nn.Conv2d(1, 2, 2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3)
-    return lib.fuse(lib.sparsify(lib.mask_model(nn.Sequential(*parts), 0.3)))
+    return engine.fuse(engine.sparsify(lib.mask_model(nn.Sequential(*parts), 0.3)))
 
 
 def masked() -> lib.MaskedLinear:
@@ -166,7 +167,7 @@ CALLS = {
     "a fused chain": Call(lambda x: both_ways(chain(), x), {"x": IMAGES}, ("x",)),
     "MaskedLinear": Call(lambda x: both_ways(masked(), x), {"x": X}, ("x",)),
     "SparseLinear, its topology": Call(
-        lambda connections: lib.SparseLinear(4, 3, connections=connections).active(), {"connections": ACTIVE}
+        lambda connections: engine.SparseLinear(4, 3, connections=connections).active(), {"connections": ACTIVE}
     ),
     "set_active_values": Call(lambda values: set_values(linear(), values), {"values": VALUES}, ("values",)),
     "set_active_values, masked": Call(
@@ -252,9 +253,9 @@ CALLS = {
 }
 
 
-def _conv() -> lib.SparseConv2d:
+def _conv() -> engine.SparseConv2d:
     torch.manual_seed(0)
-    return lib.SparseConv2d(**CONV_LAYER)
+    return engine.SparseConv2d(**CONV_LAYER)
 
 
 def parts(result: Any) -> Iterator[Any]:
@@ -353,16 +354,18 @@ def fitted(n: Number) -> list[float]:
 
 def driven(n: Number) -> torch.Tensor:
     model = lib.mask_model(seeded(nn.Linear, 20, 30), 0.5, seed=n(3))
-    driver = lib.DynamicSparsity(model, torch.optim.SGD(model.parameters()), every=n(1), until=n(9), seed=n(5))
+    driver = engine.DynamicSparsity(model, torch.optim.SGD(model.parameters()), every=n(1), until=n(9), seed=n(5))
     driver.step()
     return model.active()
 
 
 NUMBERS = {
     "mask_model": lambda n: lib.mask_model(seeded(nn.Linear, 20, 30), 0.5, seed=n(3)).weight,
-    "SparseLinear": lambda n: seeded(lib.SparseLinear, n(200), n(30)).active(),
+    "SparseLinear": lambda n: seeded(engine.SparseLinear, n(200), n(30)).active(),
     "MaskedLinear": lambda n: seeded(lib.MaskedLinear, n(200), n(30)).weight,
-    "SparseConv2d": lambda n: seeded(lib.SparseConv2d, n(40), n(60), n(3), (n(2), n(1)), n(1))(torch.ones(1, 40, 5, 5)),
+    "SparseConv2d": lambda n: seeded(engine.SparseConv2d, n(40), n(60), n(3), (n(2), n(1)), n(1))(
+        torch.ones(1, 40, 5, 5)
+    ),
     "MaskedConv2d": lambda n: seeded(lib.MaskedConv2d, n(40), n(60), (n(3), n(1)), padding=n(1))(
         torch.ones(1, 40, 5, 5)
     ),
@@ -372,7 +375,7 @@ NUMBERS = {
     "random_grow": lambda n: dst.random_grow(ACTIVE, n(200), n(3), torch.Generator().manual_seed(0)),
     "LinearIndex.build": lambda n: index.LinearIndex.build(ACTIVE, (n(200), n(200))).cols,
     "ConvIndex.build": lambda n: index.ConvIndex.build(ACTIVE, (n(200),) * 4, groups=n(2)).taps,
-    "Epochs": lambda n: lib.Epochs(n(200)).in_steps(n(200)),
+    "Epochs": lambda n: engine.Epochs(n(200)).in_steps(n(200)),
     "TutorialCNN": lambda n: [seeded(lib.TutorialCNN, n(1)).fc1.weight.shape],
     "training_multiply_adds": lambda n: [*cost.training_multiply_adds(nn.Linear(20, 30), (n(20),), n(200)).values()],
     "interval": lambda n: compare.interval([n(1), n(2), n(4)]),
@@ -438,7 +441,7 @@ def own_mask(share: bool) -> torch.Tensor:
 
 
 def input_is_gradient(share: bool) -> list[Any]:
-    square = lib.SparseLinear(4, 4, connections=ACTIVE)
+    square = engine.SparseLinear(4, 4, connections=ACTIVE)
     square.values.data, square.bias.data = VALUES.clone(), VALUES.clone()
     x = X.clone().requires_grad_()
     y = square(x)

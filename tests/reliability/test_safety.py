@@ -35,7 +35,7 @@ CODE = [
 ]
 # What a test does with what it has made itself.
 EXCEPTIONS = {
-    "tests/test_checks.py": {"exec"},  # runs the notebooks' solutions as a reader would
+    "tests/notebooks/test_checks.py": {"exec"},  # runs the notebooks' solutions as a reader would
     "tests/test_kernels.py": {"pickle", "pickle.loads", "pickle.dumps"},  # spawned processes pickle what they are given
 }
 # What a notebook may hand to a shell or to IPython: its set-up on Colab.
@@ -278,7 +278,7 @@ FIGURES = {
     "plot_crossover": lambda text: viz.plot_crossover(
         [RACE | {"sparsity": sparsity, text: 1.1 - sparsity} for sparsity in (0.1, 0.5)], text
     ),
-    "plot_waterfall": lambda text: viz.plot_waterfall(CHANGES.assign(contender=text), 90.0),
+    "plot_waterfall": lambda text: referee_plots.plot_waterfall(CHANGES.assign(contender=text), 90.0),
 }
 
 

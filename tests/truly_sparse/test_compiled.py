@@ -60,6 +60,7 @@ def run(program, script=None, timeout=170, **environment):
     return done.stdout
 
 
+@pytest.mark.long
 def test_bounds_checks_find_nothing(survived, pytestconfig):
     """In a cache of its own, which pytest keeps: code that was compiled without checks must not be taken for it.
 

@@ -10,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from truly_sparse import InvalidArgumentError, SparseConv2d, SparseLinear, densify, fuse, sparse_layers, sparsify
-from truly_sparse.convert import copied
 from tutorial_lib import TutorialCNN, mask_model
 
 
@@ -117,12 +116,6 @@ def test_a_topology_is_drawn_for_a_dense_model_only(kind):
         sparsify(model, 0.5)
 
 
-@pytest.mark.parametrize("options", [{"scheme": "erk"}, {"seed": 1}])
-def test_settings_of_a_draw_without_a_sparsity(options):
-    with pytest.raises(InvalidArgumentError, match="sparsity=None; give a number"):
-        sparsify(nn.Linear(6, 6), **options)
-
-
 @pytest.mark.parametrize("sparsity", [-0.1, 1, 1.5, float("nan"), 0.999])
 def test_a_sparsity_out_of_range(sparsity):
     with pytest.raises(InvalidArgumentError, match=f"sparsity={sparsity}"):
@@ -134,12 +127,3 @@ def test_a_foreign_sparsifiable_layer_must_have_a_plain_form():
     masked[0].to_dense_layer = nn.ReLU
     with pytest.raises(InvalidArgumentError, match=r"return nn\.Linear or nn\.Conv2d"):
         sparsify(masked)
-
-
-def test_copies_and_replacements_take_the_mode():
-    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU()).eval()
-    assert not copied(model, {model[0]: nn.Linear(2, 2)})[0].training
-    assert not replace_layer(model, "0", nn.Linear(2, 2))[0].training
-    assert replace_layer(model, "", nn.ReLU()) is not model
-    with pytest.raises(InvalidArgumentError, match="name='nothing'"):
-        replace_layer(model, "nothing", nn.ReLU())

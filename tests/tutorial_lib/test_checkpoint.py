@@ -81,7 +81,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("kind", ["masked", "sparse"])
-def test_a_run_killed_at_20_random_moments_ends_with_the_same_bits(kind, tmp_path, processes):
+def test_a_run_killed_at_random_moments_ends_with_the_same_bits(kind, at_length, tmp_path, processes):
     def child(path, result):
         process = processes.Process(target=train_and_save, args=(kind, path, result, 3))
         process.start()
@@ -97,11 +97,12 @@ def test_a_run_killed_at_20_random_moments_ends_with_the_same_bits(kind, tmp_pat
         child(tmp_path / f"{name}.ckpt", tmp_path / name).join()
         seconds = time.perf_counter() - start
     expected, moments, kills, resumed = load_checkpoint(tmp_path / "whole"), random.Random(0), 0, 0
-    for attempt in range(1, 100):  # a run is resumed until it is done; then the next one, until 20 kills have hit
+    many = at_length(6, 20)
+    for attempt in range(1, 100):  # a run is resumed until it is done; then the next one, until enough kills have hit
         path, result = tmp_path / f"{attempt}.ckpt", tmp_path / f"{attempt}"
         while not result.exists():
             process = child(path, result)
-            if kills >= 20:
+            if kills >= many:
                 process.join()
             elif kills % 2:  # somewhere in a life, which is mostly its start
                 process.join(moments.uniform(0, seconds))
@@ -115,9 +116,9 @@ def test_a_run_killed_at_20_random_moments_ends_with_the_same_bits(kind, tmp_pat
             else:
                 assert process.exitcode == 0
         assert same(load_checkpoint(result), expected), f"run {attempt} ended differently"
-        if kills >= 20:
+        if kills >= many:
             break
-    assert kills >= 20 and resumed > 0
+    assert kills >= many and resumed > 0
 
 
 def test_a_finished_run_returns_at_once(tmp_path):

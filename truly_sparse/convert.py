@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .arguments import require
 from .errors import InvalidArgumentError
 from .interface import SparsifiableLayer, check_has_numbers, sparse_layers, weight_layers
 from .layers import SparseConv2d, SparseLayer, SparseLinear
@@ -45,6 +46,7 @@ def sparsify(
     """
     check_has_numbers(model)
     if sparsity is None:
+        require((scheme, seed) == ("uniform", 0), "sparsity", None, "give a number, or leave scheme and seed out")
         topology: dict[str, torch.Tensor] = {}
     elif sparse_layers(model):
         raise InvalidArgumentError(
@@ -99,12 +101,13 @@ def _sparse_layer(layer: nn.Module, connections: torch.Tensor | None) -> SparseL
     if not linear and not isinstance(dense, nn.Conv2d):
         what = f"{type(layer).__name__}.to_dense_layer() returns {type(dense).__name__}"
         raise InvalidArgumentError(f"{what}; it must return nn.Linear or nn.Conv2d")
-    weight = dense.weight.detach().reshape(-1)
+    trained = dense.weight.requires_grad
     if isinstance(layer, SparsifiableLayer):
-        connections, values = layer.active(), layer.active_values()
+        connections, values, trained = layer.active(), layer.active_values(), layer.weight_parameter.requires_grad
     else:
+        weight = dense.weight.detach()
         connections = to_connections(weight != 0) if connections is None else connections.to(weight.device)
-        values = weight[connections]
+        values = weight[torch.unravel_index(connections, weight.shape)]  # a flat view may not exist
     has_bias = dense.bias is not None
     sparse: SparseLayer
     if linear:
@@ -115,6 +118,6 @@ def _sparse_layer(layer: nn.Module, connections: torch.Tensor | None) -> SparseL
         sizes, geometry = (dense.in_channels, dense.out_channels), (dense.kernel_size, dense.stride, dense.padding)
         more = (dense.dilation, dense.groups, has_bias)
         sparse = SparseConv2d(*sizes, *geometry, *more, connections=connections, device="meta")
-    sparse.values = nn.Parameter(values.clone(), dense.weight.requires_grad)
+    sparse.values = nn.Parameter(values.clone(), trained)
     sparse.bias = nn.Parameter(dense.bias.detach().clone(), dense.bias.requires_grad) if has_bias else None
     return sparse

@@ -147,7 +147,7 @@ class MaskedLinear(MaskedLayer, nn.Linear):
     @override
     def to_dense_layer(self) -> nn.Linear:
         dense = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        return _with_tensors(dense, self.masked_weight(), self.bias)
+        return _with_tensors(dense, self.masked_weight(), self.bias, self.weight.requires_grad)
 
 
 class MaskedConv2d(MaskedLayer, nn.Conv2d):
@@ -182,7 +182,8 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
 
     @override
     def to_dense_layer(self) -> nn.Conv2d:
-        return _with_tensors(nn.Conv2d(**_conv_arguments(self)), self.masked_weight(), self.bias)
+        dense = nn.Conv2d(**_conv_arguments(self))
+        return _with_tensors(dense, self.masked_weight(), self.bias, self.weight.requires_grad)
 
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -193,9 +194,9 @@ def _conv_arguments(layer: nn.Conv2d) -> dict[str, Any]:
     return {name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None, "device": "meta"}
 
 
-def _with_tensors(layer: Layer, weight: torch.Tensor, bias: torch.Tensor | None) -> Layer:
+def _with_tensors(layer: Layer, weight: torch.Tensor, bias: torch.Tensor | None, trained: bool) -> Layer:
     """Give a layer that was made on the meta device its tensors. Nothing is drawn, so torch's random state stays."""
-    layer.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+    layer.weight = nn.Parameter(weight.detach().clone(), trained)
     drawn = None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad)
     layer.register_parameter("bias", drawn)
     return layer
@@ -207,7 +208,7 @@ def _masked_layer(layer: Any, connections: torch.Tensor) -> MaskedLayer:
         empty = MaskedLinear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
     else:
         empty = MaskedConv2d(**_conv_arguments(layer))
-    masked = _with_tensors(empty, layer.weight, layer.bias)
+    masked = _with_tensors(empty, layer.weight, layer.bias, layer.weight.requires_grad)
     masked.set_mask(to_mask(connections, masked.dense_shape))
     return masked.train(layer.training)
 

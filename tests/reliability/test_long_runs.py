@@ -72,14 +72,8 @@ print(driver.rewirings, resident() / early)
 @pytest.mark.parametrize("recipe", ["SET", "RigL", "SNFS"])
 def test_thousands_of_rewirings(recipe, at_length, survived):
     many = at_length(400, 2000)
-    done = subprocess.run(
-        [sys.executable, "-c", REWIRINGS, recipe, str(many)],
-        cwd=ROOT,
-        env=os.environ,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-c", REWIRINGS, recipe, str(many)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     rewirings, growth = done.stdout.split()[-2:]
     assert int(rewirings) == many and float(growth) < 1.05

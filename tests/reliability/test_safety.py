@@ -22,6 +22,7 @@ from tutorial_lib import (
     ask,
     mask_model,
     reconcile,
+    referee_plots,
     topology_player,
     viz,
 )

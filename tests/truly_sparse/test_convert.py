@@ -127,3 +127,18 @@ def test_a_foreign_sparsifiable_layer_must_have_a_plain_form():
     masked[0].to_dense_layer = nn.ReLU
     with pytest.raises(InvalidArgumentError, match=r"return nn\.Linear or nn\.Conv2d"):
         sparsify(masked)
+
+
+@pytest.mark.parametrize("options", [{"scheme": "erk"}, {"seed": 1}])
+def test_settings_of_a_draw_without_a_sparsity(options):
+    with pytest.raises(InvalidArgumentError, match="sparsity=None; give a number"):
+        sparsify(nn.Linear(6, 6), **options)
+
+
+@pytest.mark.parametrize("convert", [sparsify, densify])
+def test_what_trains_is_kept_also_without_gradients(convert):
+    model = mask_model(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)), 0.5)
+    model[1].weight.requires_grad_(False)
+    with torch.no_grad():
+        converted = convert(model)
+    assert [next(layer.parameters()).requires_grad for layer in converted] == [True, False]

@@ -33,7 +33,7 @@ test-browser: $(INSTALLED) ## Run the tests that need a headless Chromium, and i
 .venv-colab/.installed: tests/colab-constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || { echo "Colab's numba needs Python 3.10 to 3.12 (Colab has 3.12); try: make PYTHON=python3.12 test-colab"; exit 1; }
 	@$(PYTHON) -m venv .venv-colab
-	@.venv-colab/bin/python -m pip install --quiet --constraint $< torch torchvision numpy scipy numba pandas matplotlib seaborn tqdm scikit-learn ipywidgets ipykernel nbclient setuptools wheel
+	@.venv-colab/bin/python -m pip install --quiet --constraint $< torch torchvision numpy scipy numba pandas matplotlib seaborn tqdm scikit-learn pooch ipywidgets ipykernel nbclient setuptools wheel
 	@touch $@
 
 test-colab: $(INSTALLED) .venv-colab/.installed ## Run all notebooks in an environment with Colab's versions

@@ -6,6 +6,7 @@ draws many more examples and repeats long runs more often.
 """
 
 import hashlib
+import multiprocessing
 import os
 import struct
 from collections import Counter
@@ -48,6 +49,15 @@ def pytest_sessionfinish(session, exitstatus):
 def at_length(pytestconfig):
     """Return a function that gives the number of repetitions: the first one in `make test`, the second at length."""
     return lambda few, many: many if pytestconfig.getoption("--hypothesis-profile") == "long" else few
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """Children are forked from one server that has imported everything once and has never computed anything."""
+    context = multiprocessing.get_context("forkserver")
+    # torch._dynamo is what an optimizer's first step imports, for more than a second.
+    context.set_forkserver_preload(["numba", "sklearn.datasets", "torch._dynamo", "truly_sparse", "tutorial_lib"])
+    return context
 
 
 @pytest.fixture(scope="session")

@@ -76,7 +76,7 @@ def pair(name: str, size: int | tuple[int, int], least: int) -> tuple[int, int]:
     Raises:
         InvalidArgumentError: one of the two is below ``least``.
     """
-    sizes = (size, size) if isinstance(size, int) else tuple(size)
+    sizes = (size, size) if isinstance(size, (int, np.integer)) else tuple(size)
     fits = len(sizes) == 2 and all(isinstance(each, (int, np.integer)) and each >= least for each in sizes)
     require(fits, name, size, f"use whole numbers of at least {least}, one or two")
     return int(sizes[0]), int(sizes[1])

@@ -26,8 +26,8 @@ def sparsify(
 ) -> nn.Module:
     """Return a copy of ``model`` with truly sparse layers in place of its Linear and Conv2d layers.
 
-    Without ``sparsity`` the copy computes the same function: layers that have a topology keep it, and in dense layers
-    the nonzero weights are the topology. With ``sparsity`` the topology of a dense model is drawn at random; the
+    Without ``sparsity`` the copy computes the same function: masked layers keep their topology, and in dense layers the
+    nonzero weights are the topology. With ``sparsity`` the topology of a dense model is drawn at random; the
     remaining weights keep their values. No mask and no second copy of a dense weight is made.
 
     ReLU and 2×2 max-pooling after a sparse layer stay separate modules; :func:`fuse` moves them into the layer.
@@ -42,7 +42,7 @@ def sparsify(
 
     Raises:
         InvalidArgumentError: no such layers, a convolution whose padding is not zeros, a model on the meta device, or a
-            ``sparsity`` for a model that holds sparse layers already.
+            ``sparsity`` for a model that holds masked or truly sparse layers already.
     """
     check_has_numbers(model)
     if sparsity is None:

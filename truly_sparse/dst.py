@@ -16,7 +16,7 @@ from .interface import Carry, SparsifiableLayer, sparse_layers
 from .interrupt import undivided
 from .rules import GROW_RULES, PRUNE_SCORES, GrowChoice, GrowRule, PruneScore, grow_rule, magnitude_prune, smallest
 from .schedule import DECAYS, Epochs, in_steps
-from .topology import SCHEMES, check_sparsity, contained, layer_nnz
+from .topology import SCHEMES, check_sparsity, contained, generator_of, layer_nnz
 
 # Arguments of SparsifiableLayer.rewire: kept connections, grown connections, weights of the grown ones.
 Plan: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -186,7 +186,7 @@ class DynamicSparsity(Rewirer):
         self.score = PRUNE_SCORES[prune] if isinstance(prune, str) else prune
         self.grow = grow_rule(grow)
         self.decay = DECAYS[decay]
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = generator_of(seed)
         self._gradient_waits = False
         self._record_if_wanted()
 

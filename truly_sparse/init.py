@@ -9,6 +9,7 @@ from torch import nn
 
 from .errors import InvalidArgumentError
 from .interface import check_has_numbers, sparse_layers
+from .topology import generator_of
 
 
 def sparse_init(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -34,7 +35,7 @@ def sparse_init(model: nn.Module, seed: int = 0) -> nn.Module:
             f"model={type(model).__name__} has no sparse layers; call sparsify(model, sparsity=0.95) first"
         )
     check_has_numbers(model)
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_of(seed)
     for layer in layers.values():
         out_features, *rest = layer.dense_shape
         row = layer.active().cpu() // max(1, math.prod(rest))

@@ -18,7 +18,7 @@ from .cpu.stage import Stage
 from .errors import InvalidArgumentError, TrainingError
 from .interface import Carry, SparsifiableLayer
 from .ops import run
-from .topology import check_places, check_rewiring, check_sparsity, check_values, sample_distinct
+from .topology import check_places, check_rewiring, check_sparsity, check_values, contained, sample_distinct
 
 # Numbers in one block of gradient_rows: 16 MiB of float32.
 GRADIENT_BLOCK = 2**22
@@ -62,7 +62,8 @@ class SparseLayer(SparsifiableLayer):
         size, out = math.prod(self.dense_shape), self.dense_shape[0]
         check_sparsity(sparsity)
         nnz = round((1 - sparsity) * size) if connections is None else len(connections)
-        require(nnz < MOST, "sparsity", sparsity, f"it leaves {nnz:,} weights; use a higher one, or a smaller layer")
+        remedy = f"it leaves {nnz:,} weights of {self.dense_shape}; use a higher one, or a smaller layer"
+        require(nnz < MOST, "sparsity", sparsity, remedy)
         needed = 64 * nnz + 32 * (out + size // max(1, out))  # positions, two orders, pointers to rows and columns
         check_memory("shape", self.dense_shape, needed, "cpu")
         if connections is None:
@@ -131,8 +132,7 @@ class SparseLayer(SparsifiableLayer):
                 f"this layer holds exactly {self.index.nnz}, give as many"
             )
         # Both lists are sorted, so two boolean masks say where kept connections were and where they go.
-        was_kept = torch.zeros(self.index.nnz, dtype=torch.bool, device=kept.device)
-        was_kept[torch.searchsorted(self.active(), kept)] = True
+        was_kept = contained(self.active(), kept)
         places = torch.searchsorted(kept, grown) + torch.arange(len(grown), device=kept.device)
         after = kept.new_empty(len(kept) + len(grown))
         is_kept = torch.ones(len(after), dtype=torch.bool, device=kept.device)

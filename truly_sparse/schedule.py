@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from .arguments import check_count, require
 from .errors import InvalidArgumentError
 
@@ -35,7 +37,7 @@ class Epochs:
         if steps_per_epoch is None:
             raise InvalidArgumentError(f"{self} and {steps_per_epoch=}; pass it, or give the time in steps")
         check_count("steps_per_epoch", steps_per_epoch, least=1)
-        steps = self.count * steps_per_epoch
+        steps = float(self.count) * steps_per_epoch
         require(math.isfinite(steps), "count", self.count, f"with {steps_per_epoch} steps each use fewer epochs")
         return round(steps)
 
@@ -54,5 +56,6 @@ def in_steps(name: str, time: int | Epochs, steps_per_epoch: int | None, least: 
     """
     steps = time.in_steps(steps_per_epoch) if isinstance(time, Epochs) else time
     remedy = f"use a whole number of steps, at least {least}, or Epochs(n) of at least one step"
-    require(isinstance(steps, int) and not isinstance(steps, bool) and least <= steps < 2**63, name, time, remedy)
-    return steps
+    whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
+    require(whole and least <= steps < 2**63, name, time, remedy)
+    return int(steps)

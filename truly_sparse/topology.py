@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -101,6 +102,11 @@ def _round_to_sum(ideal: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarr
     return counts
 
 
+def generator_of(seed: int) -> torch.Generator:
+    """Return a random generator on the CPU with this seed, any whole number that torch accepts."""
+    return torch.Generator().manual_seed(operator.index(seed))
+
+
 def sample_distinct(population: int, count: int, generator: torch.Generator) -> torch.Tensor:
     """Draw ``count`` distinct whole numbers from ``range(population)`` uniformly: int64 ``[count]``, sorted.
 
@@ -160,7 +166,7 @@ def random_topology(
     Raises:
         InvalidArgumentError: see :func:`layer_nnz`.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_of(seed)
     shapes = {name: weight_shape(layer) for name, layer in weight_layers(model, include, exclude).items()}
     counts = layer_nnz(model, sparsity, scheme, include, exclude)
     return {name: sample_distinct(math.prod(shapes[name]), nnz, generator) for name, nnz in counts.items()}
@@ -172,7 +178,8 @@ def to_mask(connections: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     Raises:
         InvalidArgumentError: an index is out of range, or the mask does not fit into memory.
     """
-    require(min(shape, default=0) >= 0, "shape", shape, "use sizes of at least 0")
+    require(not isinstance(shape, str), "shape", shape, "give whole numbers")
+    shape = tuple(check_count("shape", size, least=0) for size in shape)
     check_places("connections", connections, shape)
     check_memory("shape", shape, math.prod(shape), connections.device)
     mask = torch.zeros(math.prod(shape), dtype=torch.bool, device=connections.device)

@@ -194,7 +194,7 @@ def _jobs(contenders: Mapping[str, Contender], sparsities: Sequence[float], seed
     """Return the runs seed by seed, so that an interrupted comparison is already a fair one."""
     for sparsity in sparsities:
         check_sparsity(sparsity)
-    if not contenders or not sparsities or not seeds:
+    if not (len(contenders) and len(sparsities) and len(seeds)):
         raise InvalidArgumentError(
             f"{len(contenders)} contenders, sparsities={list(sparsities)}, seeds={list(seeds)}; "
             "give at least one of each"
@@ -203,7 +203,7 @@ def _jobs(contenders: Mapping[str, Contender], sparsities: Sequence[float], seed
         raise InvalidArgumentError(f"sparsities={list(sparsities)}, seeds={list(seeds)}; name each once")
     return [
         (name, 0.0 if contender.is_dense else sparsity, seed)
-        for seed, (name, contender), sparsity in itertools.product(seeds, contenders.items(), sparsities)
+        for seed, (name, contender), sparsity in itertools.product(map(int, seeds), contenders.items(), sparsities)
         if not contender.is_dense or sparsity == sparsities[0]
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from truly_sparse import InvalidArgumentError, PerWeightAdam, Rewirer, TrainingE
 from truly_sparse.arguments import check_choice, check_count, require
 from truly_sparse.interface import check_has_numbers
 from truly_sparse.recipes import Recipe, describe
+from truly_sparse.topology import generator_of
 
 from .callbacks import Callback, Callbacks, Checkpoint, ProgressBar, RecordTopology, Run
 from .data import Digits
@@ -96,7 +98,7 @@ def fit(
     """Train ``model`` in place and evaluate it after every epoch.
 
     Args:
-        model: maps images to logits. Its 4-D weights are put into ``channels_last``, the faster format here.
+        model: maps images to logits. Its 4-D weights are put into ``channels_last``, the faster format.
         data: the digits.
         epochs: passes over the training images.
         lr: learning rate; its peak under ``"onecycle"``.
@@ -108,22 +110,19 @@ def fit(
         seed: seed of the batch order, of torch's global generator (dropout) and of the recipe.
         device: where to train; model and data are moved there.
         progress: whether to show a progress bar.
-        checkpoint: file that is written every 200 steps and after each epoch. If it exists, training continues from it
-            and ends with the same bits as an uninterrupted run (on a CPU with the same number of threads); a finished
-            run returns at once.
+        checkpoint: file written every 200 steps and after each epoch. If it exists, training continues from it and ends
+            with the same bits as an uninterrupted run (on a CPU with the same number of threads).
         callbacks: see :mod:`tutorial_lib.callbacks`.
 
     Raises:
         InvalidArgumentError: an argument outside its range, or labels for which the model has no logit.
-        TrainingError: the loss, or a weight that is about to be saved or ranked, is not finite; the message names the
-            step. The checkpoint is the last good one then.
+        TrainingError: the loss, or a weight to be saved or ranked, is not finite.
         CheckpointError: the checkpoint is damaged or comes from a run with other settings.
     """
     epochs = check_count("epochs", epochs, least=1)
     batch_size = check_count("batch_size", batch_size, least=1)
-    require(torch.device(device).type != "meta", "device", device, "nothing can be computed there; use 'cpu'")
-    _check_fit(model, lr, optimizer, schedule, sparsity)
-    torch.manual_seed(seed)
+    _check_fit(model, lr, optimizer, schedule, sparsity, device)
+    torch.manual_seed(operator.index(seed))
     data = data.to(device)
     model.to(device)
     if not isinstance(sparsity, Rewirer):  # a driver's optimizer may hold state in the present format
@@ -132,21 +131,25 @@ def fit(
     settings = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "optimizer": optimizer, "schedule": schedule}
     settings |= {"sparsity": describe(sparsity.settings() if isinstance(sparsity, Rewirer) else sparsity), "seed": seed}
     run = _prepare(model, epochs, math.ceil(len(data.train_x) / batch_size), lr, optimizer, schedule, sparsity, seed)
-    extras: list[Callback] = [*callbacks, *([ProgressBar()] if progress else [])]
-    if checkpoint is not None:
-        extras.insert(0, Checkpoint(check_path("checkpoint", checkpoint), settings | {"data": data.sha256()}))
-    everything = Callbacks([RecordTopology(), *extras])  # a checkpoint holds what was recorded before it
-    try:
-        _train(run, data, batch_size, seed, everything)
-    finally:
-        everything.after_training(run)
+    extras: list[Callback] = [RecordTopology(), *callbacks, *([ProgressBar()] if progress else [])]
+    if checkpoint is not None:  # after the recording, which it saves
+        extras.insert(1, Checkpoint(check_path("checkpoint", checkpoint), settings | {"data": data.sha256()}))
+    _train(run, data, batch_size, seed, Callbacks(extras))
     return run.history
 
 
 def _train(run: Run, data: Digits, batch_size: int, seed: int, callbacks: Callback) -> None:
-    """Train for all epochs, or for those that a checkpoint has left."""
+    """Train for all epochs, or for those that a checkpoint has left; then end the callbacks, also after an error."""
+    try:
+        _loop(run, data, batch_size, seed, callbacks)
+    finally:
+        callbacks.after_training(run)
+
+
+def _loop(run: Run, data: Digits, batch_size: int, seed: int, callbacks: Callback) -> None:
+    """The training loop: batches, step, rewire, evaluate, record."""
     step = TrainingStep(run.model, run.optimizer)
-    order = torch.Generator().manual_seed(seed)
+    order = generator_of(seed)
     callbacks.before_training(run)  # may load a checkpoint: the run then begins in the middle
 
     for epoch in range(1, run.total_steps // run.steps_per_epoch + 1):
@@ -245,7 +248,15 @@ def _one_cycle(optimizer: torch.optim.Optimizer, lr: float, total_steps: int) ->
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=total_steps, cycle_momentum=cycled)
 
 
-def _check_fit(model: nn.Module, lr: float, optimizer: str, schedule: str, sparsity: Rewirer | Recipe | None) -> None:
+def _check_fit(
+    model: nn.Module,
+    lr: float,
+    optimizer: str,
+    schedule: str,
+    sparsity: Rewirer | Recipe | None,
+    device: str | torch.device,
+) -> None:
+    require(torch.device(device).type != "meta", "device", device, "nothing can be computed there; use 'cpu'")
     require(0 < lr < math.inf, "lr", lr, "use a positive number such as 1e-3")
     check_choice("optimizer", optimizer, OPTIMIZERS)
     check_choice("schedule", schedule, SCHEDULES)

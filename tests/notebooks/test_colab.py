@@ -135,7 +135,7 @@ def test_a_notebook_runs_in_the_versions_of_colab(origin, tmp_path, path):
 def test_notebooks_import_nothing_that_colab_lacks():
     """So neither another install nor a widget that needs its own manager."""
     there = {"torch", "numpy", "scipy", "numba", "pandas", "matplotlib", "seaborn", "tqdm", "sklearn", "ipywidgets"}
-    there |= {"IPython", "tutorial_lib", *sys.stdlib_module_names}
+    there |= {"IPython", "truly_sparse", "tutorial_lib", *sys.stdlib_module_names}
     for path in NOTEBOOKS:
         cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
         for cell in cells[1:]:  # the first is the set-up cell, partly shell

@@ -16,7 +16,7 @@ from tutorial_lib.project import ROOT
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 per_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-FIGURE = re.compile(r"plt\.subplots\(|viz\.plot_|topology_player\(")
+FIGURE = re.compile(r"plt\.subplots\(|(viz|referee_plots)\.plot_|topology_player\(")
 # A label names a unit, or counts something that has none.
 UNIT = re.compile(
     r"%|\(s\b|\bms\b|milliseconds|seconds|megabytes|\bMB\b|GFLOP/s|per byte|\(share of|\(log\)|cross-entropy|"
@@ -122,7 +122,7 @@ def drawn():
     masks = [np.random.default_rng(seed).random((4, 30)) < 0.3 for seed in range(3)]
     history = History(seconds=[1.0, 1.0], test_accuracy=[50.0, 60.0], test_loss=[1.0, 0.5])
     times = {"width": 10, "batch": 16, "dense": 1.0, "Dense+Mask": 1.0, "torch CSR": 1.0, "ours": 1.0}
-    names = [*viz.REFEREE_STYLES, *viz.BANDS]
+    names = [*referee_plots.REFEREE_STYLES, *referee_plots.BANDS]
     rows = [("dense", 0.0, 99.2), *((name, s, 99 - s) for name in names for s in (0.9, 0.99))]
     table = pd.DataFrame(rows, columns=["contender", "sparsity", "accuracy"])
     table = table.assign(low=table["accuracy"] - 0.1, high=table["accuracy"] + 0.1, seconds=10.0, bytes=1e6)
@@ -142,7 +142,7 @@ def drawn():
 
 def test_axes_made_by_the_library_have_labels_with_units():
     figures = drawn()
-    assert sorted(figures) == sorted(name for name in vars(viz) if name.startswith("plot_"))
+    assert sorted(figures) == sorted(name for name in {**vars(viz), **vars(referee_plots)} if name.startswith("plot_"))
     for name, figure in figures.items():
         for which, common in (("x", figure.get_supxlabel()), ("y", figure.get_supylabel())):
             labels = {getattr(axis, f"get_{which}label")() for axis in figure.axes} | {common}
@@ -233,10 +233,10 @@ def test_red_and_green_of_equal_lightness_would_be_noticed():
 
 
 def test_lines_differ_in_more_than_their_colour():
-    styles = list(viz.REFEREE_STYLES.values())
+    styles = list(referee_plots.REFEREE_STYLES.values())
     assert len({marker for _, marker, _ in styles}) == len({colour for colour, _, _ in styles}) == len(styles)
     assert {colour for colour, _, _ in styles} <= set(viz.COLOURS)
-    assert len({hatch for _, hatch in viz.BANDS.values()}) == len(viz.BANDS)
+    assert len({hatch for _, hatch in referee_plots.BANDS.values()}) == len(referee_plots.BANDS)
     history = History(seconds=[1.0], test_accuracy=[50.0], test_loss=[1.0])
     lines = viz.plot_training(dict.fromkeys("abcd", history)).axes[0].lines
     assert len({(line.get_marker(), line.get_linestyle()) for line in lines}) == len(lines) == 4

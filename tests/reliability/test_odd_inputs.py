@@ -15,11 +15,11 @@ from torch import nn
 
 import truly_sparse as engine
 import tutorial_lib as lib
-from truly_sparse import InvalidArgumentError, dst, reference, topology
+from truly_sparse import InvalidArgumentError, reference, rules, topology
 from truly_sparse.cpu import chain as cpu
 from truly_sparse.cpu import index, memory
 from truly_sparse.cpu.stage import Stage
-from tutorial_lib import checkpoint, compare, cost, csr, data, viz
+from tutorial_lib import checkpoint, compare, contenders, cost, csr, data, viz
 
 pytestmark = pytest.mark.filterwarnings("ignore:The given .* is not writable")  # torch, of arrays and of buffers
 
@@ -217,12 +217,12 @@ CALLS = {
     "to_connections": Call(topology.to_connections, {"mask": MASK}),
     "to_connections of none": Call(topology.to_connections, {"mask": MASK[:0]}),
     "contained": Call(topology.contained, {"numbers": torch.tensor([7, 1, 7]), "among": ACTIVE}),
-    "magnitude_prune": Call(lambda values: dst.magnitude_prune(values, 2), {"values": VALUES}, ("values",)),
+    "magnitude_prune": Call(lambda values: rules.magnitude_prune(values, 2), {"values": VALUES}, ("values",)),
     "random_grow": Call(
-        lambda active: dst.random_grow(active, 12, 3, torch.Generator().manual_seed(0)), {"active": ACTIVE}
+        lambda active: rules.random_grow(active, 12, 3, torch.Generator().manual_seed(0)), {"active": ACTIVE}
     ),
     "gradient_grow": Call(
-        lambda gradient, active: dst.gradient_grow([gradient], active, 3),
+        lambda gradient, active: rules.gradient_grow([gradient], active, 3),
         {"gradient": numbers(3, 4), "active": ACTIVE},
         ("gradient",),
     ),
@@ -371,8 +371,8 @@ NUMBERS = {
     ),
     "sample_distinct": lambda n: topology.sample_distinct(n(200), n(3), torch.Generator().manual_seed(0)),
     "to_mask": lambda n: topology.to_mask(ACTIVE, (n(200), n(3))),
-    "magnitude_prune": lambda n: dst.magnitude_prune(VALUES, n(2)),
-    "random_grow": lambda n: dst.random_grow(ACTIVE, n(200), n(3), torch.Generator().manual_seed(0)),
+    "magnitude_prune": lambda n: rules.magnitude_prune(VALUES, n(2)),
+    "random_grow": lambda n: rules.random_grow(ACTIVE, n(200), n(3), torch.Generator().manual_seed(0)),
     "LinearIndex.build": lambda n: index.LinearIndex.build(ACTIVE, (n(200), n(200))).cols,
     "ConvIndex.build": lambda n: index.ConvIndex.build(ACTIVE, (n(200),) * 4, groups=n(2)).taps,
     "Epochs": lambda n: engine.Epochs(n(200)).in_steps(n(200)),
@@ -395,7 +395,7 @@ def test_numpy_s_numbers_are_numbers(call, kind, survived):
 def test_seeds_may_be_an_array(tmp_path, survived):
     x, y = torch.zeros(12, 1, 28, 28), torch.arange(12) % 10
     given = (
-        {"small": compare.SmallDense()},
+        {"small": contenders.SmallDense()},
         data.Digits(x, y, x, y, "digits", "made up"),
         np.array([0.99]),
         np.arange(2),
@@ -481,7 +481,7 @@ ALIASES = (
     train_is_test,
     one_tensor_for_all,
     lambda share: topology.contained(ACTIVE, ACTIVE if share else ACTIVE.clone()),
-    lambda share: dst.gradient_grow([X] * 2 if share else [X, X.clone()], ACTIVE, 3),
+    lambda share: rules.gradient_grow([X] * 2 if share else [X, X.clone()], ACTIVE, 3),
     lambda share: viz.mask_states(MASK.numpy(), MASK.numpy() if share else MASK.numpy().copy()),
     lambda share: reference.linear_backward(X[:, :3], X if share else X.clone(), None, VALUES, LINEAR),
     lambda share: csr.CSRProduct(X[:3], X[:3] > 0, "scipy")(X[:4] if share else X[:4].clone()),
@@ -496,6 +496,6 @@ def test_one_piece_of_memory_may_be_given_twice(call, survived):
 
 def test_the_same_connections_cannot_be_kept_and_grown(survived):
     kept = ACTIVE[:2]
-    with pytest.raises(InvalidArgumentError, match="grown: 0 is active already"):
+    with pytest.raises(InvalidArgumentError, match="grown: 0 is already active"):
         linear().rewire(kept, kept, numbers(2))
     survived("bad input")

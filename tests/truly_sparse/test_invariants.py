@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import multiprocessing
 import os
 import socket
 import tempfile
@@ -650,11 +649,10 @@ def walk_on_rank(rank, folder):
 
 
 @pytest.fixture(scope="module")
-def walks(tmp_path_factory):
+def walks(tmp_path_factory, processes):
     """For every combination, how each of two processes walked that train it together."""
-    context, folder = multiprocessing.get_context("forkserver"), tmp_path_factory.mktemp("ranks")
-    context.set_forkserver_preload(["numba", "truly_sparse", "tutorial_lib"])
-    ranks = [context.Process(target=walk_on_rank, args=(rank, folder)) for rank in range(2)]
+    folder = tmp_path_factory.mktemp("ranks")
+    ranks = [processes.Process(target=walk_on_rank, args=(rank, folder)) for rank in range(2)]
     for rank in ranks:
         rank.start()
     for rank in ranks:

@@ -27,7 +27,7 @@ from truly_sparse import (
 from truly_sparse.cpu import training
 from truly_sparse.cpu.memory import to_batch_innermost
 from truly_sparse.fuse import chain_of
-from tutorial_lib import TutorialCNN, fit, mask_model, train
+from tutorial_lib import TutorialCNN, callbacks, fit, mask_model
 
 
 @pytest.fixture
@@ -395,9 +395,9 @@ def test_a_stopped_run_of_compiled_steps_goes_on_to_the_same_bits(digits, tmp_pa
         saves.append(1)
         raise KeyboardInterrupt
 
-    save = train.save_checkpoint
+    save = callbacks.save_checkpoint
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "save_checkpoint", stop_after_the_first)
+        patch.setattr(callbacks, "save_checkpoint", stop_after_the_first)
         with pytest.raises(KeyboardInterrupt):
             fit(stopped, digits, epochs=2, checkpoint=tmp_path / "run", **common)
     fit(resumed, digits, epochs=2, checkpoint=tmp_path / "run", **common)

@@ -2,7 +2,6 @@
 
 import copy
 import io
-import multiprocessing
 import os
 import random
 import signal
@@ -16,7 +15,7 @@ from torch import nn
 
 from tests.conftest import SmallCNN
 from truly_sparse import SNFS, DynamicSparsity, InvalidArgumentError, RigL, fuse, sparsify
-from tutorial_lib import evaluate, fit, load_checkpoint, load_data, mask_model, save_checkpoint, train
+from tutorial_lib import callbacks, evaluate, fit, load_checkpoint, load_data, mask_model, save_checkpoint
 from tutorial_lib.checkpoint import DIGEST, NAME, VERSION, CheckpointError
 
 
@@ -55,19 +54,10 @@ def run(kind, path, epochs=2):
 
 def train_and_save(kind, path, result, steps_between):
     """What a child process does until it is killed."""
-    train.CHECKPOINT_STEPS = steps_between
+    callbacks.CHECKPOINT_STEPS = steps_between
     model, history = run(kind, path)
     history.seconds = []
     save_checkpoint(result, model=model, history=history)
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """Children are forked from a server that has imported everything once and has never computed anything."""
-    context = multiprocessing.get_context("forkserver")
-    # torch._dynamo is what an optimizer's first step imports, for more than a second.
-    context.set_forkserver_preload(["numba", "sklearn.datasets", "torch._dynamo", "tutorial_lib", __name__])
-    return context
 
 
 def same(a, b):

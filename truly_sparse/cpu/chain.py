@@ -119,7 +119,7 @@ def warmup() -> float:
     weights = [tuple(torch.ones(4, 1, dtype=torch.float32, device="cpu")), None] * 2
     Trainer().step(image, one, stages, weights, (0.1, 0.9, 0.99, 1e-8, 1.0))
     seconds = time.perf_counter() - start
-    print(f"Sparse kernels ready in {seconds:.1f} s.", file=sys.stderr)
+    print(f"Sparse kernels ready in {seconds:.1f} s.", file=sys.stdout if "ipykernel" in sys.modules else sys.stderr)
     return seconds
 
 

@@ -88,11 +88,12 @@ class LinearIndex(_Index):
         Raises:
             InvalidArgumentError: wrong dtype or dimension, out of range, unsorted or duplicate positions, bad shape.
         """
-        if len(shape) != 2 or not all(isinstance(size, int) for size in shape):
+        if len(shape) != 2 or not all(isinstance(size, (int, np.integer)) for size in shape):
             raise InvalidArgumentError(f"shape={shown(shape)} of a linear layer's weight; give integers (out, in).")
+        shape = int(shape[0]), int(shape[1])
         positions = _checked(flat, shape)
         indptr = np.searchsorted(positions, np.arange(shape[0] + 1) * shape[1])
-        nnz, inputs = len(positions), int(shape[1])
+        nnz, inputs = len(positions), shape[1]
         blocks = max(1, min(nnz // BLOCK, nnz // (RUN * max(inputs, 1))))
         cols: np.ndarray = np.empty(nnz, _unsigned(inputs))
         np.remainder(positions, max(inputs, 1), out=cols, casting="unsafe")  # needs no array of wider numbers
@@ -107,7 +108,7 @@ class LinearIndex(_Index):
             t_rows[first:last], t_perm[first:last] = rows[order], order + first
             sizes[block] = np.bincount(cols[first:last], minlength=inputs)
         return cls(
-            (int(shape[0]), inputs),
+            shape,
             indptr.astype(np.int64),
             cols,
             np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
@@ -199,20 +200,20 @@ class ConvIndex(_Index):
         Raises:
             InvalidArgumentError: wrong dtype or dimension, out of range, unsorted or duplicate positions, bad geometry.
         """
-        if len(shape) != 4 or not all(isinstance(size, int) for size in shape):
+        if len(shape) != 4 or not all(isinstance(size, (int, np.integer)) for size in shape):
             raise InvalidArgumentError(f"shape={shown(shape)} of a convolution's weight; give (out, in, kh, kw).")
         stride, padding = pair("stride", stride, 1), pair("padding", padding, 0)
         dilation = pair("dilation", dilation, 1)
         check_count("groups", groups, least=1)
         require(shape[0] % groups == 0, "groups", groups, f"use a divisor of the {shape[0]} output channels")
-        out, channels, height, width = shape
-        position = _checked(flat, shape)
+        out, channels, height, width = map(int, shape)
+        position = _checked(flat, (out, channels, height, width))
         position, dx = np.divmod(position, max(width, 1))
         position, dy = np.divmod(position, max(height, 1))
         o, c = np.divmod(position, max(channels, 1))
         c += o // max(out // groups, 1) * channels
         return cls(
-            (int(out), int(channels), int(height), int(width)),
+            (out, channels, height, width),
             stride,
             padding,
             dilation,

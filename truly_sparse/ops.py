@@ -1,4 +1,4 @@
-"""The operators of sparse layers, as autograd knows them: a chain of layers is one operation."""
+"""The operators of sparse layers for autograd: a chain of layers is one operation."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class _Chain(torch.autograd.Function):
             if recorder.record_gradient:
                 y = y if stage.relu and not stage.pool else None
                 recorder.record(x, before_activation(grad, y, winners, stage.index, tuple(x.shape[2:]) or None))
-        wanted = (g if need else None for need, g in zip(ctx.needs_input_grad[3:], of.parameters, strict=True))
-        return of.x, None, None, *wanted
+        gradients = (g if need else None for need, g in zip(ctx.needs_input_grad[3:], of.parameters, strict=True))
+        return of.x, None, None, *gradients
 
 
 def run(

@@ -46,7 +46,7 @@ class _VectorModel(models.PrimitiveModel):
 
 
 def _word(result: Any, arguments: tuple[Any, ...], emit: Callable[[Any, list[Any]], Any]) -> tuple[Any, ...]:
-    """What an intrinsic returns: its signature, and how the builder ``b`` emits it from the values ``v``."""
+    """Return the signature of an intrinsic, and the function that emits its code (builder ``b``, values ``v``)."""
     return result(*arguments), lambda context, b, signature, v: emit(b, v)
 
 
@@ -76,7 +76,7 @@ def _pointer(number: types.Type, llvm: Any) -> Any:
     return at
 
 
-# ``floats(address)``: a pointer to what is there; ``p[i]`` reads or writes one of them.
+# ``floats(address)``: a pointer to the floats at this address; ``p[i]`` reads or writes one of them.
 floats = _pointer(types.float32, _FLOAT)
 octets = _pointer(types.uint8, _BYTE)
 shorts = _pointer(types.uint16, ir.IntType(16))
@@ -109,7 +109,7 @@ def load(context: Any, pointer: Any, index: Any, like: Any) -> Any:
 
 @intrinsic
 def store(context: Any, pointer: Any, index: Any, vector: Any) -> Any:
-    """``store(p, i, v)``: write ``v`` to ``p[i]`` and what follows."""
+    """``store(p, i, v)``: write ``v`` to memory from ``p[i]`` on."""
 
     def emit(b: Any, v: list[Any]) -> Any:
         b.store(v[2], _at(b, v[0], v[1], _FLOAT, vector.lanes), align=4)
@@ -167,7 +167,7 @@ def root(context: Any, x: Any) -> Any:
 
 @intrinsic
 def flushed(context: Any, x: Any) -> Any:
-    """``flushed(x)``: ``x``, but zero where it is too small for full speed: some CPUs take far longer for it."""
+    """``flushed(x)``: ``x`` with denormal numbers set to zero, because some CPUs are slow with them."""
 
     def emit(b: Any, v: list[Any]) -> Any:
         smallest = ir.Constant(v[0].type, [2.0**-126] * x.lanes)
@@ -179,7 +179,7 @@ def flushed(context: Any, x: Any) -> Any:
 
 @intrinsic
 def maximum(context: Any, x: Any, y: Any) -> Any:
-    """``maximum(x, y)`` lane by lane; a NaN in either stays a NaN."""
+    """``maximum(x, y)``, lane by lane; NaN if one of them is NaN."""
 
     def emit(b: Any, v: list[Any]) -> Any:
         larger = b.select(b.fcmp_ordered(">", v[0], v[1]), v[0], v[1])  # y where either is NaN
@@ -196,7 +196,7 @@ def total(context: Any, vector: Any) -> Any:
 
 @intrinsic
 def products(context: Any, x: Any, y: Any, like: Any) -> Any:
-    """``products(x, y, like)``: x·y, its lanes added up to as many as ``like`` has."""
+    """``products(x, y, like)``: x·y, its lanes summed to the number of lanes of ``like``."""
 
     def emit(b: Any, v: list[Any]) -> Any:
         def part(vector: Any, n: int) -> Any:
@@ -206,7 +206,7 @@ def products(context: Any, x: Any, y: Any, like: Any) -> Any:
         sums = b.fmul(part(v[0], 0), part(v[1], 0))
         for n in range(like.lanes, x.lanes, like.lanes):
             sums = _llvm(b, f"fma.v{like.lanes}f32", sums.type, [part(v[0], n), part(v[1], n), sums])
-        # Without the fence, LLVM makes one long chain of the halves of a vector, and waits for each link of it.
+        # Without the fence, LLVM sums the halves of a vector in one long dependent chain.
         return _llvm(b, f"arithmetic.fence.v{like.lanes}f32", sums.type, [sums])
 
     return _word(like, (x, y, like), emit)
@@ -214,7 +214,7 @@ def products(context: Any, x: Any, y: Any, like: Any) -> Any:
 
 @intrinsic
 def totals(context: Any, p: Any, q: Any, r: Any, s: Any, t: Any, u: Any, v: Any, w: Any) -> Any:
-    """``totals(p, …, w)``: the eight sums over the lanes as a vector; each costs half of what a ``total`` does."""
+    """``totals(p, …, w)``: the eight sums over the lanes as a vector, at half the cost of eight ``total``."""
     lanes, blocks = p.lanes, range(0, p.lanes, 4)
 
     def emit(b: Any, vectors: list[Any]) -> Any:
@@ -240,7 +240,7 @@ def totals(context: Any, p: Any, q: Any, r: Any, s: Any, t: Any, u: Any, v: Any,
 
 @intrinsic
 def first_lanes(context: Any, count: Any, vector: Any) -> Any:
-    """``first_lanes(n, v)``: ``v`` with zeros from lane ``n`` on, whatever (NaN included) was there."""
+    """``first_lanes(n, v)``: ``v`` with zeros from lane ``n`` on, also in place of NaN."""
 
     def emit(b: Any, v: list[Any]) -> Any:
         lane = ir.Constant(ir.VectorType(_INT, vector.lanes), list(range(vector.lanes)))
@@ -261,7 +261,7 @@ def where_positive(context: Any, y: Any, gradient: Any) -> Any:
 
 
 def _pooled(b: Any, v: list[Any], lanes: int) -> tuple[Any, ...]:
-    """Of four: whether the second, the fourth, the later pair is the larger; and the largest, NaN if one is."""
+    """Return, of four vectors, whether the second, the fourth and the later pair is larger; and the largest, or NaN."""
     second, fourth = b.fcmp_ordered("<", v[0], v[1]), b.fcmp_ordered("<", v[2], v[3])
     upper, lower = b.select(second, v[1], v[0]), b.select(fourth, v[3], v[2])
     below = b.fcmp_ordered("<", upper, lower)
@@ -272,7 +272,7 @@ def _pooled(b: Any, v: list[Any], lanes: int) -> tuple[Any, ...]:
 
 @intrinsic
 def largest(context: Any, a: Any, c: Any, d: Any, e: Any) -> Any:
-    """``largest(a, c, d, e)`` lane by lane; a NaN in any stays a NaN. Cheaper than three times ``maximum``."""
+    """``largest(a, c, d, e)`` lane by lane; NaN if one of them is NaN. Cheaper than three ``maximum``."""
     return _word(a, (a, c, d, e), lambda b, v: _pooled(b, v, a.lanes)[3])
 
 
@@ -280,7 +280,7 @@ def largest(context: Any, a: Any, c: Any, d: Any, e: Any) -> Any:
 def store_winner(context: Any, codes: Any, index: Any, a: Any, c: Any, d: Any, e: Any, best: Any, relu: Any) -> Any:
     """``store_winner(codes, i, a, c, d, e, best, relu)``: write, as bytes, which of the four is ``best`` in each lane.
 
-    0 to 3, the first of equals; 4, nobody, where ``relu`` is true and ``best <= 0``.
+    0 to 3, the first of equals; 4 where ``relu`` is true and ``best <= 0``.
     """
 
     def emit(b: Any, v: list[Any]) -> Any:
@@ -309,11 +309,11 @@ def where_winner(context: Any, codes: Any, index: Any, code: Any, gradient: Any)
 
 @intrinsic
 def where_any_winner(context: Any, codes: Any, index: Any, gradient: Any) -> Any:
-    """``where_any_winner(codes, i, g)``: ``g``, but zero in the lanes whose byte is 4, nobody."""
+    """``where_any_winner(codes, i, g)``: ``g``, but zero in the lanes whose byte is 4 (blocked by ReLU)."""
 
     def emit(b: Any, v: list[Any]) -> Any:
         stored = b.load(_at(b, v[0], v[1], _BYTE, gradient.lanes), align=1)
-        nobody = ir.Constant(stored.type, [4] * gradient.lanes)
-        return b.select(b.icmp_unsigned("!=", stored, nobody), v[2], ir.Constant(v[2].type, None))
+        blocked = ir.Constant(stored.type, [4] * gradient.lanes)
+        return b.select(b.icmp_unsigned("!=", stored, blocked), v[2], ir.Constant(v[2].type, None))
 
     return _word(gradient, (codes, types.intp, gradient), emit)

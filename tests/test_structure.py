@@ -8,7 +8,7 @@ from tutorial_lib.project import ROOT
 
 # From the bottom up: a module may import from its own package only modules that stand before it.
 ENGINE = (
-    "errors arguments interface topology interrupt rules schedule dst recipes report init optim "
+    "errors progress arguments interface topology interrupt rules schedule dst recipes report init optim "
     "cpu reference backend ops layers convert fuse step"
 ).split()
 

@@ -16,19 +16,18 @@ writes CSV scalars. TensorBoard's ``writer.add_scalar("loss", run.loss, run.step
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import torch
-from IPython import get_ipython
 from torch import nn
 from tqdm import tqdm
 from typing_extensions import override
 
 from truly_sparse import Rewirer, TrainingError, sparse_layers
+from truly_sparse.progress import progress_stream
 
 from .checkpoint import CheckpointError, load_checkpoint, read_checkpoint, save_checkpoint
 
@@ -181,11 +180,6 @@ class ProgressBar(Callback):
     def after_training(self, run: Run) -> None:
         if self.bar is not None:
             self.bar.close()
-
-
-def progress_stream() -> TextIO:
-    """Return where progress is shown: standard output in a notebook, standard error elsewhere."""
-    return sys.stdout if hasattr(get_ipython(), "kernel") else sys.stderr
 
 
 @dataclass

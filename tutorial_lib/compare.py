@@ -22,11 +22,11 @@ from tqdm import tqdm
 from truly_sparse.arguments import check_choice, check_count, require, shown
 from truly_sparse.errors import InvalidArgumentError
 from truly_sparse.interface import SparsifiableLayer, weight_layers, weight_shape
+from truly_sparse.progress import progress_stream
 from truly_sparse.recipes import DynamicRecipe, Recipe, describe
 from truly_sparse.rules import GROW_RULES, GrowRule
 from truly_sparse.topology import check_sparsity
 
-from .callbacks import progress_stream
 from .checkpoint import CheckpointError
 from .contenders import IMAGE, Contender
 from .cost import storage_bytes, training_multiply_adds

@@ -14,6 +14,7 @@ MASKS = [np.random.default_rng(seed).random((4, 30)) < 0.3 for seed in range(3)]
 
 @pytest.fixture(autouse=True)
 def no_figure_stays_open():
+    plt.close("all")  # those of other tests
     yield
     assert plt.get_fignums() == []
 

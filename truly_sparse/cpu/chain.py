@@ -13,7 +13,6 @@ order, so that results are the same to the last bit for any number of threads. `
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 
 from ..errors import InvalidArgumentError
+from ..progress import progress_stream
 from .entry import borrow_room, checked_parameters, list_bases, readable, records_of, use_threads
 from .index import ConvIndex, LinearIndex
 from .memory import borrow, empty_batch_innermost
@@ -119,7 +119,7 @@ def warmup() -> float:
     weights = [tuple(torch.ones(4, 1, dtype=torch.float32, device="cpu")), None] * 2
     Trainer().step(image, one, stages, weights, (0.1, 0.9, 0.99, 1e-8, 1.0))
     seconds = time.perf_counter() - start
-    print(f"Sparse kernels ready in {seconds:.1f} s.", file=sys.stdout if "ipykernel" in sys.modules else sys.stderr)
+    print(f"Sparse kernels ready in {seconds:.1f} s.", file=progress_stream())
     return seconds
 
 

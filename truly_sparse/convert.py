@@ -28,7 +28,8 @@ def sparsify(
 
     Without ``sparsity`` the copy computes the same function: masked layers keep their topology, and in dense layers the
     nonzero weights are the topology. With ``sparsity`` the topology of a dense model is drawn at random; the
-    remaining weights keep their values. No mask and no second copy of a dense weight is made.
+    remaining weights keep their values. No mask and no copy
+    of a dense weight is made then; without ``sparsity`` there are temporary ones, one layer at a time.
 
     ReLU and 2×2 max-pooling after a sparse layer stay separate modules; :func:`fuse` moves them into the layer.
 
@@ -41,7 +42,8 @@ def sparsify(
         exclude: shell-style name patterns of layers that stay as they are.
 
     Raises:
-        InvalidArgumentError: no such layers, a convolution whose padding is not zeros, a model on the meta device, or a
+        InvalidArgumentError: no such layers, a convolution with a ``padding_mode`` other than zeros or a
+            text as ``padding``, a model on the meta device, or a
             ``sparsity`` for a model that holds masked or truly sparse layers already.
     """
     check_has_numbers(model)
@@ -84,13 +86,14 @@ def copied(model: nn.Module, layers: Mapping[str, nn.Module] | None = None) -> n
         InvalidArgumentError: the model holds something that cannot be copied.
     """
     layers = layers or {}
-    replaced = {id(model.get_submodule(name)): layer for name, layer in layers.items()}  # deepcopy takes these as done
+    replaced = {id(model.get_submodule(name)): layer for name, layer in layers.items()}  # deepcopy inserts these
     try:
         return copy.deepcopy(model, dict(replaced))
     except (RuntimeError, TypeError) as error:  # a computed tensor, such as weight_norm's; an open file
         why = " ".join(str(error).split())[:200]
         raise InvalidArgumentError(
-            f"model={type(model).__name__} cannot be copied ({why}); use one of parameters and buffers"
+            f"model={type(model).__name__} cannot be copied ({why}); "
+            "use one that stores its tensors as parameters or buffers"
         ) from error
 
 
@@ -113,7 +116,7 @@ def _sparse_layer(layer: nn.Module, connections: torch.Tensor | None) -> SparseL
     if linear:
         sparse = SparseLinear(dense.in_features, dense.out_features, has_bias, connections=connections, device="meta")
     elif dense.padding_mode != "zeros" or isinstance(dense.padding, str):
-        raise InvalidArgumentError(f"{dense} pads in a way that SparseConv2d does not; use zeros and numbers")
+        raise InvalidArgumentError(f"SparseConv2d does not support the padding of {dense}; use zeros and numbers")
     else:
         sizes, geometry = (dense.in_channels, dense.out_channels), (dense.kernel_size, dense.stride, dense.padding)
         more = (dense.dilation, dense.groups, has_bias)

@@ -118,7 +118,10 @@ class SET(DynamicRecipe):
 
 @dataclass(frozen=True)
 class RigL(DynamicRecipe):
-    """Rigging the Lottery: growth by gradient, a decaying fraction, an early end (Evci et al., 2020)."""
+    """Rigging the Lottery: growth by gradient, a decaying fraction, an early end (Evci et al., 2020).
+
+    A connection that a rewiring prunes does not grow in the same rewiring; in the paper it may.
+    """
 
     prune_fraction: float = 0.3
     every: int | Epochs = 100

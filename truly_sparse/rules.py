@@ -68,7 +68,8 @@ def random_grow(active: torch.Tensor, size: int, count: int, generator: torch.Ge
     check_connections("active", active, (size,))
     _check_count(count, size - len(active), "inactive connections")
     ranks = sample_distinct(size - len(active), count, generator).to(active.device)
-    # The inactive connection of rank r has as many active ones before it as there are with at most r gaps before them.
+    # gaps_before[i] inactive connections lie below active[i]. The inactive one of rank r lies after every active[i]
+    # with gaps_before[i] <= r, so its flat index is r plus their number.
     gaps_before = active - torch.arange(len(active), device=active.device)
     return ranks + torch.searchsorted(gaps_before, ranks, right=True)
 
@@ -153,7 +154,7 @@ class GrowRule:
             indices of inactive connections, int64 ``[count]``.
         gradient_steps: number of steps before a rewiring whose gradients are recorded, for ``choose`` to read with
             ``layer.gradient_rows()`` or ``layer.gradient_at(connections)``; 0 for none.
-        momentum: factor on the recorded gradient at each further step.
+        momentum: factor on the gradient recorded so far, before each further recorded step adds its own.
         initial_std: standard deviation of a new weight; 0 starts it at zero.
     """
 

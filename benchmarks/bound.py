@@ -8,27 +8,26 @@ import time
 
 import numpy as np
 import torch
-from numba import prange
 
 from truly_sparse import SparseLinear
 from truly_sparse.cpu.entry import use_threads
+from truly_sparse.cpu.kernel import kernel, run_by_all
 from truly_sparse.cpu.memory import to_batch_innermost
-from truly_sparse.cpu.simd import add, compiled, floats, load, parallel, shorts, total, zeros
+from truly_sparse.cpu.plan import address
+from truly_sparse.cpu.simd import add, floats, load, longs, total, unsigned, zeros
+
+READ = np.dtype([(name, np.int64) for name in ("x", "row", "cols", "borders", "sums")])
 
 
-@compiled
-def _read_rows(x, row, cols, first, last, sums, piece):
-    numbers, rows, even, odd = floats(x), shorts(cols), zeros(64), zeros(64)
-    for k in range(first, last - 1, 2):
-        even = add(even, load(numbers, rows[k] * row, even))
-        odd = add(odd, load(numbers, rows[k + 1] * row, odd))
-    floats(sums)[piece] = total(add(even, odd))  # else it would be dead code
-
-
-@parallel
-def _read_all(x, row, cols, borders, sums):
-    for piece in prange(len(borders) - 1):
-        _read_rows(x, row, cols, borders[piece], borders[piece + 1], sums, piece)
+@kernel(None, READ)
+def _read_rows(_, read, first, last, thread):
+    x, borders = floats(read.x), longs(read.borders)
+    for piece in range(first, last):
+        even, odd = zeros(64), zeros(64)
+        for k in range(borders[piece], borders[piece + 1] - 1, 2):
+            even = add(even, load(x, unsigned(read.cols, k, 2) * read.row, even))
+            odd = add(odd, load(x, unsigned(read.cols, k + 1, 2) * read.row, odd))
+        floats(read.sums)[piece] = total(add(even, odd))  # else it would be dead code
 
 
 def seconds_to_read(layer: SparseLinear, runs: int) -> float:
@@ -41,12 +40,13 @@ def seconds_to_read(layer: SparseLinear, runs: int) -> float:
     x = to_batch_innermost(torch.randn(64, layer.in_features))
     index = layer.index
     borders = index.indptr[index.row_chunks]
-    sums = np.empty(len(borders), np.float32)
-    arguments = x.data_ptr(), x.stride(-1), index.cols.ctypes.data, borders, sums.ctypes.data
-    use_threads()
+    sums = np.empty(len(borders) - 1, np.float32)
+    at = (address(array) for array in (index.cols, borders, sums))
+    read, threads = np.array([(x.data_ptr(), x.stride(-1), *at)], READ), use_threads()
+    arguments = _read_rows.address, 0, address(read), len(sums), threads
     seconds = []
     for _ in range(runs + 2):
         start = time.perf_counter()
-        _read_all(*arguments)
+        run_by_all(*arguments)
         seconds.append(time.perf_counter() - start)
     return float(np.median(seconds[2:]))

@@ -42,7 +42,7 @@ def _compiled() -> ModuleType | None:
             if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
                 raise RuntimeError("NUMBA_DISABLE_JIT is set, so nothing can be compiled; unset it")
             from .cpu import chain
-        chain.warmup()
+        chain.start()
     except Exception as error:
         warnings.warn(f"the fast sparse kernels cannot be used ({error}); using plain torch, slower", stacklevel=3)
         return None
@@ -50,8 +50,10 @@ def _compiled() -> ModuleType | None:
 
 
 def warmup() -> None:
-    """Compile the kernels now, so that no timing includes it. Loading them from the cache on disk takes a second."""
-    _compiled()
+    """Compile all kernels now, so that no timing includes it. Loading them from the cache on disk takes a second."""
+    kernels = _compiled()
+    if kernels is not None:
+        kernels.warmup()
 
 
 _threads_lost = False

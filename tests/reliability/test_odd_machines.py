@@ -144,7 +144,7 @@ def test_a_place_for_compiled_code_where_nothing_else_can_be_written(
     """What README advises: ``NUMBA_CACHE_DIR``. The long version compiles everything into it, which takes minutes."""
     home, cache, long = tmp_path / "home", tmp_path / "compiled", settings.default.max_examples > 1000
     home.mkdir()
-    code = (WORK if long else "") + "from truly_sparse.cpu import passes\nprint(passes.run_forward.stats.cache_path)"
+    code = (WORK if long else "") + "from truly_sparse.cpu import passes\nprint(passes.run_pass.stats.cache_path)"
     with read_only(home, elsewhere) as variables:
         variables |= {"NUMBA_CACHE_DIR": str(cache)}
         out = python("-c", code, prefix=without_root_rights, cwd=elsewhere, timeout=900, **variables)

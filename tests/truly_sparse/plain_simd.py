@@ -1,4 +1,4 @@
-"""The words of ``cpu/simd.py`` in plain Python: the kernels' loops run uncompiled, every access to memory checked.
+"""``cpu/simd.py`` and ``cpu/kernel.py`` in plain Python: kernels run uncompiled, every access to memory checked.
 
 A pointer belongs to the tensor, array or piece of the arena that its address lies in when it is made, and may touch
 nothing else. Fresh memory holds NaN, so that a number that nobody wrote shows in the result.
@@ -66,8 +66,16 @@ def compiled(function: Any) -> Any:
     return function
 
 
-parallel = compiled
-floats, octets, shorts, words, longs = map(_pointer, (np.float32, np.uint8, np.uint16, np.uint32, np.int64))
+entry = compiled
+floats, octets, words, longs, doubles = map(_pointer, (np.float32, np.uint8, np.uint32, np.int64, np.float64))
+
+
+def unsigned(address, index, size):
+    return int(Pointer(address, {2: np.uint16, 4: np.uint32}[size])[index])
+
+
+def address_of(array):
+    return note(array.__array_interface__["data"][0], array.nbytes, array)
 
 
 def zeros(lanes):
@@ -153,6 +161,48 @@ def where_any_winner(codes, index, gradient):
     return np.where(codes.part(index, len(gradient)) != 4, gradient, np.float32(0))
 
 
+# ------------------------------------------------------------------------------------------ kernels
+
+by_address: list[Any] = []
+
+
+class Kernel:
+    """Stands in for ``kernel.Kernel``; its address is its place in a list."""
+
+    def __init__(self, function: Any, call: Any, plan: Any) -> None:
+        self.function, self.kinds, self.address = function, (call, plan), 1 + len(by_address)
+        by_address.append(self)
+
+
+def kernel(call, plan):
+    return lambda function: Kernel(function, call, plan)
+
+
+def record(address, dtype):
+    """Return the record at an address, after a check that all of it is in one piece of memory."""
+    return Pointer(address, np.uint8).part(0, dtype.itemsize).view(np.dtype((np.record, dtype)))[0]
+
+
+def _record_at(kind):
+    return lambda address: record(address, getattr(records, kind))
+
+
+call_at, plan_at, phase_at, pass_at, step_at, weights_at = map(
+    _record_at, ("CALL", "PLAN", "PHASE", "PASS", "STEP", "WEIGHTS")
+)
+
+
+def run(address, call, plan, first, last, thread):
+    loop = by_address[address - 1]
+    given = (a if kind is None else record(a, kind) for a, kind in zip((call, plan), loop.kinds, strict=True))
+    loop.function(*given, first, last, thread)
+
+
+def run_by_all(address, call, plan, pieces, threads):
+    for thread in range(threads):
+        run(address, call, plan, pieces * thread // threads, pieces * (thread + 1) // threads, thread)
+
+
 # ------------------------------------------------------------------------------------------ whose memory it is
 
 
@@ -234,17 +284,14 @@ def checked_kernels(lanes: int) -> Iterator[ModuleType]:
             patch.setattr(kernels, name, getattr(kernels, name))
             patch.delitem(sys.modules, f"{package}.{name}")
         patch.setitem(sys.modules, simd.__name__, here)
-        for name in (
-            "CALL",
-            "PLAN",
-            "WEIGHTS",
-        ):  # whose fields then are attributes in Python too
-            patch.setattr(records, name, np.dtype((np.record, getattr(records, name))))
+        patch.setitem(sys.modules, f"{package}.kernel", here)
         checked = importlib.import_module(f"{package}.chain")
         plan = sys.modules[f"{package}.plan"]
         address = plan.address
         patch.setattr(plan, "address", lambda array: note(address(array), array.nbytes, array))
         patch.setattr(sys.modules[f"{package}.program"], "_Memory", Memory)
+        patch.setattr(sys.modules[f"{package}.training"], "address", plan.address)
+        patch.setattr(sys.modules[f"{package}.program"], "address", plan.address)
         for name in ("chain", "entry", "training"):
             patch.setattr(sys.modules[f"{package}.{name}"], "borrow", _borrow)
         patch.setattr(torch.Tensor, "data_ptr", _data_ptr)

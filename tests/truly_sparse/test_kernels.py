@@ -343,10 +343,11 @@ def test_threads_work_far_from_one_another(remember):
     x = torch.randn(64, 1, 28, 28)
     there = program.forward_program(stages, x, False, remember)
     back = program.backward_program(stages, x, (False, True), need_input=True, trace=False)
-    ours = [(there, program.ARENA), (back, program.ROOM), (back, program.SCRATCH)]
-    for passed, base in ours:
-        last = passed.offsets[passed.bases == base].max()  # where the last piece of a thread's memory begins
-        assert passed.spans == 2 and passed.by_span[base] + passed.by_thread[base] - last > program.APART
+    ours = (there, program.ARENA, there.bytes), (back, program.ROOM, back.bytes), (back, program.SCRATCH, back.scratch)
+    for passed, base, size in ours:
+        _, _, bases, offsets, *_ = passed.alive
+        last = offsets[bases == base].max()  # where the last piece of a thread's memory begins
+        assert passed.spans == 2 and size - last > program.APART
 
 
 def test_indices_come_back():

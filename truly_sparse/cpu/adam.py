@@ -9,24 +9,29 @@ import math
 
 import numpy as np
 
-from .simd import compiled, floats, flushed, fma, load, quotient, root, splat, store, zeros
+from .kernel import weights_at
+from .records import WEIGHTS
+from .simd import compiled, doubles, floats, flushed, fma, load, quotient, root, splat, store, zeros
+
+WEIGHTS_BYTES = WEIGHTS.itemsize
 
 
 @compiled
-def count_step(weights, settings, factors):
+def count_step(step):
     """Count one step of each tensor, and compute its bias corrections (Kingma & Ba, 2015, algorithm 1)."""
-    lr, beta1, beta2, _, _ = settings
-    for i in range(len(weights)):
-        count = floats(weights[i].step)
+    settings, factors = doubles(step.settings), doubles(step.factors)
+    lr, beta1, beta2 = settings[0], settings[1], settings[2]
+    for i in range(step.tensors):
+        count = floats(weights_at(step.weights + i * WEIGHTS_BYTES).step)
         count[0] += np.float32(1)
-        factors[i, 0] = lr / (1 - beta1 ** count[0])
-        factors[i, 1] = 1 / math.sqrt(1 - beta2 ** count[0])
+        factors[2 * i] = lr / (1 - beta1 ** count[0])
+        factors[2 * i + 1] = 1 / math.sqrt(1 - beta2 ** count[0])
 
 
 @compiled
 def _find_step(weight, gradients, steps, k, settings, factor, like):
     means, squares = floats(weight.means), floats(weight.squares)
-    _, beta1, beta2, eps, _ = settings
+    beta1, beta2, eps = settings[1], settings[2], settings[3]
     zero, one = splat(np.float32(0), like), splat(np.float32(1), like)
     gradient, mean, square = load(gradients, k, like), load(means, k, like), load(squares, k, like)
     mean = fma(np.float32(1 - beta1), fma(np.float32(-1), mean, gradient), mean)

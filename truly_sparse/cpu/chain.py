@@ -19,15 +19,14 @@ from pathlib import Path
 from typing import cast
 
 import numba
-import numpy as np
 import torch
 
 from ..errors import InvalidArgumentError
 from ..progress import progress_stream
-from .entry import borrow_room, checked_parameters, list_bases, readable, records_of, use_threads
+from .entry import borrow_room, checked_parameters, framed, list_bases, readable, use_threads
 from .index import ConvIndex, LinearIndex
 from .memory import borrow, empty_batch_innermost
-from .passes import run_backward, run_forward
+from .passes import run_pass
 from .plan import DX, GRAD, GRADIENTS, X, Y
 from .program import backward_program, forward_program
 from .stage import Gradients, Stage
@@ -62,7 +61,8 @@ def forward(
     y = empty_batch_innermost((batch, *program.y_size))
     arena = borrow(program.pieces(threads) * program.bytes)
     bases = list_bases(parameters, arena, {X: x, Y: y})
-    run_forward(*records_of(program, np.array(bases), batch, threads))
+    if batch:
+        run_pass(program.address, framed(program, bases), threads)
     return y, (x, arena, y if stages[-1].relu and not stages[-1].pool else None)
 
 
@@ -102,9 +102,16 @@ def backward(
     room = borrow_room(program, bases, threads, 4 * numbers * program.spans if program.spans > 1 else 0)
     bases[GRADIENTS] = gradients.data_ptr()
     if batch:
-        run_backward(*records_of(program, np.array(bases), batch, threads), numbers)
+        run_pass(program.address, framed(program, bases), threads)
     traces = traced(program, x, arena, y, room, grad) if trace else []
     return Gradients(dx, gradients.split_with_sizes(program.gradient_sizes), traces)
+
+
+def start() -> None:
+    """Compile or load the entry to compiled code, so that it is known whether this machine can do it at all."""
+    stage = Stage(LinearIndex.build(torch.zeros(1, dtype=torch.int64, device="cpu"), (1, 1)))
+    x, values = torch.ones(2, 1, dtype=torch.float32, device="cpu").split(1)
+    forward(x, [stage], [values[0], None])
 
 
 def warmup() -> float:
@@ -128,7 +135,7 @@ def _forget_stale_code() -> None:
     sources = Path(__file__).parent
     changed = max(source.stat().st_mtime for source in sources.glob("*.py"))
     for source in sources.glob("*.py"):
-        for stored in Path(run_forward.stats.cache_path).glob(f"{source.stem}.*.nbi"):
+        for stored in Path(run_pass.stats.cache_path).glob(f"{source.stem}.*.nbi"):
             with contextlib.suppress(OSError):  # another process may delete it at the same time
                 if stored.stat().st_mtime < changed:
                     stored.unlink()

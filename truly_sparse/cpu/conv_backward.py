@@ -11,10 +11,11 @@ output.
 from __future__ import annotations
 
 import numpy as np
-from numba import get_thread_id, prange
 
 from .conv_shape import across, fill_zeros, windows, winners_at, y_at
 from .convert import hand_out, take_in_images
+from .kernel import kernel
+from .records import CALL, PLAN, Call, Phase, Plan
 from .simd import (
     NATIVE,
     add,
@@ -25,7 +26,6 @@ from .simd import (
     load,
     longs,
     octets,
-    parallel,
     products,
     store,
     total,
@@ -36,6 +36,21 @@ from .simd import (
 )
 
 FOUR, TWO = 4 * NATIVE, 2 * NATIVE  # lanes of so many registers
+
+
+def conv_backward(call: Call, plan: Plan, stage: int, lanes: int) -> list[Phase]:
+    """Return the kernels of the backward pass."""
+    phases, work = [], plan.nnz * plan.out_h * plan.out_w * lanes
+    if call.source:
+        pixels = plan.outputs * plan.out_h * plan.out_w
+        phases.append(Phase(take_in_gradient.address, stage, plan.outputs, pixels * lanes))
+    loop, times = (by_input, 2) if call.dx else (by_output, 1)
+    phases.append(Phase(loop.address, stage, lanes // 16, times * work))
+    phases.append(Phase(add_pieces.address, stage, 1, (plan.nnz + plan.outputs) * lanes // 16))
+    if call.result:
+        pixels = plan.inputs * plan.height * plan.width
+        phases.append(Phase(hand_out_channels.address, stage, plan.inputs, pixels * lanes))
+    return phases
 
 
 @compiled
@@ -232,80 +247,67 @@ def _gather_images(call, plan, b, sums, images):
 
 
 @compiled
-def _total_sums(call, b, sums, first, last, gradients, more):
+def _total_sums(call, b, sums, count, gradients):
     """Sum over the lanes of the batch. Numbers beyond the batch, such as NaN, are left out."""
-    for k in range(first, last):
-        number = total(first_lanes(call.batch - b, load(sums, k * 16, zeros(16))))
-        gradients[k - first] = gradients[k - first] + number if more else number
+    for k in range(count):
+        gradients[k] = total(first_lanes(call.batch - b, load(sums, k * 16, zeros(16))))
 
 
 @compiled
-def _backward_part(call, plan, b, scratch, dvalues, dbias, more):
-    """Compute the part of 16 lanes in all gradients, and write it or add it (``more``)."""
-    sums, count = floats(scratch), plan.nnz + plan.outputs
-    images = floats(scratch + 4 * 16 * (count + plan.lead))
+def _clear(sums, count):
     for k in range(count):
         store(sums, k * 16, zeros(16))
-    for lane in range(0, 16, NATIVE):
-        if call.dx:
-            _lay_out_gradient(call, plan, b + lane, floats(scratch + 4 * lane), images)
-        else:
-            _spread_windows(call, plan, b + lane, floats(scratch + 4 * lane))
-    if call.dx:
-        _gather_images(call, plan, b, sums, images)
-    _total_sums(call, b, sums, 0, plan.nnz, floats(dvalues), more)
-    _total_sums(call, b, sums, plan.nnz, count, floats(dbias), more)
 
 
-@parallel
-def _parts_by_all(calls, plans, i):
-    for part in prange(calls[i].lanes // 16):
-        call, plan = calls[i], plans[i]
-        piece = call.pieces + 4 * part * (plan.nnz + plan.outputs)
-        scratch = call.scratch + get_thread_id() * call.scratch_bytes
-        _backward_part(call, plan, part * 16, scratch, piece, piece + 4 * plan.nnz, False)
+@kernel(CALL, PLAN)
+def by_output(call, plan, first, last, thread):
+    """Compute the gradients of weights and bias for 16 lanes a piece."""
+    sums, count = floats(call.scratch + thread * call.scratch_bytes), plan.nnz + plan.outputs
+    for part in range(first, last):
+        _clear(sums, count)
+        for lane in range(0, 16, NATIVE):
+            shifted = floats(call.scratch + thread * call.scratch_bytes + 4 * lane)
+            _spread_windows(call, plan, 16 * part + lane, shifted)
+        _total_sums(call, 16 * part, sums, count, floats(call.pieces + 4 * part * count))
 
 
-@compiled
-def _add_pieces(call, plan, first, last, gradients):
+@kernel(CALL, PLAN)
+def by_input(call, plan, first, last, thread):
+    """Compute the gradients of weights, bias and input for 16 lanes a piece."""
+    count = plan.nnz + plan.outputs
+    scratch = call.scratch + thread * call.scratch_bytes
+    sums, images = floats(scratch), floats(scratch + 4 * 16 * (count + plan.lead))
+    for part in range(first, last):
+        _clear(sums, count)
+        for lane in range(0, 16, NATIVE):
+            _lay_out_gradient(call, plan, 16 * part + lane, floats(scratch + 4 * lane), images)
+        _gather_images(call, plan, 16 * part, sums, images)
+        _total_sums(call, 16 * part, sums, count, floats(call.pieces + 4 * part * count))
+
+
+@kernel(CALL, PLAN)
+def add_pieces(call, plan, first, last, thread):
+    """Sum the gradients over the pieces of 16 lanes. There is one piece of this work."""
     pieces, size = floats(call.pieces), plan.nnz + plan.outputs
-    for k in range(first, last):
+    dvalues, dbias = floats(call.dvalues), floats(call.dbias)
+    for k in range(size):
         number = np.float32(0)
         for part in range(call.lanes // 16):
             number += pieces[part * size + k]
-        gradients[k - first] = number
+        if k < plan.nnz:
+            dvalues[k] = number
+        else:
+            dbias[k - plan.nnz] = number
 
 
-@parallel
-def _hand_out_by_all(calls, plans, i):
-    for c in prange(plans[i].inputs):
-        hand_out(calls[i], plans[i], c, c + 1)
+@kernel(CALL, PLAN)
+def hand_out_channels(call, plan, first, last, thread):
+    """Copy channels of the input's gradient to the caller's tensor."""
+    hand_out(call, plan, first, last)
 
 
-@compiled
-def _take_in_gradient(call, plan):
+@kernel(CALL, PLAN)
+def take_in_gradient(call, plan, first, last, thread):
+    """Copy channels of the caller's gradient of the result."""
     height, width = _result_size(call, plan)
-    take_in_images(call, call.g, call.g_row, call.g_group, call.g_width, call.g_plane, height, width, 0, plan.outputs)
-
-
-@compiled
-def conv_backward(calls, plans, i):
-    """Run the backward pass of convolution ``i`` of a chain with all threads."""
-    if calls[i].source:
-        _take_in_gradient(calls[i], plans[i])
-    _parts_by_all(calls, plans, i)
-    _add_pieces(calls[i], plans[i], 0, plans[i].nnz, floats(calls[i].dvalues))
-    _add_pieces(calls[i], plans[i], plans[i].nnz, plans[i].nnz + plans[i].outputs, floats(calls[i].dbias))
-    if calls[i].result:
-        _hand_out_by_all(calls, plans, i)
-
-
-@compiled
-def conv_backward_alone(call, plan):
-    """Run the backward pass of a convolution in the calling thread."""
-    if call.source:
-        _take_in_gradient(call, plan)
-    for b in range(0, call.lanes, 16):
-        _backward_part(call, plan, b, call.scratch, call.dvalues, call.dbias, b > 0)
-    if call.result:
-        hand_out(call, plan, 0, plan.inputs)
+    take_in_images(call, call.g, call.g_row, call.g_group, call.g_width, call.g_plane, height, width, first, last)

@@ -10,10 +10,10 @@ pooling.
 
 from __future__ import annotations
 
-from numba import prange
-
-from .conv_shape import across, fill_zeros, windows, winners_at, y_at
+from .conv_shape import across, fill_zeros, window_rows, windows, winners_at, y_at
 from .convert import take_in_images
+from .kernel import kernel
+from .records import CALL, PLAN, Call, Phase, Plan
 from .simd import (
     NATIVE,
     compiled,
@@ -24,12 +24,25 @@ from .simd import (
     longs,
     maximum,
     octets,
-    parallel,
     splat,
     store,
     store_winner,
     zeros,
 )
+
+
+def conv_forward(call: Call, plan: Plan, stage: int, lanes: int) -> list[Phase]:
+    """Return the kernels of the forward pass."""
+    phases = []
+    if call.source:
+        pixels = plan.inputs * plan.height * plan.width
+        phases.append(Phase(take_in_channels.address, stage, plan.inputs, pixels * lanes))
+    parts = lanes // NATIVE
+    if (plan.rows, plan.columns) != (plan.height, plan.width):
+        phases.append(Phase(clear_padding.address, stage, parts, plan.inputs * plan.plane * lanes // 4))
+    rows = window_rows(plan, call.pool)
+    phases.append(Phase(add_windows.address, stage, parts * rows, plan.nnz * plan.out_h * plan.out_w * lanes))
+    return phases
 
 
 @compiled
@@ -136,48 +149,25 @@ def _add_windows(call, plan, window, b):
         _add_window(call, plan, 2 * window, j, b)
 
 
-@compiled
-def _take_in_channels(call, plan, first, last):
+@kernel(CALL, PLAN)
+def take_in_channels(call, plan, first, last, thread):
+    """Copy channels ``first`` to ``last`` of the caller's images into images with padding."""
     start = call.x + 4 * (plan.pad_y * plan.columns + plan.pad_x) * call.x_row
     take_in_images(
         call, start, call.x_row, call.x_group, plan.columns, plan.plane, plan.height, plan.width, first, last
     )
 
 
-@parallel
-def _take_in_by_all(calls, plans, i):
-    for c in prange(plans[i].inputs):
-        _take_in_channels(calls[i], plans[i], c, c + 1)
+@kernel(CALL, PLAN)
+def clear_padding(call, plan, first, last, thread):
+    """Write the zero padding of the images, ``NATIVE`` lanes a piece."""
+    for part in range(first, last):
+        _clear_padding(call, plan, part * NATIVE)
 
 
-@parallel
-def _padding_by_all(calls, plans, i):
-    for part in prange(calls[i].lanes // NATIVE):
-        _clear_padding(calls[i], plans[i], part * NATIVE)
-
-
-@parallel
-def _windows_by_all(calls, plans, i):
-    for part in prange(calls[i].lanes // NATIVE * windows(plans[i], calls[i].pool)):
-        rows = windows(plans[i], calls[i].pool)
-        _add_windows(calls[i], plans[i], part % rows, part // rows * NATIVE)
-
-
-@compiled
-def conv_forward(calls, plans, i):
-    """Run the forward pass of convolution ``i`` of a chain with all threads."""
-    if calls[i].source:
-        _take_in_by_all(calls, plans, i)
-    _padding_by_all(calls, plans, i)
-    _windows_by_all(calls, plans, i)
-
-
-@compiled
-def conv_forward_alone(call, plan):
-    """Run the forward pass of a convolution in the calling thread."""
-    if call.source:
-        _take_in_channels(call, plan, 0, plan.inputs)
-    for b in range(0, call.lanes, NATIVE):
-        _clear_padding(call, plan, b)
-        for window in range(windows(plan, call.pool)):
-            _add_windows(call, plan, window, b)
+@kernel(CALL, PLAN)
+def add_windows(call, plan, first, last, thread):
+    """Compute rows of windows, one row for ``NATIVE`` lanes a piece."""
+    rows = windows(plan, call.pool)
+    for part in range(first, last):
+        _add_windows(call, plan, part % rows, part // rows * NATIVE)

@@ -8,10 +8,12 @@ from __future__ import annotations
 from .simd import NATIVE, compiled, store, zeros
 
 
-@compiled
-def windows(plan, pool):
+def window_rows(plan, pool):
     """Return the number of rows of windows. Pooling drops an odd last row of pixels."""
     return plan.out_h // 2 if pool else (plan.out_h + 1) // 2
+
+
+windows = compiled(window_rows)  # the same, for compiled code
 
 
 @compiled

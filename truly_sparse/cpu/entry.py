@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import numba
 import numpy as np
@@ -16,9 +16,8 @@ from ..arguments import shown
 from ..errors import InvalidArgumentError
 from . import memory
 from .memory import borrow, is_batch_innermost
-from .plan import ARENA, PARAMETERS, PARTIAL, ROOM, SCRATCH, SHARED
+from .plan import ARENA, PARAMETERS, PARTIAL, ROOM, SCRATCH
 from .program import Program
-from .records import CALL
 from .stage import Stage
 
 
@@ -105,18 +104,18 @@ def borrow_room(program: Program, bases: list[int], threads: int, extra: int = 0
 
     The ``extra`` bytes hold the gradients of several spans, which are summed in the end (``PARTIAL``).
     """
-    parts = program.pieces(threads) * program.bytes, threads * program.scratch, program.shared, extra
-    room = borrow(sum(parts))
-    starts = [room.data_ptr() + sum(parts[:n]) for n in range(4)]
-    bases[ROOM], bases[SCRATCH], bases[SHARED], bases[PARTIAL] = starts
+    in_room, in_scratch = program.pieces(threads) * program.bytes, threads * program.scratch
+    room = borrow(in_room + in_scratch + extra)
+    start = room.data_ptr()
+    bases[ROOM], bases[SCRATCH], bases[PARTIAL] = start, start + in_room, start + in_room + in_scratch
     return room
 
 
-def records_of(program: Program, bases: np.ndarray, batch: int, threads: int) -> tuple[Any, ...]:
-    """Return the arguments of the compiled passes; ``calls`` and ``numbers`` share their memory."""
-    calls = np.empty((program.spans, len(program.plans)), CALL)
-    link = bases, program.bases, program.offsets, program.by_span, program.by_thread
-    return calls, calls.view(np.int64), link, (batch, program.span, threads), program.plans
+def framed(program: Program, bases: list[int]) -> np.ndarray:
+    """Return the frame of a pass: its bases, and room for its calls; int64."""
+    frame = np.empty(program.frame, np.int64)
+    frame[: len(bases)] = bases
+    return frame
 
 
 def use_threads() -> int:

@@ -1,97 +1,83 @@
-"""The compiled passes through a chain: fill in the addresses, then distribute layers or spans over the threads."""
-# Compiled functions have no type hints: numba infers them. calls[span, stage] and plans[stage] are records; numbers is
-# the memory of calls as integers; link holds addresses, bases, offsets, by_span and by_thread; cut holds the numbers of
-# samples, of samples in a span, and of threads.
+"""The compiled passes through a chain: fill in the addresses, then run the phases of each span of the batch."""
+# Compiled functions have no type hints: numba infers them. A frame is the memory of one pass: the bases (``plan.py``),
+# then the calls of each span; here it is an address.
 # ruff: noqa: ANN001, ANN201, ANN202
 
 from __future__ import annotations
 
 import math
 
-from numba import get_thread_id, prange
-
 from .adam import adam, count_step
-from .conv_backward import conv_backward, conv_backward_alone
-from .conv_forward import conv_forward, conv_forward_alone
-from .linear import linear_backward, linear_backward_alone, linear_forward, linear_forward_alone
+from .kernel import call_at, kernel, pass_at, phase_at, run, run_by_all, step_at, weights_at
 from .loss import cross_entropy
 from .plan import GRAD, GRAD_ROW, GRADIENTS, PARTIAL, STEPS, Y_ROW, Y
-from .records import LINEAR
-from .simd import add, compiled, floats, load, parallel, store, zeros
+from .records import CALL, PASS, PHASE, PLAN, STEP, WEIGHTS, Call
+from .simd import add, address_of, compiled, doubles, entry, floats, load, longs, store, zeros
 
 PIECES = 64  # pieces of a sum or an update; fixed, so that results do not depend on the number of threads
+FIELDS = len(Call._fields)
+CALL_BYTES, PLAN_BYTES, PHASE_BYTES, WEIGHTS_BYTES = CALL.itemsize, PLAN.itemsize, PHASE.itemsize, WEIGHTS.itemsize
+ENOUGH = 200_000  # multiply-adds that take longer than to start another thread
 
 
 @compiled
-def _link(calls, numbers, link, cut, span, thread):
-    (addresses, bases, offsets, by_span, by_thread), (batch, samples, threads) = link, cut
-    for at in range(len(bases)):
+def _calls_of(passing, frame, span):
+    """Return the address of the calls of a span."""
+    return frame + 8 * passing.numbers + span * passing.stages * CALL_BYTES
+
+
+@compiled
+def _link(passing, frame, span, thread):
+    """Fill in the calls of one span."""
+    calls = _calls_of(passing, frame, span)
+    numbers, addresses, bases, offsets = longs(calls), longs(frame), longs(passing.bases), longs(passing.offsets)
+    by_span, by_thread = longs(passing.by_span), longs(passing.by_thread)
+    for at in range(passing.stages * FIELDS):
         base = bases[at]
         numbers[at] = addresses[base] + span * by_span[base] + thread * by_thread[base] + offsets[at]
-    for i in range(len(calls)):
-        calls[i].batch = min(samples, batch - span * samples)
-        calls[i].lanes = (calls[i].batch + 15) // 16 * 16
-        calls[i].threads = threads
+    for i in range(passing.stages):
+        call = call_at(calls + i * CALL_BYTES)
+        call.batch = min(passing.span, passing.batch - span * passing.span)
+        call.lanes = (call.batch + 15) // 16 * 16
 
 
 @compiled
-def _forward_layers(calls, plans):
-    for i in range(len(calls)):
-        if plans[i].kind == LINEAR:
-            linear_forward(calls, plans, i)
-        else:
-            conv_forward(calls, plans, i)
+def _run_alone(passing, frame, span, thread):
+    """Run the phases of a span in the calling thread."""
+    calls, phases, count = _calls_of(passing, frame, span), passing.phases, passing.phase_count
+    if span == passing.spans - 1:
+        phases, count = passing.last_phases, passing.last_phase_count
+    for n in range(count):
+        phase = phase_at(phases + n * PHASE_BYTES)
+        call, plan = calls + phase.stage * CALL_BYTES, passing.plans + phase.stage * PLAN_BYTES
+        run(phase.kernel, call, plan, 0, phase.pieces, thread)
 
 
 @compiled
-def _forward_span(calls, numbers, link, cut, plans, span):
-    _link(calls, numbers, link, cut, span, get_thread_id())
-    for i in range(len(calls)):
-        if plans[i].kind == LINEAR:
-            linear_forward_alone(calls[i], plans[i])
-        else:
-            conv_forward_alone(calls[i], plans[i])
-
-
-@parallel
-def _forward_spans(calls, numbers, link, cut, plans):
-    for span in prange(len(calls)):
-        _forward_span(calls[span], numbers[span], link, cut, plans, span)
+def _run_together(passing, frame, threads):
+    """Run the phases of the only span with all threads."""
+    calls = _calls_of(passing, frame, 0)
+    for n in range(passing.last_phase_count):
+        phase = phase_at(passing.last_phases + n * PHASE_BYTES)
+        call, plan = calls + phase.stage * CALL_BYTES, passing.plans + phase.stage * PLAN_BYTES
+        _run_pieces(phase.kernel, call, plan, phase.pieces, threads, phase.work)
 
 
 @compiled
-def run_forward(calls, numbers, link, cut, plans):
-    """Run the forward pass of a chain."""
-    if len(calls) == 1:
-        _link(calls[0], numbers[0], link, cut, 0, 0)
-        _forward_layers(calls[0], plans)
+def _run_pieces(loop, call, plan, pieces, threads, work):
+    """Run a kernel with all threads, or with one if it has little to do."""
+    if threads == 1 or pieces == 1 or work < ENOUGH:
+        run(loop, call, plan, 0, pieces, 0)
     else:
-        _forward_spans(calls, numbers, link, cut, plans)
+        run_by_all(loop, call, plan, pieces, threads)
 
 
-@compiled
-def _backward_layers(calls, plans):
-    for i in range(len(calls)):
-        if plans[i].kind == LINEAR:
-            linear_backward(calls, plans, i)
-        else:
-            conv_backward(calls, plans, i)
-
-
-@compiled
-def _backward_span(calls, numbers, link, cut, plans, span):
-    _link(calls, numbers, link, cut, span, get_thread_id())
-    for i in range(len(calls)):
-        if plans[i].kind == LINEAR:
-            linear_backward_alone(calls[i], plans[i])
-        else:
-            conv_backward_alone(calls[i], plans[i])
-
-
-@parallel
-def _backward_spans(calls, numbers, link, cut, plans):
-    for span in prange(len(calls)):
-        _backward_span(calls[span], numbers[span], link, cut, plans, span)
+@kernel(None, PASS)
+def run_spans(frame, passing, first, last, thread):
+    """Run spans ``first`` to ``last``, each in this thread."""
+    for span in range(first, last):
+        _link(passing, frame, span, thread)
+        _run_alone(passing, frame, span, thread)
 
 
 @compiled
@@ -118,93 +104,84 @@ def _border(size, piece):
     return size * piece // PIECES // 16 * 16 if piece < PIECES else size
 
 
-@parallel
-def _add_up_all(spans, size, partial, result):
-    for piece in prange(PIECES):
-        _add_up(spans, size, partial, result, _border(size, piece), _border(size, piece + 1))
+@kernel(None, PASS)
+def add_up(frame, passing, first, last, thread):
+    """Sum pieces of the gradients over all spans."""
+    size, bases = passing.gradients, longs(frame)
+    begin, end = _border(size, first), _border(size, last)
+    _add_up(passing.spans, size, bases[PARTIAL], bases[GRADIENTS], begin, end)
 
 
-@compiled
-def run_backward(calls, numbers, link, cut, plans, size):
-    """Run the backward pass of a chain with ``size`` gradients of values and biases."""
-    if len(calls) == 1:
-        _link(calls[0], numbers[0], link, cut, 0, 0)
-        _backward_layers(calls[0], plans)
+@entry
+def run_pass(address, array, threads):
+    """Run the pass whose record lies at ``address``; ``array`` holds the bases, and has room for the calls."""
+    passing, frame = pass_at(address), address_of(array)
+    if passing.spans == 1:
+        _link(passing, frame, 0, 0)
+        _run_together(passing, frame, threads)
     else:
-        _backward_spans(calls, numbers, link, cut, plans)
-        _add_up_all(len(calls), size, link[0][PARTIAL], link[0][GRADIENTS])
+        _run_pieces(passing.run_spans, frame, address, passing.spans, threads, passing.work)
+        if passing.gradients:
+            work = passing.gradients * passing.spans
+            _run_pieces(passing.add_up, frame, address, PIECES, threads, work)
 
 
 @compiled
-def _loss_of_span(at, cut, labels, classes, span, outcome):
-    batch, samples, _ = cut
-    first, last = span * samples, min(batch, (span + 1) * samples)
-    cross_entropy(at[Y], at[Y_ROW], at[GRAD], at[GRAD_ROW], labels, classes, batch, first, last, outcome[span])
+def _loss_of_span(step, passing, span):
+    """Compute the loss of a span, and the gradients of its logits."""
+    at, outcome = longs(step.forward_frame), doubles(step.outcome + 24 * span)
+    first, last = span * passing.span, min(passing.batch, (span + 1) * passing.span)
+    classes, batch = step.classes, passing.batch
+    cross_entropy(at[Y], at[Y_ROW], at[GRAD], at[GRAD_ROW], step.labels, classes, batch, first, last, outcome)
 
 
-@compiled
-def _step_span(calls, numbers, link, cut, plans, b_calls, b_numbers, b_link, b_plans, labels, classes, outcome, span):
-    _forward_span(calls[span], numbers[span], link, cut, plans, span)
-    _loss_of_span(link[0], cut, labels, classes, span, outcome)
-    _backward_span(b_calls[span], b_numbers[span], b_link, cut, b_plans, span)
+@kernel(None, STEP)
+def run_step_spans(_, step, first, last, thread):
+    """Run both passes of spans ``first`` to ``last``, and the loss between them."""
+    forward, backward = pass_at(step.forward), pass_at(step.backward)
+    for span in range(first, last):
+        _link(forward, step.forward_frame, span, thread)
+        _run_alone(forward, step.forward_frame, span, thread)
+        _loss_of_span(step, forward, span)
+        _link(backward, step.backward_frame, span, thread)
+        _run_alone(backward, step.backward_frame, span, thread)
 
 
-@parallel
-def _step_spans(calls, numbers, link, cut, plans, b_calls, b_numbers, b_link, b_plans, labels, classes, outcome):
-    for span in prange(len(calls)):
-        _step_span(
-            calls, numbers, link, cut, plans, b_calls, b_numbers, b_link, b_plans, labels, classes, outcome, span
-        )
+@kernel(None, STEP)
+def update(_, step, first, last, thread):
+    """Sum pieces of all gradients, and update the weights that belong to them."""
+    backward, bases = pass_at(step.backward), longs(step.backward_frame)
+    begin, end = _border(backward.gradients, first), _border(backward.gradients, last)
+    gradients, steps, settings = bases[GRADIENTS], bases[STEPS], doubles(step.settings)
+    if backward.spans > 1:
+        _add_up(backward.spans, backward.gradients, bases[PARTIAL], gradients, begin, end)
+    for i in range(step.tensors):
+        weight, factors = weights_at(step.weights + i * WEIGHTS_BYTES), doubles(step.factors + 16 * i)
+        here, there = max(begin - weight.start, 0), min(end - weight.start, weight.length)
+        adam(weight, gradients + 4 * weight.start, steps + 4 * weight.start, here, there, settings, factors)
 
 
-@compiled
-def _update(spans, size, addresses, weights, settings, factors, piece):
-    """Sum a piece of all gradients, and update the weights that belong to it."""
-    first, last = _border(size, piece), _border(size, piece + 1)
-    gradients, steps = addresses[GRADIENTS], addresses[STEPS]
-    if spans > 1:
-        _add_up(spans, size, addresses[PARTIAL], gradients, first, last)
-    for i in range(len(weights)):
-        start, length = weights[i].start, weights[i].length
-        here, end = max(first - start, 0), min(last - start, length)
-        adam(weights[i], gradients + 4 * start, steps + 4 * start, here, end, settings, factors[i])
+@entry
+def run_step(address, threads):
+    """Run the training step whose record lies at ``address``. Return loss, correct samples and labels that are wrong.
 
-
-@parallel
-def _update_all(spans, size, addresses, weights, settings, factors):
-    for piece in prange(PIECES):
-        _update(spans, size, addresses, weights, settings, factors, piece)
-
-
-@compiled
-def run_step(
-    calls,
-    numbers,
-    link,
-    cut,
-    plans,
-    b_calls,
-    b_numbers,
-    b_link,
-    b_cut,
-    b_plans,
-    size,
-    weights,
-    factors,
-    settings,
-    labels,
-    classes,
-    outcome,
-):
-    """Run a training step. If the loss is not finite or a label is no class, nothing is updated."""
-    if len(calls) == 1:
-        _link(calls[0], numbers[0], link, cut, 0, 0)
-        _forward_layers(calls[0], plans)
-        _loss_of_span(link[0], cut, labels, classes, 0, outcome)
-        _link(b_calls[0], b_numbers[0], b_link, b_cut, 0, 0)
-        _backward_layers(b_calls[0], b_plans)
+    If the loss is not finite or a label is no class, nothing is updated.
+    """
+    step = step_at(address)
+    forward, backward = pass_at(step.forward), pass_at(step.backward)
+    if forward.spans == 1:
+        _link(forward, step.forward_frame, 0, 0)
+        _run_together(forward, step.forward_frame, threads)
+        _loss_of_span(step, forward, 0)
+        _link(backward, step.backward_frame, 0, 0)
+        _run_together(backward, step.backward_frame, threads)
     else:
-        _step_spans(calls, numbers, link, cut, plans, b_calls, b_numbers, b_link, b_plans, labels, classes, outcome)
-    if math.isfinite(outcome[:, 0].sum()) and outcome[:, 2].sum() == 0:
-        count_step(weights, settings, factors)
-        _update_all(len(calls), size, link[0], weights, settings, factors)
+        work = forward.work + backward.work
+        _run_pieces(step.run_spans, 0, address, forward.spans, threads, work)
+    loss, right, outside, outcome = 0.0, 0.0, 0.0, doubles(step.outcome)
+    for span in range(forward.spans):
+        loss, right, outside = loss + outcome[3 * span], right + outcome[3 * span + 1], outside + outcome[3 * span + 2]
+    if math.isfinite(loss) and outside == 0:
+        count_step(step)
+        _run_pieces(step.update, 0, address, PIECES, threads, 8 * backward.gradients)
+    return loss, right, outside

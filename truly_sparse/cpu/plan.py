@@ -11,12 +11,12 @@ from .index import ConvIndex, LinearIndex
 from .memory import LANES
 from .records import CONV, LINEAR, Plan
 
-# # Bases: the addresses of a pass's tensors and buffers, and the floats from pixel to pixel in the caller's tensors
-#     (…_ROW).
+# Bases: the addresses of a pass's tensors and buffers, and (…_ROW) the floats from pixel to pixel in the caller's
+# tensors.
 # Values and bias of stage i have the bases PARAMETERS + 2i and PARAMETERS + 2i + 1.
 NOWHERE, X, X_ROW, Y, Y_ROW, ARENA, GRAD, GRAD_ROW = range(8)
-DX, DX_ROW, ROOM, SCRATCH, SHARED, PARTIAL, GRADIENTS, STEPS = range(8, 16)
-PARAMETERS = 16
+DX, DX_ROW, ROOM, SCRATCH, PARTIAL, GRADIENTS, STEPS = range(8, 15)
+PARAMETERS = 15
 Address: TypeAlias = tuple[int, int]  # the number of a base, and bytes from it
 
 
@@ -121,8 +121,8 @@ def _linear_plan(index: LinearIndex, size: tuple[int, ...]) -> tuple[Plan, tuple
         t_perm=address(index.t_perm),
         cols=address(index.cols),
         t_rows=address(index.t_rows),
-        wide_cols=index.cols.itemsize == 4,
-        wide_rows=index.t_rows.itemsize == 4,
+        col_bytes=index.cols.itemsize,
+        row_bytes=index.t_rows.itemsize,
         row_chunks=address(index.row_chunks),
         row_pieces=len(index.row_chunks) - 1,
         col_chunks=address(index.col_chunks),

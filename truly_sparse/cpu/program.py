@@ -2,7 +2,8 @@
 
 Python code per layer would cost more than a small layer. Each address in the records is therefore an offset from a
 *base*; a pass lists its bases (a handful of tensors), and compiled code adds them. Activations between the layers are
-stored in one buffer, the *arena*, and have no tensors of their own.
+stored in one buffer, the *arena*, and have no tensors of their own. What is computed is a list of *phases*: the address
+of a kernel, the layer it works on, and how many pieces its work has.
 
 A batch of more than 32 samples is divided into *spans* of 32. One thread computes a span through the whole chain, so
 that activations do not move between cores and threads synchronise once. Small batches, and layers so large that
@@ -19,8 +20,12 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 
+from .conv_backward import conv_backward
+from .conv_forward import conv_forward
 from .index import LinearIndex
+from .linear import linear_backward, linear_forward
 from .memory import LANES, row_floats, row_lanes
+from .passes import add_up, run_spans
 from .plan import (
     ARENA,
     DX,
@@ -33,7 +38,6 @@ from .plan import (
     PARTIAL,
     ROOM,
     SCRATCH,
-    SHARED,
     X_ROW,
     Y_ROW,
     Address,
@@ -41,11 +45,12 @@ from .plan import (
     Layer,
     X,
     Y,
+    address,
     callers_form,
     input_form,
     layer_plan,
 )
-from .records import LINEAR, PLAN, Call, Plan
+from .records import LINEAR, PASS, PHASE, PLAN, Call, Pass, Phase, Plan
 from .stage import Stage
 
 SMALL = 2**18  # chains of at most this many weights are divided into spans
@@ -62,30 +67,26 @@ class Program(NamedTuple):
         layers: the stages' layers, in the order of the chain.
         span: samples of a span.
         spans: their number.
-        plans: the plans of the stages in the order of the pass; an array of records.
-        bases: for each field of each call, the number of its base; int64 ``[stages * fields]``.
-        offsets: what is added to the base; int64 ``[stages * fields]``.
-        by_span: bytes added to each base from span to span; int64 ``[bases]``.
-        by_thread: bytes added to each base from thread to thread; int64 ``[bases]``.
+        address: of the record of the pass (``records.py``).
+        frame: numbers in the memory that each run of the pass needs: its bases and calls (``passes.py``).
+        steps: bytes from span to span, by base.
+        alive: arrays whose addresses the record holds.
         bytes: bytes of a span in the arena (forward) or in the room (backward).
         kept: whether these are kept after the span; otherwise a thread reuses them for its next span.
         scratch: bytes of scratch memory per thread.
-        shared: bytes that the threads share.
         gradient_sizes: sizes of the gradients of each stage's values and bias.
     """
 
     layers: list[Layer]
     span: int
     spans: int
-    plans: np.ndarray
-    bases: np.ndarray
-    offsets: np.ndarray
-    by_span: np.ndarray
-    by_thread: np.ndarray
+    address: int
+    frame: int
+    steps: dict[int, int]
+    alive: tuple[np.ndarray, ...]
     bytes: int
     kept: bool
     scratch: int = 0
-    shared: int = 0
     gradient_sizes: tuple[int, ...] = ()
 
     @property
@@ -162,11 +163,18 @@ def _forward_program(
     arena = memory.end(APART if several else 0)
     by_span = {X: _step(span, given, innermost), Y: 4 * span, ARENA: arena if remember else 0}
     by_thread = {ARENA: 0 if remember else arena}
+    spans = -(-batch // span) if several else 1
+
+    def phases(stage: int, lanes: int) -> list[Phase]:
+        plan = layers[stage].plan
+        find = linear_forward if plan.kind == LINEAR else conv_forward
+        return find(calls[stage], plan, stage, lanes)
+
     return Program(
         layers,
         span,
-        -(-batch // span) if several else 1,
-        **_linked(calls, [layer.plan for layer in layers], by_span, by_thread),
+        spans,
+        **_recorded((batch, span, spans), calls, [layer.plan for layer in layers], phases, by_span, by_thread),
         bytes=arena,
         kept=remember or not several,
     )
@@ -179,7 +187,7 @@ def _backward_program(
     row = SPAN if several else row_floats(batch)
     sizes = [size for stage in stages for size in (stage.index.nnz, stage.index.shape[0])]
     starts = [4 * start for start in np.cumsum([0, *sizes]).tolist()]
-    memory, shared, scratch = _Memory(), _Memory(), 0
+    memory, scratch = _Memory(), 0
     calls: list[Call] = []
     layers: list[Layer] = []
     in_place = _used_in_place(result.plan, innermost, several)
@@ -200,9 +208,9 @@ def _backward_program(
             call = call._replace(**_source(GRAD, GRAD_ROW, form.size, innermost))
         if last and in_place:
             call = call._replace(masked=(ROOM, memory.take(4 * row * plan.outputs)))
-        if not layer.linear and not several:
-            call = call._replace(pieces=(SHARED, shared.take(4 * span // LANES * (plan.nnz + plan.outputs))))
-        calls.append(call._replace(masked_row=row, to_mask=layer.linear and last, scratch=(SCRATCH, 0)))
+        if not layer.linear:
+            call = call._replace(pieces=(ROOM, memory.take(4 * span // LANES * (plan.nnz + plan.outputs))))
+        calls.append(call._replace(masked_row=row, scratch=(SCRATCH, 0)))
         scratch = max(scratch, _scratch_bytes(stages[i], plan, need_dx))
         layers.insert(0, layer)
         form, at = layer.x, cast(Address, call.dx)
@@ -212,16 +220,23 @@ def _backward_program(
     calls = [call._replace(scratch_bytes=scratch) for call in calls]
     by_span = {Y: 4 * span, ARENA: forward.bytes, DX: 4 * span, GRAD: _step(span, result.y.size, innermost)}
     by_span |= {PARTIAL: starts[-1], ROOM: room if trace else 0}
-    by_thread = {ROOM: 0 if trace else room, SCRATCH: scratch if several else 0}
+    by_thread = {ROOM: 0 if trace else room}
+    plans = [layer.plan for layer in reversed(layers)]
+
+    def phases(stage: int, lanes: int) -> list[Phase]:
+        if plans[stage].kind == LINEAR:
+            return linear_backward(calls[stage], plans[stage], stage, lanes, to_mask=stage == 0)
+        return conv_backward(calls[stage], plans[stage], stage, lanes)
+
+    cut = batch, span, forward.spans
     return Program(
         layers,
         span,
         forward.spans,
-        **_linked(calls, [layer.plan for layer in reversed(layers)], by_span, by_thread),
+        **_recorded(cut, calls, plans, phases, by_span, by_thread, sum(sizes)),
         bytes=room,
         kept=trace or not several,
         scratch=scratch,
-        shared=shared.size,
         gradient_sizes=tuple(sizes),
     )
 
@@ -312,17 +327,60 @@ class _Memory:
         return self.size + gap
 
 
-def _linked(calls: list[Call], plans: list[Plan], by_span: dict[int, int], by_thread: dict[int, int]) -> dict[str, Any]:
-    """Return the records of a pass as arrays, by field of :class:`Program`."""
+def _recorded(
+    cut: tuple[int, int, int],
+    calls: list[Call],
+    plans: list[Plan],
+    phases: Callable[[int, int], list[Phase]],
+    by_span: dict[int, int],
+    by_thread: dict[int, int],
+    gradients: int = 0,
+) -> dict[str, Any]:
+    """Return the record of a pass and what belongs to it, by field of :class:`Program`.
+
+    Args:
+        cut: numbers of samples, of samples in a span, and of spans.
+        calls: one per stage, in the order of the pass.
+        plans: likewise.
+        phases: function of a stage and a number of lanes that returns the kernels to run.
+        by_span: bytes from span to span, by base.
+        by_thread: bytes from thread to thread, by base.
+        gradients: number of gradients of values and biases; 0 for a forward pass.
+    """
+    batch, span, spans = cut
     pairs = [field if isinstance(field, tuple) else (NOWHERE, int(field)) for call in calls for field in call]
     bases, offsets = (np.ascontiguousarray(column) for column in np.array(pairs, np.int64).T)
     moves = np.zeros((2, PARAMETERS + 2 * len(calls)), np.int64)
     for move, steps in zip(moves, (by_span, by_thread), strict=True):
         move[list(steps)] = list(steps.values())
+    whole, last = (
+        [phase for stage in range(len(calls)) for phase in phases(stage, row_lanes(samples))]
+        for samples in (min(span, batch), batch - (spans - 1) * span)
+    )
+    alive = np.array(plans, PLAN), bases, offsets, *moves, np.array(whole, PHASE), np.array(last, PHASE)
+    at_plans, at_bases, at_offsets, at_span, at_thread, at_whole, at_last = map(address, alive)
+    record = Pass(
+        *cut,
+        len(calls),
+        moves.shape[1],
+        at_whole,
+        len(whole),
+        at_last,
+        len(last),
+        sum(phase.work for phase in whole) * spans,
+        at_plans,
+        at_bases,
+        at_offsets,
+        at_span,
+        at_thread,
+        run_spans.address if spans > 1 else 0,
+        gradients,
+        add_up.address if gradients and spans > 1 else 0,
+    )
+    kept = np.array([record], PASS)
     return {
-        "plans": np.array(plans, PLAN),
-        "bases": bases,
-        "offsets": offsets,
-        "by_span": moves[0],
-        "by_thread": moves[1],
+        "address": address(kept),
+        "frame": moves.shape[1] + spans * len(calls) * len(Call._fields),
+        "steps": by_span,
+        "alive": (kept, *alive),
     }

@@ -1,7 +1,8 @@
 """The arguments of compiled code: for each layer a ``Call`` (the tensors of this pass) and a ``Plan`` (the work).
 
-Both hold integers only (addresses, sizes, flags), in an array of records with one record per layer of a chain, so that
-one call from Python runs any number of layers. ``Weights`` does the same for what an optimizer updates.
+All hold integers only (addresses, sizes, flags), in an array of records with one record per layer of a chain, so that
+one call from Python runs any number of layers. ``Phase`` and ``Pass`` say which kernels run in which order, ``Step``
+and ``Weights`` what a training step updates.
 
 Activations are described by an address and strides: ``row`` floats from a pixel to the next, ``width`` pixels from a
 row of the image to the next, ``plane`` pixels from a channel to the next, ``group`` floats from 16 samples of the batch
@@ -48,7 +49,6 @@ class Call(NamedTuple):
     g_plane: Field = 0
     masked: Field = 0  # the gradient before ReLU (linear layers)
     masked_row: Field = 0
-    to_mask: Field = 0  # whether to compute masked and dbias; if not, the next layer has done it
     dx: Field = 0  # in the form of x, except for its row; 0: not needed
     dx_row: Field = 0
     result: Field = 0  # where to copy dx in the end; 0: dx is there already
@@ -57,11 +57,10 @@ class Call(NamedTuple):
     dbias: Field = 0
     dbias_before: Field = 0  # of the layer before, if both are linear
     relu_before: Field = 0
-    pieces: Field = 0  # gradients of each piece of the batch (convolutions shared by threads)
+    pieces: Field = 0  # gradients of each 16 samples (convolutions)
     # set by compiled code
     batch: Field = 0  # samples of the span
     lanes: Field = 0  # the same rounded up to whole groups
-    threads: Field = 0  # that share the work
 
 
 class Plan(NamedTuple):
@@ -83,8 +82,8 @@ class Plan(NamedTuple):
     t_perm: int = 0
     cols: int = 0
     t_rows: int = 0
-    wide_cols: int = 0  # whether cols takes 4 bytes instead of 2
-    wide_rows: int = 0
+    col_bytes: int = 0  # of a number in cols: 2 or 4
+    row_bytes: int = 0  # of a number in t_rows
     row_chunks: int = 0
     row_pieces: int = 0
     col_chunks: int = 0
@@ -102,6 +101,56 @@ class Plan(NamedTuple):
     lead: int = 0  # pixels of zeros before these images
 
 
+class Phase(NamedTuple):
+    """One kernel's work on one layer. The phases of a pass follow each other."""
+
+    kernel: int  # its address
+    stage: int  # the layer's place among the records
+    pieces: int
+    work: int  # about the number of multiply-adds
+
+
+class Pass(NamedTuple):
+    """What a pass through a chain does; the same for all inputs of one shape."""
+
+    batch: int
+    span: int  # samples of a span
+    spans: int
+    stages: int
+    numbers: int  # of bases
+    phases: int
+    phase_count: int
+    last_phases: int  # of the last span, which may be shorter
+    last_phase_count: int
+    work: int  # about the number of multiply-adds
+    plans: int
+    bases: int  # for each field of each call, the number of its base (``plan.py``)
+    offsets: int  # what is added to the base
+    by_span: int  # bytes added to each base from span to span
+    by_thread: int  # bytes added to each base from thread to thread
+    run_spans: int  # the kernel that runs spans
+    gradients: int = 0  # number of gradients of values and biases
+    add_up: int = 0  # the kernel that sums the gradients of the spans
+
+
+class Step(NamedTuple):
+    """What a training step does in addition to its two passes."""
+
+    forward: int  # the pass
+    forward_frame: int
+    backward: int
+    backward_frame: int
+    labels: int
+    classes: int
+    outcome: int  # of each span: loss, number of correct samples, number of labels outside the classes; float64
+    settings: int  # Adam's: lr, beta1, beta2, eps, and AdamW's factor on the weights; float64
+    weights: int
+    tensors: int  # number of weights and biases
+    factors: int  # the bias corrections of each, two float64
+    run_spans: int
+    update: int
+
+
 class Weights(NamedTuple):
     """Values or biases of a layer, with their Adam state."""
 
@@ -114,6 +163,6 @@ class Weights(NamedTuple):
 
 
 LINEAR, CONV = 0, 1
-CALL = np.dtype([(name, np.int64) for name in Call._fields])
-PLAN = np.dtype([(name, np.int64) for name in Plan._fields])
-WEIGHTS = np.dtype([(name, np.int64) for name in Weights._fields])
+CALL, PLAN, PHASE, PASS, STEP, WEIGHTS = (
+    np.dtype([(name, np.int64) for name in kind._fields]) for kind in (Call, Plan, Phase, Pass, Step, Weights)
+)

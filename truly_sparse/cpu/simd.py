@@ -25,10 +25,12 @@ _FLOAT, _INT, _BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(8)
 # Lanes of one register: the width of the vectors in tiles that must fit into registers.
 NATIVE = 16 if "+avx512f" in (config.CPU_FEATURES or get_host_cpu_features()) else 8  # type: ignore[attr-defined]
 
-_options: dict[str, Any] = {"cache": True, "fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
-compiled = njit(**_options)
-# Parallel functions do not write to memory themselves: numba removes writes through pointers made there as dead code.
-parallel = njit(parallel=True, **_options)
+OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
+# A function that other compiled functions call: Python cannot call it, and nothing but its callers is cached.
+_INNER: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+compiled = njit(**_INNER, **OPTIONS)
+# A function that Python calls.
+entry = njit(cache=True, **OPTIONS)
 
 
 class Vector(types.Type):
@@ -79,9 +81,27 @@ def _pointer(number: types.Type, llvm: Any) -> Any:
 # ``floats(address)``: a pointer to the floats at this address; ``p[i]`` reads or writes one of them.
 floats = _pointer(types.float32, _FLOAT)
 octets = _pointer(types.uint8, _BYTE)
-shorts = _pointer(types.uint16, ir.IntType(16))
 words = _pointer(types.uint32, _INT)
 longs = _pointer(types.int64, ir.IntType(64))
+doubles = _pointer(types.float64, ir.DoubleType())
+
+
+@compiled
+def address_of(array: Any) -> Any:
+    """Return the address of an array's memory."""
+    return array.ctypes.data
+
+
+@intrinsic(prefer_literal=True)
+def unsigned(context: Any, address: Any, index: Any, size: Any) -> Any:
+    """``unsigned(address, i, 2)``: number ``i`` of the unsigned integers of 2 or 4 bytes at an address."""
+    kind, bytes_ = ir.IntType(64), size.literal_value
+
+    def emit(b: Any, v: list[Any]) -> Any:
+        pointer = b.inttoptr(v[0], ir.IntType(8 * bytes_).as_pointer())
+        return b.zext(b.load(b.gep(pointer, [v[1]])), kind)
+
+    return _word(types.intp, (types.intp, types.intp, size), emit)
 
 
 @intrinsic(prefer_literal=True)

@@ -22,7 +22,7 @@ def traced(
     grad: torch.Tensor,
 ) -> list[Trace]:
     """Return each stage's tensors of a finished pass, copied from the memory that the pass used."""
-    batch, traces, spans = len(x), [], backward.by_span
+    batch, traces, spans = len(x), [], backward.steps
     for layer in backward.layers:
         last = layer is backward.layers[-1]
         shape = (batch, *layer.image)

@@ -11,12 +11,12 @@ import torch
 
 from ..arguments import shown
 from ..errors import InvalidArgumentError
-from .entry import borrow_room, list_bases, readable, records_of, use_threads
+from .entry import borrow_room, framed, list_bases, readable, use_threads
 from .memory import borrow, empty_batch_innermost
-from .passes import run_step
-from .plan import GRAD, GRADIENTS, PARTIAL, STEPS, X_ROW, X, Y
+from .passes import run_step, run_step_spans, update
+from .plan import GRAD, GRADIENTS, PARTIAL, STEPS, X_ROW, X, Y, address
 from .program import Program, backward_program, forward_program
-from .records import WEIGHTS
+from .records import STEP, WEIGHTS, Step
 from .stage import Stage, Trained
 
 
@@ -30,11 +30,11 @@ class _Ready(NamedTuple):
         weights: the tensors that are updated.
         tensors: the same in one list.
         places: the number of threads; address, size and kind of each tensor.
-        bases: base addresses of a pass (``plan.py``).
+        frames: the frames of the two passes.
         gradients: of each parameter.
-        outcome: the results of each span's loss (``loss.py``).
-        arguments: the other arguments of the compiled step.
-        memory: the memory that the step uses, kept alive.
+        settings: learning rate, β₁, β₂, ε, and AdamW's factor; float64.
+        step: the record of the step.
+        memory: tensors and arrays whose addresses the records hold.
     """
 
     stages: Sequence[Stage]
@@ -43,11 +43,11 @@ class _Ready(NamedTuple):
     weights: Sequence[Trained | None]
     tensors: list[torch.Tensor]
     places: list[Any]
-    bases: np.ndarray
+    frames: tuple[np.ndarray, np.ndarray]
     gradients: Sequence[torch.Tensor]
-    outcome: np.ndarray
-    arguments: tuple[Any, ...]
-    memory: tuple[torch.Tensor, ...]
+    settings: np.ndarray
+    step: np.ndarray
+    memory: tuple[Any, ...]
 
 
 class Trainer:
@@ -110,9 +110,11 @@ class Trainer:
         if ready is None:
             return None
         labels = labels.contiguous()
-        ready.bases[X], ready.bases[X_ROW] = x.data_ptr(), x.stride(-1)
-        run_step(*ready.arguments, settings, labels.data_ptr(), *y_size, ready.outcome)
-        loss, right, outside = ready.outcome.sum(0).tolist()
+        for frame in ready.frames:
+            frame[X], frame[X_ROW] = x.data_ptr(), x.stride(-1)
+        ready.settings[:] = settings
+        ready.step["labels"] = labels.data_ptr()
+        loss, right, outside = run_step(address(ready.step), ready.places[0])
         return (loss / batch, int(right)) if math.isfinite(loss) and not outside else None
 
 
@@ -144,9 +146,24 @@ def _prepared(
         gradients.data_ptr()
     )  # the gradients of all spans are summed in place of the first
     listed[STEPS] = steps.data_ptr()
-    bases = np.array(listed)
-    passes = *records_of(there, bases, batch, threads), *records_of(back, bases, batch, threads)
-    arguments = *passes, numbers, records, np.empty((len(records), 2))
+    frames = framed(there, listed), framed(back, listed)
+    settings, outcome, factors = np.empty(5), np.empty((there.spans, 3)), np.empty((len(records), 2))
+    several = there.spans > 1
+    step = Step(
+        there.address,
+        address(frames[0]),
+        back.address,
+        address(frames[1]),
+        0,
+        there.y_size[0],
+        address(outcome),
+        address(settings),
+        address(records),
+        len(records),
+        address(factors),
+        run_step_spans.address if several else 0,
+        update.address,
+    )
     tensors = [tensor for each in weights if each is not None for tensor in each]
     return _Ready(
         stages=stages,
@@ -155,11 +172,11 @@ def _prepared(
         weights=weights,
         tensors=tensors,
         places=_places(tensors),
-        bases=bases,
+        frames=frames,
         gradients=[g for g, each in zip(gradients[:numbers].split(sizes), weights, strict=True) if each is not None],
-        outcome=np.empty((there.spans, 3)),
-        arguments=arguments,
-        memory=(zeros, y, grad, arena, room, steps),
+        settings=settings,
+        step=np.array([step], STEP),
+        memory=(zeros, y, grad, arena, room, gradients, steps, records, outcome, factors),
     )
 
 

@@ -14,19 +14,19 @@ from truly_sparse.cpu.entry import use_threads
 from truly_sparse.cpu.kernel import kernel, run_by_all
 from truly_sparse.cpu.memory import to_batch_innermost
 from truly_sparse.cpu.plan import address
-from truly_sparse.cpu.simd import add, floats, load, longs, total, unsigned, zeros
+from truly_sparse.cpu.simd import add, floats, load, longs, positions, total, zeros
 
 READ = np.dtype([(name, np.int64) for name in ("x", "row", "cols", "borders", "sums")])
 
 
 @kernel(None, READ)
 def _read_rows(_, read, first, last, thread):
-    x, borders = floats(read.x), longs(read.borders)
+    x, cols, borders = floats(read.x), positions(read.cols, 2), longs(read.borders)
     for piece in range(first, last):
         even, odd = zeros(64), zeros(64)
         for k in range(borders[piece], borders[piece + 1] - 1, 2):
-            even = add(even, load(x, unsigned(read.cols, k, 2) * read.row, even))
-            odd = add(odd, load(x, unsigned(read.cols, k + 1, 2) * read.row, odd))
+            even = add(even, load(x, cols[k] * read.row, even))
+            odd = add(odd, load(x, cols[k + 1] * read.row, odd))
         floats(read.sums)[piece] = total(add(even, odd))  # else it would be dead code
 
 

@@ -14,9 +14,10 @@ from .arguments import check_choice, require, shown
 from .errors import InvalidArgumentError, TrainingError
 from .interface import Carry, SparsifiableLayer, sparse_layers
 from .interrupt import undivided
+from .positions import contained
 from .rules import GROW_RULES, PRUNE_SCORES, GrowChoice, GrowRule, PruneScore, grow_rule, magnitude_prune, smallest
 from .schedule import DECAYS, Epochs, in_steps
-from .topology import SCHEMES, check_sparsity, contained, generator_of, layer_nnz
+from .topology import SCHEMES, check_sparsity, generator_of, layer_nnz
 
 # Arguments of SparsifiableLayer.rewire: kept connections, grown connections, weights of the grown ones.
 Plan: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

@@ -18,7 +18,8 @@ from .cpu.stage import Stage
 from .errors import InvalidArgumentError, TrainingError
 from .interface import Carry, SparsifiableLayer
 from .ops import run
-from .topology import check_places, check_rewiring, check_sparsity, check_values, contained, sample_distinct
+from .positions import check_places, merged
+from .topology import check_rewiring, check_sparsity, check_values, sample_distinct
 
 # Numbers in one block of gradient_rows: 16 MiB of float32.
 GRADIENT_BLOCK = 2**22
@@ -125,30 +126,22 @@ class SparseLayer(SparsifiableLayer):
 
     @override
     def rewire(self, kept: torch.Tensor, grown: torch.Tensor, values: torch.Tensor) -> Carry:
-        check_rewiring(self, kept, grown, values)
+        stays = check_rewiring(self, kept, grown, values)
         if len(kept) + len(grown) != self.index.nnz:
             raise InvalidArgumentError(
                 f"kept={shown(kept)} and grown={shown(grown)} are {len(kept) + len(grown)} connections; "
                 f"this layer holds exactly {self.index.nnz}, give as many"
             )
-        # Both lists are sorted, so two boolean masks say where kept connections were and where they go.
-        was_kept = contained(self.active(), kept)
-        places = torch.searchsorted(kept, grown) + torch.arange(len(grown), device=kept.device)
-        after = kept.new_empty(len(kept) + len(grown))
-        is_kept = torch.ones(len(after), dtype=torch.bool, device=kept.device)
-        is_kept[places] = False
-        after[is_kept], after[places] = kept, grown
+        after, order = merged(kept, grown)
+        # Where the weight of each connection was: at most nnz - 1 if it is kept, else from nnz on.
+        was = torch.cat([stays.nonzero().squeeze(1), torch.arange(len(grown), device=kept.device) + len(stays)])[order]
         self.index = self.build_index(after)
 
         def carry(state: torch.Tensor, fresh: float) -> torch.Tensor:
-            moved = torch.full_like(state, fresh)
-            moved[is_kept] = state[was_kept]
-            return moved
+            return torch.cat([state, state.new_full((len(grown),), fresh)])[was]
 
         with torch.no_grad():
-            moved = carry(self.values.detach(), 0.0)
-            moved[places] = values
-            self.values.copy_(moved)
+            self.values.copy_(torch.cat([self.values, values])[was])
         return carry
 
     def to_dense(self) -> torch.Tensor:

@@ -179,10 +179,9 @@ def before_activation(
         return grad if y is None else grad.masked_fill(y <= 0, 0)
     height, width = cast(tuple[int, int], input_size)
     full = grad.new_zeros(len(grad), index.shape[0], *cast(ConvIndex, index).output_size(height, width))
-    # One place more than a window has pixels: winner 4 means that ReLU stopped the gradient.
-    windows = grad.new_zeros(*grad.shape, 5).scatter(-1, winners.long().unsqueeze(-1), grad.unsqueeze(-1))
-    for n in range(4):
-        full[:, :, n // 2 : grad.shape[2] * 2 : 2, n % 2 : grad.shape[3] * 2 : 2] = windows[..., n]
+    for n in range(4):  # no pixel is winner 4: there ReLU stopped the gradient
+        pixels = full[:, :, n // 2 : grad.shape[2] * 2 : 2, n % 2 : grad.shape[3] * 2 : 2]
+        pixels.copy_(grad.where(winners == n, 0))
     return full
 
 

@@ -5,13 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
 from .arguments import check_count, is_dense, require, shown
 from .errors import InvalidArgumentError, TrainingError
 from .interface import SparsifiableLayer
-from .topology import check_connections, sample_distinct
+from .positions import Largest, check_connections, largest
+from .topology import sample_distinct
+
+LARGEST = 2**63 - 1  # of int64
+CANDIDATES = 4  # random candidates per connection to grow, in sampled gradient growth
+
+PruneScore: TypeAlias = Callable[[SparsifiableLayer], torch.Tensor]
+GrowChoice: TypeAlias = Callable[[SparsifiableLayer, torch.Tensor, int, torch.Generator], torch.Tensor]
 
 
 def magnitude_prune(values: torch.Tensor, count: int) -> torch.Tensor:
@@ -45,7 +53,7 @@ def smallest(score: torch.Tensor, count: int) -> torch.Tensor:
     _check_count(count, len(score), "active weights")
     if score.isnan().any():
         raise TrainingError("a weight's score is NaN, so weights cannot be ranked; lower the learning rate")
-    return _top(-score, count)
+    return largest(-score, count)
 
 
 def random_grow(active: torch.Tensor, size: int, count: int, generator: torch.Generator) -> torch.Tensor:
@@ -92,57 +100,26 @@ def gradient_grow(gradient_rows: Iterable[torch.Tensor], active: torch.Tensor, c
     """
     check_count("count", count, least=0)
     check_connections("active", active, (LARGEST,))
-    best_score = torch.empty(0, device=active.device)
-    best_place = torch.empty(0, dtype=torch.int64, device=active.device)
-    start = 0
+    best = Largest(count, active)
     for block in gradient_rows:
         if not is_dense(block) or not block.is_floating_point() or block.is_meta:
             raise InvalidArgumentError(f"gradient_rows yields {shown(block)}; give dense blocks of floating numbers")
-        score = block.detach().abs().reshape(-1)
-        _check_finite(score)
-        first, last = torch.searchsorted(active, torch.tensor([start, start + len(score)], device=active.device))
-        score[active[first:last] - start] = -1  # below every magnitude: never grown
-        places = _top(score, min(count, len(score)))
-        # Candidates of earlier blocks come first and stay sorted, so of equal scores the lowest index is chosen.
-        best_score = torch.cat([best_score.to(score.dtype), score[places]])
-        best_place = torch.cat([best_place, places + start])
-        chosen = _top(best_score, min(count, len(best_score)))
-        best_score, best_place = best_score[chosen], best_place[chosen]
-        start += len(score)
-    require(
-        not len(active) or active[-1] < start, "active", active, f"gradient_rows has {start} places; use lower ones"
-    )
-    _check_count(count, int((best_score >= 0).sum()), "inactive connections")
-    return best_place
+        _refuse(best.add(block))
+    require(not len(active) or active[-1] < best.start, "active", active, f"gradient_rows has {best.start} places")
+    _check_count(count, best.start - len(active), "inactive connections")
+    return torch.from_numpy(best.places).to(active.device)
 
 
-def _top(score: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the sorted positions of the ``count`` largest scores; of equal scores the lowest (topk may take any)."""
-    if count == 0:
-        return torch.empty(0, dtype=torch.int64, device=score.device)
-    threshold = score.topk(count, sorted=False).values.min()
-    above = (score > threshold).nonzero().squeeze(1)
-    equal = (score == threshold).nonzero().squeeze(1)[: count - len(above)]
-    return torch.cat([above, equal]).sort().values
-
-
-def _check_finite(score: torch.Tensor) -> None:
-    if not score.isfinite().all():
-        wrong = float(score[~score.isfinite()][0])
+def _refuse(not_finite: float | None) -> None:
+    if not_finite is not None:
         raise TrainingError(
-            f"a gradient is not finite ({wrong}), so connections cannot be ranked; lower the learning rate"
+            f"a gradient is not finite ({not_finite}), so connections cannot be ranked; lower the learning rate"
         )
 
 
 def _check_count(count: int, available: int, what: str) -> None:
     check_count("count", count, least=0)
     require(count <= available, "count", count, f"there are {available} {what}, use 0 to {available}")
-
-
-PruneScore = Callable[[SparsifiableLayer], torch.Tensor]
-
-
-GrowChoice = Callable[[SparsifiableLayer, torch.Tensor, int, torch.Generator], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -187,8 +164,9 @@ def _choose_by_sampled_gradient(
     size = math.prod(layer.dense_shape)
     candidates = random_grow(active, size, min(CANDIDATES * count, size - len(active)), generator)
     score = _over_all_ranks(layer.gradient_at(candidates)).abs()
-    _check_finite(score)
-    return candidates[_top(score, count)]
+    if len(score) and not score.max().isfinite():  # NaN is the largest of all
+        _refuse(float(score[~score.isfinite()][0]))
+    return candidates[largest(score, count)]
 
 
 def _over_all_ranks(gradient: torch.Tensor) -> torch.Tensor:
@@ -197,12 +175,6 @@ def _over_all_ranks(gradient: torch.Tensor) -> torch.Tensor:
         gradient = gradient.clone(memory_format=torch.contiguous_format)  # the recorded gradient must not change
         torch.distributed.all_reduce(gradient)
     return gradient
-
-
-LARGEST = 2**63 - 1
-
-
-CANDIDATES = 4  # random candidates per connection to grow, in sampled gradient growth
 
 
 GROW_RULES = {

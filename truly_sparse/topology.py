@@ -13,6 +13,7 @@ from torch import nn
 from .arguments import check_choice, check_count, check_memory, require, shown
 from .errors import InvalidArgumentError
 from .interface import SparsifiableLayer, weight_layers, weight_shape
+from .positions import check_connections, check_places, contained
 
 SCHEMES = ("uniform", "er", "erk")
 
@@ -198,23 +199,13 @@ def to_connections(mask: torch.Tensor) -> torch.Tensor:
     return mask.reshape(-1).nonzero().squeeze(1)
 
 
-def contained(numbers: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
-    """Tell for each number whether it is in ``among``, which is sorted (``torch.isin`` would sort it again).
-
-    Args:
-        numbers: ``[n]``.
-        among: ``[m]``, sorted.
+def check_rewiring(
+    layer: SparsifiableLayer, kept: torch.Tensor, grown: torch.Tensor, values: torch.Tensor
+) -> torch.Tensor:
+    """Check the arguments of :meth:`SparsifiableLayer.rewire` before a layer changes anything.
 
     Returns:
-        bool ``[n]``.
-    """
-    if not len(among):
-        return torch.zeros_like(numbers, dtype=torch.bool)
-    return among[torch.searchsorted(among, numbers).clamp(max=len(among) - 1)] == numbers
-
-
-def check_rewiring(layer: SparsifiableLayer, kept: torch.Tensor, grown: torch.Tensor, values: torch.Tensor) -> None:
-    """Check the arguments of :meth:`SparsifiableLayer.rewire` before a layer changes anything.
+        Which of the layer's active connections are kept: bool ``[nnz]``.
 
     Raises:
         InvalidArgumentError: connections that are not sorted, unique, int64 and in range; kept ones that are not
@@ -223,53 +214,17 @@ def check_rewiring(layer: SparsifiableLayer, kept: torch.Tensor, grown: torch.Te
     active = layer.active()
     for name, connections in (("kept", kept), ("grown", grown)):
         check_connections(name, connections, layer.dense_shape)
-    for name, connections, wrong, what in (
-        ("kept", kept, ~contained(kept, active), "not active; keep"),
-        ("grown", grown, contained(grown, active), "already active; grow"),
-    ):
-        if wrong.any():
-            raise InvalidArgumentError(f"{name}: {int(connections[wrong][0])} is {what} others")
+    stays = contained(active, kept)
+    if int(stays.sum()) != len(kept):
+        raise InvalidArgumentError(f"kept: {int(kept[~contained(kept, active)][0])} is not active; keep others")
+    wrong = contained(grown, active)
+    if wrong.any():
+        raise InvalidArgumentError(f"grown: {int(grown[wrong][0])} is already active; grow others")
     if values.shape != grown.shape or values.is_meta:
         raise InvalidArgumentError(
             f"values are {tuple(values.shape)} on {values.device} for {len(grown)} grown connections; give one for each"
         )
-
-
-def check_places(name: str, flat: torch.Tensor, shape: Sequence[int]) -> np.ndarray:
-    """Return flat indices as a numpy array after checking that all of them lie inside a dense weight, in any order.
-
-    Args:
-        name: what an error message calls them.
-        flat: int64, of one dimension.
-        shape: of the dense weight.
-
-    Raises:
-        InvalidArgumentError: wrong dtype or dimension, or out of range.
-    """
-    if not isinstance(flat, torch.Tensor) or flat.dtype != torch.int64 or flat.dim() != 1 or flat.is_meta:
-        what = f"{flat.dtype} {tuple(flat.shape)} on {flat.device}" if isinstance(flat, torch.Tensor) else shown(flat)
-        raise InvalidArgumentError(f"{name} are {what}; give a one-dimensional int64 tensor.")
-    positions = flat.detach().cpu().numpy()
-    size, low, high = math.prod(shape), positions.min(initial=0), positions.max(initial=-1)
-    if low < 0 or high >= size:
-        bad = low if low < 0 else high
-        raise InvalidArgumentError(f"{name}: {bad} is out of range for shape {tuple(shape)}; use 0 to {size - 1}.")
-    return positions
-
-
-def check_connections(name: str, flat: torch.Tensor, shape: Sequence[int]) -> np.ndarray:
-    """Return flat indices as a numpy array after checking that they are a topology: sorted, without duplicates.
-
-    Raises:
-        InvalidArgumentError: wrong dtype or dimension, out of range, unsorted or duplicate.
-    """
-    positions = check_places(name, flat, shape)
-    wrong = np.flatnonzero(positions[1:] <= positions[:-1])
-    if len(wrong):
-        before, after = positions[wrong[0]], positions[wrong[0] + 1]
-        what = "duplicate" if before == after else "unsorted"
-        raise InvalidArgumentError(f"{name} are {what}: {before} is followed by {after}; use torch.unique.")
-    return positions
+    return stays
 
 
 def check_values(values: torch.Tensor, count: int) -> None:

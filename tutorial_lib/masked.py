@@ -16,8 +16,9 @@ from truly_sparse.arguments import check_memory, pair, require, shown
 from truly_sparse.convert import copied
 from truly_sparse.errors import InvalidArgumentError, TrainingError
 from truly_sparse.interface import Carry, SparsifiableLayer, check_has_numbers, sparse_layers
+from truly_sparse.positions import check_places
 from truly_sparse.report import sparsity_by_layer
-from truly_sparse.topology import check_places, check_rewiring, check_values, random_topology, to_connections, to_mask
+from truly_sparse.topology import check_rewiring, check_values, random_topology, to_connections, to_mask
 
 ROWS_PER_BLOCK = 1024
 

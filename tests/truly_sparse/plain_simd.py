@@ -70,8 +70,8 @@ entry = compiled
 floats, octets, words, longs, doubles = map(_pointer, (np.float32, np.uint8, np.uint32, np.int64, np.float64))
 
 
-def unsigned(address, index, size):
-    return int(Pointer(address, {2: np.uint16, 4: np.uint32}[size])[index])
+def positions(address, size):
+    return Pointer(address, {2: np.uint16, 4: np.uint32}[size])
 
 
 def address_of(array):

@@ -345,7 +345,7 @@ def test_threads_work_far_from_one_another(remember):
     back = program.backward_program(stages, x, (False, True), need_input=True, trace=False)
     ours = (there, program.ARENA, there.bytes), (back, program.ROOM, back.bytes), (back, program.SCRATCH, back.scratch)
     for passed, base, size in ours:
-        _, _, bases, offsets, *_ = passed.alive
+        *_, bases, offsets, _, _ = passed.alive
         last = offsets[bases == base].max()  # where the last piece of a thread's memory begins
         assert passed.spans == 2 and size - last > program.APART
 

@@ -16,7 +16,7 @@ import torch
 
 from ..arguments import check_count, pair, require, shown
 from ..errors import InvalidArgumentError
-from ..topology import check_connections
+from ..positions import check_connections
 
 MOST = 2**32  # weights of a layer; kernels store their numbers in 4 bytes
 CHUNKS = 64  # pieces of work with equal numbers of nonzeros; fixed, so that results do not depend on the threads

@@ -24,12 +24,12 @@ from .simd import (
     load,
     longs,
     maximum,
+    positions,
     products,
     splat,
     store,
     total,
     totals,
-    unsigned,
     where_positive,
     words,
     zeros,
@@ -110,8 +110,9 @@ def outputs_of(width: int, position_bytes: int) -> Kernel:
     @kernel(CALL, PLAN)
     def outputs(call, plan, first, last, thread):
         x, x_row, y, y_row = floats(call.x), call.x_row, floats(call.y), call.y_row
-        values, bias, relu, cols = floats(call.values), floats(call.bias), call.relu, plan.cols
-        indptr, borders, zero = longs(plan.indptr), longs(plan.row_chunks), zeros(width)
+        values, bias, relu = floats(call.values), floats(call.bias), call.relu
+        cols, indptr, borders = positions(plan.cols, position_bytes), longs(plan.indptr), longs(plan.row_chunks)
+        zero = zeros(width)
         for piece in range(first, last):
             tile, chunk = piece // plan.row_pieces, piece % plan.row_pieces
             b = _first_lane(call.lanes, width) + tile * width
@@ -119,12 +120,11 @@ def outputs_of(width: int, position_bytes: int) -> Kernel:
                 even, odd = splat(bias[o], zero), zero  # two independent sums hide the latency of the additions
                 k, end = indptr[o], indptr[o + 1]
                 while k + 1 < end:
-                    at, then = unsigned(cols, k, position_bytes), unsigned(cols, k + 1, position_bytes)
-                    even = fma(values[k], load(x, at * x_row + b, zero), even)
-                    odd = fma(values[k + 1], load(x, then * x_row + b, zero), odd)
+                    even = fma(values[k], load(x, cols[k] * x_row + b, zero), even)
+                    odd = fma(values[k + 1], load(x, cols[k + 1] * x_row + b, zero), odd)
                     k += 2
                 if k < end:
-                    even = fma(values[k], load(x, unsigned(cols, k, position_bytes) * x_row + b, zero), even)
+                    even = fma(values[k], load(x, cols[k] * x_row + b, zero), even)
                 result = add(even, odd)
                 if relu:
                     result = maximum(zero, result)
@@ -155,14 +155,15 @@ def dots_of(width: int, position_bytes: int) -> Kernel:
 
     @kernel(CALL, PLAN)
     def dots(call, plan, first, last, thread):
-        x, x_row, g, g_row, cols = floats(call.x), call.x_row, floats(call.masked), call.masked_row, plan.cols
+        x, x_row, g, g_row = floats(call.x), call.x_row, floats(call.masked), call.masked_row
+        cols = positions(plan.cols, position_bytes)
         dvalues, indptr, borders, zero = floats(call.dvalues), longs(plan.indptr), longs(plan.row_chunks), zeros(width)
         b = _first_lane(call.lanes, width)
         while call.lanes - b >= width:
             for o in range(borders[first], borders[last]):
                 gradient = load(g, o * g_row + b, zero)
                 for k in range(indptr[o], indptr[o + 1]):
-                    row = load(x, unsigned(cols, k, position_bytes) * x_row + b, zero)
+                    row = load(x, cols[k] * x_row + b, zero)
                     product = total(products(gradient, first_lanes(call.batch - b, row), zeros(NATIVE)))
                     dvalues[k] = product if b == 0 else dvalues[k] + product
             b += width
@@ -198,19 +199,10 @@ def inputs_of(width: int, position_bytes: int) -> Kernel:
     it.
     """
 
-    @compiled
-    def product(rows, perm, k, g, g_row, values, tile, row, like):
-        return _product(g, unsigned(rows, k, position_bytes) * g_row, values[perm[k]], tile, row, like)
-
     @kernel(CALL, PLAN)
     def inputs(call, plan, first, last, thread):
-        borders, perm, rows, zero, like = (
-            longs(plan.col_chunks),
-            words(plan.t_perm),
-            plan.t_rows,
-            zeros(width),
-            zeros(NATIVE),
-        )
+        borders, perm, zero, like = longs(plan.col_chunks), words(plan.t_perm), zeros(width), zeros(NATIVE)
+        rows = positions(plan.t_rows, position_bytes)
         x_row, g_row, dx_row, values = call.x_row, call.masked_row, call.dx_row, floats(call.values)
         dvalues, waiting = floats(call.dvalues), floats(call.scratch + thread * call.scratch_bytes)
         for block in range(plan.blocks):
@@ -226,18 +218,18 @@ def inputs_of(width: int, position_bytes: int) -> Kernel:
                         odd = zero  # two independent sums hide the latency of the additions
                         k, end = indptr[i], indptr[i + 1]
                         while k + 8 <= end:
-                            even, p = product(rows, perm, k, g, g_row, values, even, row, like)
-                            odd, q = product(rows, perm, k + 1, g, g_row, values, odd, row, like)
-                            even, r = product(rows, perm, k + 2, g, g_row, values, even, row, like)
-                            odd, s = product(rows, perm, k + 3, g, g_row, values, odd, row, like)
-                            even, t = product(rows, perm, k + 4, g, g_row, values, even, row, like)
-                            odd, u = product(rows, perm, k + 5, g, g_row, values, odd, row, like)
-                            even, v = product(rows, perm, k + 6, g, g_row, values, even, row, like)
-                            odd, w = product(rows, perm, k + 7, g, g_row, values, odd, row, like)
+                            even, p = _product(g, rows[k] * g_row, values[perm[k]], even, row, like)
+                            odd, q = _product(g, rows[k + 1] * g_row, values[perm[k + 1]], odd, row, like)
+                            even, r = _product(g, rows[k + 2] * g_row, values[perm[k + 2]], even, row, like)
+                            odd, s = _product(g, rows[k + 3] * g_row, values[perm[k + 3]], odd, row, like)
+                            even, t = _product(g, rows[k + 4] * g_row, values[perm[k + 4]], even, row, like)
+                            odd, u = _product(g, rows[k + 5] * g_row, values[perm[k + 5]], odd, row, like)
+                            even, v = _product(g, rows[k + 6] * g_row, values[perm[k + 6]], even, row, like)
+                            odd, w = _product(g, rows[k + 7] * g_row, values[perm[k + 7]], odd, row, like)
                             store(waiting, k - start, totals(p, q, r, s, t, u, v, w))
                             k += 8
                         while k < end:
-                            even, p = product(rows, perm, k, g, g_row, values, even, row, like)
+                            even, p = _product(g, rows[k] * g_row, values[perm[k]], even, row, like)
                             waiting[k - start] = total(p)
                             k += 1
                         if block + 1 == plan.blocks:

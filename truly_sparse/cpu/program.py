@@ -50,7 +50,7 @@ from .plan import (
     input_form,
     layer_plan,
 )
-from .records import LINEAR, PASS, PHASE, PLAN, Call, Pass, Phase, Plan
+from .records import LINEAR, Call, Pass, Phase, Plan
 from .stage import Stage
 
 SMALL = 2**18  # chains of at most this many weights are divided into spans
@@ -357,8 +357,9 @@ def _recorded(
         [phase for stage in range(len(calls)) for phase in phases(stage, row_lanes(samples))]
         for samples in (min(span, batch), batch - (spans - 1) * span)
     )
-    alive = np.array(plans, PLAN), bases, offsets, *moves, np.array(whole, PHASE), np.array(last, PHASE)
-    at_plans, at_bases, at_offsets, at_span, at_thread, at_whole, at_last = map(address, alive)
+    listed = (np.array(records, np.int64) for records in (plans, whole, last))
+    alive = *listed, bases, offsets, *moves
+    at_plans, at_whole, at_last, at_bases, at_offsets, at_span, at_thread = map(address, alive)
     record = Pass(
         *cut,
         len(calls),
@@ -377,7 +378,7 @@ def _recorded(
         gradients,
         add_up.address if gradients and spans > 1 else 0,
     )
-    kept = np.array([record], PASS)
+    kept = np.array(record, np.int64)
     return {
         "address": address(kept),
         "frame": moves.shape[1] + spans * len(calls) * len(Call._fields),

@@ -93,15 +93,11 @@ def address_of(array: Any) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def unsigned(context: Any, address: Any, index: Any, size: Any) -> Any:
-    """``unsigned(address, i, 2)``: number ``i`` of the unsigned integers of 2 or 4 bytes at an address."""
-    kind, bytes_ = ir.IntType(64), size.literal_value
-
-    def emit(b: Any, v: list[Any]) -> Any:
-        pointer = b.inttoptr(v[0], ir.IntType(8 * bytes_).as_pointer())
-        return b.zext(b.load(b.gep(pointer, [v[1]])), kind)
-
-    return _word(types.intp, (types.intp, types.intp, size), emit)
+def positions(context: Any, address: Any, size: Any) -> Any:
+    """``positions(address, 2)``: a pointer to unsigned integers of 2 or 4 bytes. The size is written as a literal."""
+    number, bits = {2: types.uint16, 4: types.uint32}[size.literal_value], 8 * size.literal_value
+    pointer = ir.IntType(bits).as_pointer()
+    return _word(types.CPointer(number), (types.intp, size), lambda b, v: b.inttoptr(v[0], pointer))
 
 
 @intrinsic(prefer_literal=True)

@@ -16,8 +16,10 @@ from .memory import borrow, empty_batch_innermost
 from .passes import run_step, run_step_spans, update
 from .plan import GRAD, GRADIENTS, PARTIAL, STEPS, X_ROW, X, Y, address
 from .program import Program, backward_program, forward_program
-from .records import STEP, WEIGHTS, Step
+from .records import Step, Weights
 from .stage import Stage, Trained
+
+LABELS = Step._fields.index("labels")
 
 
 class _Ready(NamedTuple):
@@ -113,7 +115,7 @@ class Trainer:
         for frame in ready.frames:
             frame[X], frame[X_ROW] = x.data_ptr(), x.stride(-1)
         ready.settings[:] = settings
-        ready.step["labels"] = labels.data_ptr()
+        ready.step[LABELS] = labels.data_ptr()
         loss, right, outside = run_step(address(ready.step), ready.places[0])
         return (loss / batch, int(right)) if math.isfinite(loss) and not outside else None
 
@@ -175,7 +177,7 @@ def _prepared(
         frames=frames,
         gradients=[g for g, each in zip(gradients[:numbers].split(sizes), weights, strict=True) if each is not None],
         settings=settings,
-        step=np.array([step], STEP),
+        step=np.array(step, np.int64),
         memory=(zeros, y, grad, arena, room, gradients, steps, records, outcome, factors),
     )
 
@@ -192,4 +194,4 @@ def _records(weights: Sequence[Trained | None], sizes: Sequence[int]) -> np.ndar
                 records.append(tensor.data_ptr())
             records += start, size
         start += size
-    return np.array(records, np.int64).view(WEIGHTS)
+    return np.array(records, np.int64).reshape(-1, len(Weights._fields))

@@ -1,0 +1,206 @@
+"""Sorted lists of positions: checks, membership, merging, and the choice of the largest scores.
+
+A list of positions is int64 ``[n]``, sorted, without duplicates. All functions take linear time. Where numba works, the
+loops are compiled (``position_loops.py``); numpy does the same elsewhere.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from types import ModuleType
+
+import numpy as np
+import torch
+
+from .arguments import shown
+from .errors import InvalidArgumentError
+
+SAMPLE = 2**14  # scores from which the threshold of a selection is estimated
+
+
+@functools.cache
+def _loops() -> ModuleType | None:
+    """Return the compiled loops; None where numba is missing or finds no place for what it compiles."""
+    try:
+        from . import position_loops
+    except Exception:  # numba raises several kinds
+        return None
+    return position_loops
+
+
+def check_places(name: str, flat: torch.Tensor, shape: Sequence[int]) -> np.ndarray:
+    """Return flat indices as a numpy array after checking that all of them lie inside a dense weight, in any order.
+
+    Args:
+        name: what an error message calls them.
+        flat: int64, of one dimension.
+        shape: of the dense weight.
+
+    Raises:
+        InvalidArgumentError: wrong dtype or dimension, or out of range.
+    """
+    if not isinstance(flat, torch.Tensor) or flat.dtype != torch.int64 or flat.dim() != 1 or flat.is_meta:
+        what = f"{flat.dtype} {tuple(flat.shape)} on {flat.device}" if isinstance(flat, torch.Tensor) else shown(flat)
+        raise InvalidArgumentError(f"{name} are {what}; give a one-dimensional int64 tensor.")
+    positions = flat.detach().cpu().numpy()
+    size, low, high = math.prod(shape), positions.min(initial=0), positions.max(initial=-1)
+    if low < 0 or high >= size:
+        bad = low if low < 0 else high
+        raise InvalidArgumentError(f"{name}: {bad} is out of range for shape {tuple(shape)}; use 0 to {size - 1}.")
+    return positions
+
+
+def check_connections(name: str, flat: torch.Tensor, shape: Sequence[int]) -> np.ndarray:
+    """Return flat indices as a numpy array after checking that they are a topology: sorted, without duplicates.
+
+    Raises:
+        InvalidArgumentError: wrong dtype or dimension, out of range, unsorted or duplicate.
+    """
+    positions = check_places(name, flat, shape)
+    wrong = np.flatnonzero(positions[1:] <= positions[:-1])
+    if len(wrong):
+        before, after = positions[wrong[0]], positions[wrong[0] + 1]
+        what = "duplicate" if before == after else "unsorted"
+        raise InvalidArgumentError(f"{name} are {what}: {before} is followed by {after}; use torch.unique.")
+    return positions
+
+
+def contained(numbers: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
+    """Tell for each position of a list whether it is in another list.
+
+    Args:
+        numbers: ``[n]``.
+        among: ``[m]``.
+
+    Returns:
+        bool ``[n]``.
+    """
+    ours, theirs = numbers.numpy(force=True), among.numpy(force=True)
+    loops = _loops()
+    if loops is None:
+        inside = np.isin(ours, theirs, assume_unique=True)
+    else:
+        inside = np.empty(len(ours), np.bool_)
+        loops.contained(ours, theirs, inside)
+    return torch.from_numpy(inside).to(numbers.device)
+
+
+def merged(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Merge two lists that have no position in common.
+
+    Args:
+        one: ``[n]``.
+        other: ``[m]``.
+
+    Returns:
+        All positions, ``[n + m]``, and the place of each in ``torch.cat([one, other])``.
+    """
+    ours, theirs = one.numpy(force=True), other.numpy(force=True)
+    loops = _loops()
+    if loops is None:
+        both = np.concatenate([ours, theirs])
+        order = np.argsort(both, kind="stable")
+        both = both[order]
+    else:
+        both, order = np.empty((2, len(ours) + len(theirs)), np.int64)
+        loops.merge(ours, theirs, both, order)
+    return torch.from_numpy(both).to(one.device), torch.from_numpy(order).to(one.device)
+
+
+def largest(score: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the positions of the ``count`` largest scores; of equal scores the lowest positions.
+
+    Args:
+        score: ``[n]``, without NaN.
+        count: 0 to n.
+    """
+    return torch.from_numpy(_largest(_numbers(score), count)).to(score.device)
+
+
+def _largest(score: np.ndarray, count: int) -> np.ndarray:
+    if count == 0:
+        return np.empty(0, np.int64)
+    threshold = np.partition(score, len(score) - count)[len(score) - count]
+    places = np.flatnonzero(score >= threshold)
+    surplus = len(places) - count
+    if surplus:
+        equal = np.flatnonzero(score[places] == threshold)
+        places = np.delete(places, equal[len(equal) - surplus :])
+    return places
+
+
+class Largest:
+    """The ``count`` largest magnitudes outside a list of positions, found in one pass over blocks of numbers.
+
+    It keeps the best so far. Of a further block only the numbers that reach a bound are looked at. The bound is
+    estimated from a sample; if it proves too high, the block is read again.
+
+    Args:
+        count: how many to find.
+        outside: positions that do not count, ``[n]``.
+    """
+
+    def __init__(self, count: int, outside: torch.Tensor) -> None:
+        self._count, self._outside = count, outside.numpy(force=True)
+        self._score, self._place = np.empty(0, np.float32), np.empty(0, np.int64)
+        self.start = 0  # numbers seen so far
+
+    @property
+    def places(self) -> np.ndarray:
+        """The positions found so far: int64, sorted; of equal magnitudes the lowest."""
+        return self._place
+
+    def add(self, block: torch.Tensor) -> float | None:
+        """Look at the next numbers. Return None, or the first that is not finite; nothing changes then.
+
+        Args:
+            block: floating numbers, in any shape.
+        """
+        numbers = np.ascontiguousarray(_numbers(block).reshape(-1))
+        first, last = np.searchsorted(self._outside, [self.start, self.start + len(numbers)])
+        outside = self._outside[first:last] - self.start
+        sure = self._score.min() if len(self._score) == self._count and self._count else 0.0
+        bound = max(sure, _estimate(numbers, self._count))
+        place, score = _at_least(numbers, outside, bound)
+        if len(score) and not np.isfinite(score.max()):
+            return float(numbers[~np.isfinite(numbers)][0])
+        if bound > sure and np.count_nonzero(self._score >= bound) + len(score) < self._count:
+            place, score = _at_least(numbers, outside, sure)
+        score, place = np.concatenate([self._score, score]), np.concatenate([self._place, place + self.start])
+        best = _largest(score, min(self._count, len(score)))
+        self._score, self._place = score[best], place[best]
+        self.start += len(numbers)
+        return None
+
+
+def _estimate(numbers: np.ndarray, count: int) -> float:
+    """Return a bound that about ``1.5 · count`` magnitudes reach; 0 if an estimate would not save time."""
+    step = len(numbers) // SAMPLE
+    wanted = count * 3 // 2 // max(step, 1) + 8
+    if step < 4 or wanted > SAMPLE // 2:
+        return 0.0
+    sample = np.abs(numbers[::step])
+    bound = np.partition(sample, len(sample) - wanted)[len(sample) - wanted]
+    return float(bound) if np.isfinite(bound) else 0.0
+
+
+def _at_least(numbers: np.ndarray, outside: np.ndarray, bound: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return positions and magnitudes of the numbers, not in ``outside``, that reach the bound or are not finite."""
+    loops = _loops()
+    if loops is not None and numbers.dtype == np.float32:
+        room = np.empty(len(numbers), np.int64)
+        count = loops.at_least(numbers.view(np.int32), outside, np.float32(bound).view(np.int32), room)
+        place = room[:count].copy()
+        return place, np.abs(numbers[place])
+    reach = ~(np.abs(numbers) < bound)
+    reach[outside] &= ~np.isfinite(numbers[outside])
+    place = np.flatnonzero(reach)
+    return place, np.abs(numbers[place])
+
+
+def _numbers(tensor: torch.Tensor) -> np.ndarray:
+    """Return a tensor's numbers on the CPU, as float32 or float64."""
+    wide = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+    return wide.detach().numpy(force=True)

@@ -49,14 +49,14 @@ class _Chain(torch.autograd.Function):
         stages, recorders, saved = ctx.stages, ctx.recorders, ctx.saved_tensors
         parameters, memory = [None] * 2 * len(stages), saved[len(stages) :]
         parameters[::2] = saved[: len(stages)]  # the backward pass does not read the biases
-        trace = any(recorder.record_gradient for recorder in recorders)
-        of = ctx.kernels.backward(grad, memory, stages, parameters, ctx.needs_input_grad[0], trace)
+        need_x, _, _, *needed = ctx.needs_input_grad
+        trace = any([recorder.record_gradient for recorder in recorders])
+        of = ctx.kernels.backward(grad, memory, stages, parameters, need_x, trace)
         for recorder, stage, (x, y, winners, grad) in zip(recorders, stages, of.traces, strict=trace):
             if recorder.record_gradient:
                 y = y if stage.relu and not stage.pool else None
                 recorder.record(x, before_activation(grad, y, winners, stage.index, tuple(x.shape[2:]) or None))
-        gradients = (g if need else None for need, g in zip(ctx.needs_input_grad[3:], of.parameters, strict=True))
-        return of.x, None, None, *gradients
+        return of.x, None, None, *[g if need else None for need, g in zip(needed, of.parameters, strict=True)]
 
 
 def run(
@@ -76,6 +76,6 @@ def run(
     Raises:
         InvalidArgumentError: a tensor that the kernels cannot read, or shapes that do not fit.
     """
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *parameters)):
+    if torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in (x, *parameters)]):
         return _Chain.apply(x, stages, recorders, *parameters)
     return kernels_for(x).forward(x, stages, parameters)[0]

@@ -23,15 +23,16 @@ import torch
 
 from ..errors import InvalidArgumentError
 from ..progress import progress_stream
-from .entry import borrow_room, checked_parameters, framed, list_bases, readable, use_threads
+from .entry import checked_parameters, readable, use_threads
 from .index import ConvIndex, LinearIndex
 from .memory import borrow, empty_batch_innermost
 from .passes import run_pass
-from .plan import DX, GRAD, GRADIENTS, X, Y
+from .plan import ARENA, DX, DX_ROW, GRAD, GRAD_ROW, GRADIENTS, X_ROW, Y_ROW, X, Y
 from .program import backward_program, forward_program
 from .stage import Gradients, Stage
 from .traces import traced
 from .training import Trainer
+from .workspace import fill_in, give_back, take
 
 __all__ = ["Trainer", "backward", "forward", "warmup"]
 
@@ -59,11 +60,16 @@ def forward(
     program = forward_program(stages, x, is_innermost, remember)
     batch, threads = x.shape[0], use_threads()
     y = empty_batch_innermost((batch, *program.y_size))
-    arena = borrow(program.pieces(threads) * program.bytes)
-    bases = list_bases(parameters, arena, {X: x, Y: y})
+    work = take(program, threads)
+    arena = borrow(program.pieces(threads) * program.bytes) if remember else work.memory
     if batch:
-        run_pass(program.address, framed(program, bases), threads)
-    return y, (x, arena, y if stages[-1].relu and not stages[-1].pool else None)
+        frame = work.frame
+        frame[X], frame[X_ROW], frame[Y], frame[Y_ROW] = x.data_ptr(), x.stride(-1), y.data_ptr(), y.stride(-1)
+        frame[ARENA] = arena.data_ptr()
+        fill_in(frame, parameters)
+        run_pass(program.address, frame, threads)
+    give_back(program, work)
+    return y, (x, arena if remember else None, y if stages[-1].relu and not stages[-1].pool else None)
 
 
 def backward(
@@ -98,12 +104,25 @@ def backward(
     numbers = sum(program.gradient_sizes)
     gradients = (torch.empty if batch else torch.zeros)(numbers, dtype=torch.float32, device="cpu")
     dx = empty_batch_innermost(x.shape) if need_input else None
-    bases = list_bases(parameters, arena, {X: x, Y: y, GRAD: grad, DX: dx})
-    room = borrow_room(program, bases, threads, 4 * numbers * program.spans if program.spans > 1 else 0)
-    bases[GRADIENTS] = gradients.data_ptr()
+    work = take(program, threads)
     if batch:
-        run_pass(program.address, framed(program, bases), threads)
-    traces = traced(program, x, arena, y, room, grad) if trace else []
+        frame = work.frame
+        frame[X], frame[X_ROW], frame[GRAD], frame[GRAD_ROW] = (
+            x.data_ptr(),
+            x.stride(-1),
+            grad.data_ptr(),
+            grad.stride(-1),
+        )
+        frame[ARENA], frame[GRADIENTS] = arena.data_ptr(), gradients.data_ptr()
+        if y is not None:
+            frame[Y], frame[Y_ROW] = y.data_ptr(), y.stride(-1)
+        if dx is not None:
+            frame[DX], frame[DX_ROW] = dx.data_ptr(), dx.stride(-1)
+        fill_in(frame, parameters)
+        run_pass(program.address, frame, threads)
+    traces = traced(program, x, arena, y, work.memory, grad) if trace else []
+    if not trace:
+        give_back(program, work)
     return Gradients(dx, gradients.split_with_sizes(program.gradient_sizes), traces)
 
 

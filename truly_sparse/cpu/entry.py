@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Sequence
 from typing import cast
 
 import numba
-import numpy as np
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
@@ -15,10 +16,11 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from ..arguments import shown
 from ..errors import InvalidArgumentError
 from . import memory
-from .memory import borrow, is_batch_innermost
-from .plan import ARENA, PARAMETERS, PARTIAL, ROOM, SCRATCH
-from .program import Program
+from .memory import is_batch_innermost
 from .stage import Stage
+
+PLAIN = frozenset((torch.Tensor, nn.Parameter))  # types whose memory is their own
+FLOAT = torch.float32
 
 
 def readable(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
@@ -48,19 +50,25 @@ def checked_parameters(
         )
     checked: list[torch.Tensor | None] = []
     for stage, values, bias in zip(stages, parameters[::2], parameters[1::2], strict=True):
-        values = check_numbers("values", cast(torch.Tensor, values), stage.index.nnz)
-        if with_bias:
-            outputs = stage.index.shape[0]
-            bias = torch.zeros(outputs, dtype=torch.float32, device="cpu") if bias is None else bias
-            bias = check_numbers("bias", bias, outputs)
-        checked += [values, bias]
+        checked.append(check_numbers("values", cast(torch.Tensor, values), stage.index.nnz))
+        outputs = stage.index.shape[0]
+        if not with_bias:
+            checked.append(None)
+        else:
+            checked.append(_no_bias(outputs) if bias is None else check_numbers("bias", bias, outputs))
     return checked
+
+
+@functools.lru_cache
+def _no_bias(outputs: int) -> torch.Tensor:
+    return torch.zeros(outputs, dtype=torch.float32, device="cpu")
 
 
 def check_numbers(name: str, numbers: torch.Tensor, count: int) -> torch.Tensor:
     """Return ``numbers`` after checking that they are ``count`` contiguous float32 numbers on the CPU."""
-    numbers = our_kind(name, numbers)
-    if numbers.shape != (count,) or not numbers.is_contiguous():
+    if type(numbers) not in PLAIN or numbers.dtype is not FLOAT or not numbers.is_cpu or numbers.is_neg():
+        numbers = our_kind(name, numbers)
+    if numbers.dim() != 1 or numbers.numel() != count or not numbers.is_contiguous():
         raise InvalidArgumentError(f"{name} has shape {tuple(numbers.shape)}; give {count} contiguous numbers.")
     return numbers
 
@@ -70,7 +78,7 @@ def our_kind(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
     Subclasses of torch.Tensor may have no memory (FakeTensor, the wrappers of torch.func): reading it would crash.
     """
-    if type(tensor) not in (torch.Tensor, nn.Parameter) and not _has_memory(tensor):
+    if type(tensor) not in PLAIN and not _has_memory(tensor):
         raise InvalidArgumentError(f"{name}={shown(tensor)}; give a torch.Tensor with memory, float32 on the CPU.")
     if tensor.dtype is not torch.float32 or not tensor.is_cpu or tensor.layout is not torch.strided:
         raise InvalidArgumentError(
@@ -87,40 +95,13 @@ def _has_memory(tensor: object) -> bool:
     return not is_traceable_wrapper_subclass(tensor) and not isinstance(tensor, FakeTensor)
 
 
-def list_bases(
-    parameters: Sequence[torch.Tensor | None], arena: torch.Tensor, tensors: dict[int, torch.Tensor | None]
-) -> list[int]:
-    """Return the bases of a pass. ``tensors`` are given by the number of their base; the next base is their row."""
-    bases = [0] * PARAMETERS + [0 if parameter is None else parameter.data_ptr() for parameter in parameters]
-    bases[ARENA] = arena.data_ptr()
-    for base, tensor in tensors.items():
-        if tensor is not None:
-            bases[base : base + 2] = tensor.data_ptr(), tensor.stride(-1)
-    return bases
-
-
-def borrow_room(program: Program, bases: list[int], threads: int, extra: int = 0) -> torch.Tensor:
-    """Return scratch memory for a backward pass, and add its addresses to the bases.
-
-    The ``extra`` bytes hold the gradients of several spans, which are summed in the end (``PARTIAL``).
-    """
-    in_room, in_scratch = program.pieces(threads) * program.bytes, threads * program.scratch
-    room = borrow(in_room + in_scratch + extra)
-    start = room.data_ptr()
-    bases[ROOM], bases[SCRATCH], bases[PARTIAL] = start, start + in_room, start + in_room + in_scratch
-    return room
-
-
-def framed(program: Program, bases: list[int]) -> np.ndarray:
-    """Return the frame of a pass: its bases, and room for its calls; int64."""
-    frame = np.empty(program.frame, np.int64)
-    frame[: len(bases)] = bases
-    return frame
-
-
 def use_threads() -> int:
     """Apply ``torch.set_num_threads`` to these kernels, and return the number of threads."""
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-    if threads != numba.get_num_threads():
+    threads: int = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+    if threads != getattr(_applied, "threads", 0):
         numba.set_num_threads(threads)
+        _applied.threads = threads
     return threads
+
+
+_applied = threading.local()  # numba's number of threads belongs to the thread that set it

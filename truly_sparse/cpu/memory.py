@@ -8,6 +8,7 @@ matters.
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 import weakref
@@ -17,8 +18,10 @@ import torch
 from ..arguments import shown
 from ..errors import InvalidArgumentError
 
+CPU = torch.device("cpu")  # said everywhere, because torch.set_default_device may name another
 LANES = 16  # floats to a vector: one 64-byte cache line
-LENT_AT_MOST, KEPT_AT_MOST = 2**24, 8  # bytes of a buffer that is kept for the next pass, and number of buffers
+LENT_FROM, LENT_AT_MOST = 2**16, 2**24  # bytes of a buffer that is kept for the next pass
+KEPT_AT_MOST = 8  # number of these buffers
 _lock = threading.Lock()
 _kept: list[tuple[int, torch.Tensor, weakref.ref[torch.Tensor]]] = []  # size, buffer, and its last user
 conversions = 0  # number of tensors copied into this format since the import, for tests
@@ -43,12 +46,16 @@ def empty_batch_innermost(shape: tuple[int, ...], dtype: torch.dtype = torch.flo
 
     torch aligns the memory of CPU tensors to 64 bytes (``c10::gAlignment``), and so all rows are.
     """
+    floats, of_format = _layout(tuple(shape))
+    # as_strided_ gives no view: autograd forbids in-place changes of such views, as by a ReLU after the layer.
+    return torch.empty(floats, dtype=dtype, device=CPU).as_strided_(shape, of_format)
+
+
+@functools.lru_cache(1024)
+def _layout(shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+    """Return the floats and the strides of a tensor in this format."""
     row = row_floats(shape[0])
-    if row == shape[0]:
-        return torch.empty_strided(shape, strides(shape, row), dtype=dtype, device="cpu")
-    whole = torch.empty(math.prod(shape[1:]) * row, dtype=dtype, device="cpu")
-    # Not a view of ``whole``: autograd forbids in-place changes of such views, as by a ReLU after the layer.
-    return torch.empty(0, dtype=dtype, device="cpu").set_(whole.untyped_storage(), 0, shape, strides(shape, row))
+    return math.prod(shape[1:]) * row, strides(shape, row)
 
 
 def is_batch_innermost(x: torch.Tensor) -> bool:
@@ -93,11 +100,11 @@ def strides(shape: tuple[int, ...], row: int) -> tuple[int, ...]:
 def borrow(size: int) -> torch.Tensor:
     """Return uninitialised memory, uint8 ``[size]``. Buffers are cached by size and reused once the tensor is deleted.
 
-    Newly allocated memory costs a page fault per 4 KiB, more than the arithmetic of a small layer. A view of the tensor
-    does not keep the buffer: data that is needed longer must be copied.
+    Large pieces of newly allocated memory cost a page fault per 4 KiB, more than the arithmetic of a layer. A view of
+    the tensor does not keep the buffer: data that is needed longer must be copied.
     """
-    if not 0 < size <= LENT_AT_MOST:
-        return torch.empty(size, dtype=torch.uint8, device="cpu")
+    if not LENT_FROM <= size <= LENT_AT_MOST:
+        return torch.empty(size, dtype=torch.uint8, device=CPU)
     with _lock:
         back = next((n for n, (kept, _, holder) in enumerate(_kept) if kept == size and holder() is None), None)
         piece = torch.empty(size, dtype=torch.uint8, device="cpu") if back is None else _kept.pop(back)[1]

@@ -73,6 +73,8 @@ class Program(NamedTuple):
         alive: arrays whose addresses the record holds.
         bytes: bytes of a span in the arena (forward) or in the room (backward).
         kept: whether these are kept after the span; otherwise a thread reuses them for its next span.
+        remembers: whether the caller gives the arena, because the backward pass needs it.
+        idle: workspaces for the next runs (``workspace.py``).
         scratch: bytes of scratch memory per thread.
         gradient_sizes: sizes of the gradients of each stage's values and bias.
     """
@@ -86,6 +88,8 @@ class Program(NamedTuple):
     alive: tuple[np.ndarray, ...]
     bytes: int
     kept: bool
+    remembers: bool
+    idle: list[Any]
     scratch: int = 0
     gradient_sizes: tuple[int, ...] = ()
 
@@ -177,6 +181,8 @@ def _forward_program(
         **_recorded((batch, span, spans), calls, [layer.plan for layer in layers], phases, by_span, by_thread),
         bytes=arena,
         kept=remember or not several,
+        remembers=remember,
+        idle=[],
     )
 
 
@@ -236,6 +242,8 @@ def _backward_program(
         **_recorded(cut, calls, plans, phases, by_span, by_thread, sum(sizes)),
         bytes=room,
         kept=trace or not several,
+        remembers=False,
+        idle=[],
         scratch=scratch,
         gradient_sizes=tuple(sizes),
     )

@@ -11,13 +11,14 @@ import torch
 
 from ..arguments import shown
 from ..errors import InvalidArgumentError
-from .entry import borrow_room, framed, list_bases, readable, use_threads
+from .entry import readable, use_threads
 from .memory import borrow, empty_batch_innermost
 from .passes import run_step, run_step_spans, update
-from .plan import GRAD, GRADIENTS, PARTIAL, STEPS, X_ROW, X, Y, address
+from .plan import ARENA, GRAD, GRAD_ROW, GRADIENTS, PARTIAL, STEPS, X_ROW, Y_ROW, X, Y, address
 from .program import Program, backward_program, forward_program
 from .records import Step, Weights
 from .stage import Stage, Trained
+from .workspace import fill_in, take
 
 LABELS = Step._fields.index("labels")
 
@@ -142,13 +143,20 @@ def _prepared(
     numbers = sum(sizes)
     gradients, steps = (torch.empty(spans * numbers, dtype=torch.float32, device="cpu") for spans in (there.spans, 1))
     arena = borrow(there.pieces(threads) * there.bytes)
-    listed = list_bases([zeros if each is None else each[0] for each in weights], arena, {X: x, Y: y, GRAD: grad})
-    room = borrow_room(back, listed, threads)
-    listed[PARTIAL] = listed[GRADIENTS] = (
-        gradients.data_ptr()
-    )  # the gradients of all spans are summed in place of the first
-    listed[STEPS] = steps.data_ptr()
-    frames = framed(there, listed), framed(back, listed)
+    works = take(there, threads), take(back, threads)  # for this step alone
+    frames = works[0].frame, works[1].frame
+    parameters = [zeros if each is None else each[0] for each in weights]
+    for frame in frames:
+        frame[ARENA], frame[STEPS] = arena.data_ptr(), steps.data_ptr()
+        frame[Y], frame[Y_ROW], frame[GRAD], frame[GRAD_ROW] = (
+            y.data_ptr(),
+            y.stride(-1),
+            grad.data_ptr(),
+            grad.stride(-1),
+        )
+        # The gradients of all spans are summed in place of the first.
+        frame[PARTIAL] = frame[GRADIENTS] = gradients.data_ptr()
+        fill_in(frame, parameters)
     settings, outcome, factors = np.empty(5), np.empty((there.spans, 3)), np.empty((len(records), 2))
     several = there.spans > 1
     step = Step(
@@ -178,7 +186,7 @@ def _prepared(
         gradients=[g for g, each in zip(gradients[:numbers].split(sizes), weights, strict=True) if each is not None],
         settings=settings,
         step=np.array(step, np.int64),
-        memory=(zeros, y, grad, arena, room, gradients, steps, records, outcome, factors),
+        memory=(zeros, y, grad, arena, works, gradients, steps, records, outcome, factors),
     )
 
 

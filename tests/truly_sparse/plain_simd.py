@@ -164,6 +164,7 @@ def where_any_winner(codes, index, gradient):
 # ------------------------------------------------------------------------------------------ kernels
 
 by_address: list[Any] = []
+made = by_address
 
 
 class Kernel:

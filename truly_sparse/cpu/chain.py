@@ -22,10 +22,13 @@ import numba
 import torch
 
 from ..errors import InvalidArgumentError
+from ..positions import Largest, contained, merged
 from ..progress import progress_stream
 from .entry import checked_parameters, readable, use_threads
-from .index import ConvIndex, LinearIndex
-from .memory import borrow, empty_batch_innermost
+from .index import LinearIndex
+from .kernel import made
+from .linear import make_all
+from .memory import CPU, borrow, empty_batch_innermost
 from .passes import run_pass
 from .plan import ARENA, DX, DX_ROW, GRAD, GRAD_ROW, GRADIENTS, X_ROW, Y_ROW, X, Y
 from .program import backward_program, forward_program
@@ -59,7 +62,7 @@ def forward(
     parameters = checked_parameters(stages, parameters, with_bias=True)
     program = forward_program(stages, x, is_innermost, remember)
     batch, threads = x.shape[0], use_threads()
-    y = empty_batch_innermost((batch, *program.y_size))
+    y = program.empty_result(batch)
     work = take(program, threads)
     arena = borrow(program.pieces(threads) * program.bytes) if remember else work.memory
     if batch:
@@ -102,7 +105,7 @@ def backward(
         expected = (batch, *program.y_size)
         raise InvalidArgumentError(f"the gradient has shape {tuple(grad.shape)}; give one of the result's, {expected}.")
     numbers = sum(program.gradient_sizes)
-    gradients = (torch.empty if batch else torch.zeros)(numbers, dtype=torch.float32, device="cpu")
+    gradients = (torch.empty if batch else torch.zeros)(numbers, dtype=torch.float32, device=CPU)
     dx = empty_batch_innermost(x.shape) if need_input else None
     work = take(program, threads)
     if batch:
@@ -128,23 +131,29 @@ def backward(
 
 def start() -> None:
     """Compile or load the entry to compiled code, so that it is known whether this machine can do it at all."""
-    stage = Stage(LinearIndex.build(torch.zeros(1, dtype=torch.int64, device="cpu"), (1, 1)))
-    x, values = torch.ones(2, 1, dtype=torch.float32, device="cpu").split(1)
-    forward(x, [stage], [values[0], None])
+    x, values = torch.ones(2, 1, dtype=torch.float32, device=CPU).split(1)
+    forward(x, [_smallest()], [values[0], None])
+
+
+def _smallest() -> Stage:
+    return Stage(LinearIndex.build(torch.zeros(1, dtype=torch.int64, device=CPU), (1, 1)))
 
 
 def warmup() -> float:
     """Compile all kernels, or load them from numba's cache; print and return the seconds that it took."""
-    start = time.perf_counter()
-    one = torch.zeros(1, dtype=torch.int64, device="cpu")
-    stages = [Stage(ConvIndex.build(one, (1, 1, 1, 1)), pool=True), Stage(LinearIndex.build(one, (1, 1)))]
-    parameters = [torch.ones(1, dtype=torch.float32, device="cpu"), None] * 2
-    image = torch.zeros(1, 1, 2, 2, dtype=torch.float32, device="cpu")
-    y, passed = forward(image, stages, parameters, remember=True)
-    backward(y, passed, stages, parameters)
-    weights = [tuple(torch.ones(4, 1, dtype=torch.float32, device="cpu")), None] * 2
-    Trainer().step(image, one, stages, weights, (0.1, 0.9, 0.99, 1e-8, 1.0))
-    seconds = time.perf_counter() - start
+    began = time.perf_counter()
+    start()
+    make_all()
+    for loop in made:
+        _ = loop.address
+    one = torch.zeros(1, dtype=torch.int64, device=CPU)
+    weights = [tuple(torch.ones(4, 1, dtype=torch.float32, device=CPU)), None]
+    settings = (0.1, 0.9, 0.99, 1e-8, 1.0)
+    Trainer().step(torch.zeros(1, 1, dtype=torch.float32, device=CPU), one, [_smallest()], weights, settings)
+    merged(one, one + 1)
+    contained(one, one)
+    Largest(1, one[:0]).add(torch.ones(1, dtype=torch.float32, device=CPU))
+    seconds = time.perf_counter() - began
     print(f"Sparse kernels ready in {seconds:.1f} s.", file=progress_stream())
     return seconds
 

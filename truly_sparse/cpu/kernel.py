@@ -23,6 +23,7 @@ from .records import CALL, PASS, PHASE, PLAN, STEP, WEIGHTS
 from .simd import OPTIONS, compiled
 
 _INT = ir.IntType(64)
+made: list[Kernel] = []  # all kernels of this process
 
 
 class Kernel:
@@ -37,6 +38,7 @@ class Kernel:
     def __init__(self, function: Callable[..., None], call: np.dtype[Any] | None, plan: np.dtype[Any]) -> None:
         self.function = function
         self._kinds = [types.intp if kind is None else from_dtype(kind) for kind in (call, plan)]
+        made.append(self)
 
     @cached_property
     def address(self) -> int:

@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
+
 from .convert import take_in
 from .kernel import Kernel, kernel
+from .memory import LANES
 from .records import CALL, PLAN, Call, Phase, Plan
 from .simd import (
     NATIVE,
@@ -40,11 +43,13 @@ WIDTHS = (64, 32, 16) if NATIVE == 16 else (32, 16)
 SIDE_BY_SIDE = 64  # features that a thread copies at a time; blocks of 16 are transposed in registers
 
 
-def linear_forward(call: Call, plan: Plan, stage: int, lanes: int) -> list[Phase]:
-    """Return the kernels of the forward pass, tile by tile.
+def linear_forward(call: Call, plan: Plan, stage: int, lanes: int, single: bool) -> list[Phase]:
+    """Return the kernels of the forward pass, tile by tile. ``single``: the batch is one sample, for inference.
 
     The part of the input that a tile reads then stays in the cache for all outputs.
     """
+    if single:
+        return [Phase(one_sample(plan.col_bytes).address, stage, plan.row_pieces, LANES * plan.nnz)]
     phases = []
     if call.source:
         phases.append(_by_features(take_in_features, plan.inputs, stage, lanes))
@@ -131,6 +136,34 @@ def outputs_of(width: int, position_bytes: int) -> Kernel:
                 store(y, o * y_row + b, result)
 
     return outputs
+
+
+@functools.cache
+def one_sample(position_bytes: int) -> Kernel:
+    """Return the kernel of the forward pass for one sample. Compilers gather its inputs where CPUs can."""
+
+    @kernel(CALL, PLAN)
+    def sample(call, plan, first, last, thread):
+        x, x_row, y, y_row = floats(call.x), call.x_row, floats(call.y), call.y_row
+        values, bias, relu = floats(call.values), floats(call.bias), call.relu
+        cols, indptr, borders = positions(plan.cols, position_bytes), longs(plan.indptr), longs(plan.row_chunks)
+        for o in range(borders[first], borders[last]):
+            result = bias[o]
+            for k in range(indptr[o], indptr[o + 1]):
+                result += values[k] * x[cols[k] * x_row]
+            y[o * y_row] = max(result, np.float32(0)) if relu else result
+
+    return sample
+
+
+def make_all() -> None:
+    """Make the kernels of all widths and sizes of positions, so that ``warmup`` compiles them."""
+    for position_bytes in (2, 4):
+        one_sample(position_bytes)
+        for width in WIDTHS:
+            outputs_of(width, position_bytes)
+            dots_of(width, position_bytes)
+            inputs_of(width, position_bytes)
 
 
 @kernel(CALL, PLAN)

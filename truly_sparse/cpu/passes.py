@@ -17,7 +17,7 @@ from .simd import add, address_of, compiled, doubles, entry, floats, load, longs
 PIECES = 64  # pieces of a sum or an update; fixed, so that results do not depend on the number of threads
 FIELDS = len(Call._fields)
 CALL_BYTES, PLAN_BYTES, PHASE_BYTES, WEIGHTS_BYTES = CALL.itemsize, PLAN.itemsize, PHASE.itemsize, WEIGHTS.itemsize
-ENOUGH = 200_000  # multiply-adds that take longer than to start another thread
+ENOUGH = 300_000  # multiply-adds that take longer than to start another thread
 
 
 @compiled

@@ -24,7 +24,7 @@ from .conv_backward import conv_backward
 from .conv_forward import conv_forward
 from .index import LinearIndex
 from .linear import linear_backward, linear_forward
-from .memory import LANES, row_floats, row_lanes
+from .memory import CPU, LANES, empty_batch_innermost, row_floats, row_lanes
 from .passes import add_up, run_spans
 from .plan import (
     ARENA,
@@ -93,6 +93,12 @@ class Program(NamedTuple):
     scratch: int = 0
     gradient_sizes: tuple[int, ...] = ()
 
+    def empty_result(self, batch: int) -> torch.Tensor:
+        """Return an uninitialised tensor for the forward pass's result."""
+        if batch == 1 and not self.remembers and self.layers[-1].linear:
+            return torch.empty((1, *self.y_size), dtype=torch.float32, device=CPU)  # only one lane is written
+        return empty_batch_innermost((batch, *self.y_size))
+
     @property
     def y_size(self) -> tuple[int, ...]:
         """Shape of the forward pass's result, without batch."""
@@ -151,9 +157,13 @@ def _forward_program(
         plan, size, alive = layer_plan(stage.index, size)
         image = size = (size[0], size[1] // 2, size[2] // 2) if stage.pool else size
         parts.append((plan, image, alive))
+    single = batch == 1 and not remember
     forms = [input_form(plan, span, row) for plan, _, _ in parts] + [callers_form(size, Y_ROW)]
+    for i, (plan, _, _) in enumerate(parts):
+        if single and plan.kind == LINEAR and (i == 0 or parts[i - 1][0].kind == LINEAR):
+            forms[i] = Form((plan.inputs,), 1, floats=plan.inputs)
     places = [(ARENA, memory.take(4 * form.floats)) for form in forms[:-1]] + [(Y, 0)]
-    in_place = _used_in_place(parts[0][0], innermost, several)
+    in_place = _used_in_place(parts[0][0], innermost or single, several)
     if in_place:
         forms[0], places[0] = callers_form(given, X_ROW), (X, 0)
     layers: list[Layer] = []
@@ -171,8 +181,9 @@ def _forward_program(
 
     def phases(stage: int, lanes: int) -> list[Phase]:
         plan = layers[stage].plan
-        find = linear_forward if plan.kind == LINEAR else conv_forward
-        return find(calls[stage], plan, stage, lanes)
+        if plan.kind == LINEAR:
+            return linear_forward(calls[stage], plan, stage, lanes, single)
+        return conv_forward(calls[stage], plan, stage, lanes)
 
     return Program(
         layers,

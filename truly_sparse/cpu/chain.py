@@ -30,7 +30,7 @@ from .kernel import made
 from .linear import make_all
 from .memory import CPU, borrow, empty_batch_innermost
 from .passes import run_pass
-from .plan import ARENA, DX, DX_ROW, GRAD, GRAD_ROW, GRADIENTS, X_ROW, Y_ROW, X, Y
+from .plan import ARENA, DX, GRAD, GRADIENTS, X, Y
 from .program import backward_program, forward_program
 from .stage import Gradients, Stage
 from .traces import traced
@@ -67,9 +67,8 @@ def forward(
     arena = borrow(program.pieces(threads) * program.bytes) if remember else work.memory
     if batch:
         frame = work.frame
-        frame[X], frame[X_ROW], frame[Y], frame[Y_ROW] = x.data_ptr(), x.stride(-1), y.data_ptr(), y.stride(-1)
         frame[ARENA] = arena.data_ptr()
-        fill_in(frame, parameters)
+        fill_in(frame, {X: x, Y: y}, parameters)
         run_pass(program.address, frame, threads)
     give_back(program, work)
     return y, (x, arena if remember else None, y if stages[-1].relu and not stages[-1].pool else None)
@@ -110,18 +109,8 @@ def backward(
     work = take(program, threads)
     if batch:
         frame = work.frame
-        frame[X], frame[X_ROW], frame[GRAD], frame[GRAD_ROW] = (
-            x.data_ptr(),
-            x.stride(-1),
-            grad.data_ptr(),
-            grad.stride(-1),
-        )
         frame[ARENA], frame[GRADIENTS] = arena.data_ptr(), gradients.data_ptr()
-        if y is not None:
-            frame[Y], frame[Y_ROW] = y.data_ptr(), y.stride(-1)
-        if dx is not None:
-            frame[DX], frame[DX_ROW] = dx.data_ptr(), dx.stride(-1)
-        fill_in(frame, parameters)
+        fill_in(frame, {X: x, Y: y, GRAD: grad, DX: dx}, parameters)
         run_pass(program.address, frame, threads)
     traces = traced(program, x, arena, y, work.memory, grad) if trace else []
     if not trace:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from .conv_forward import conv_forward
 from .index import LinearIndex
 from .linear import linear_backward, linear_forward
 from .memory import CPU, LANES, empty_batch_innermost, row_floats, row_lanes
-from .passes import add_up, run_spans
+from .pass_record import recorded
 from .plan import (
     ARENA,
     DX,
@@ -33,7 +33,6 @@ from .plan import (
     GRAD,
     GRAD_ROW,
     GRADIENTS,
-    NOWHERE,
     PARAMETERS,
     PARTIAL,
     ROOM,
@@ -45,12 +44,11 @@ from .plan import (
     Layer,
     X,
     Y,
-    address,
     callers_form,
     input_form,
     layer_plan,
 )
-from .records import LINEAR, Call, Pass, Phase, Plan
+from .records import LINEAR, Call, Phase, Plan
 from .stage import Stage
 
 SMALL = 2**18  # chains of at most this many weights are divided into spans
@@ -58,6 +56,8 @@ SPAN = 32  # samples of a span
 KEPT = 16  # cached programs per index: later layers' topologies and input shapes change
 # Per-thread buffers are 256 KiB apart, so that hardware prefetching does not cause false sharing.
 APART = 2**18
+
+Part: TypeAlias = tuple[Plan, tuple[int, ...], tuple[np.ndarray, ...]]
 
 
 class Program(NamedTuple):
@@ -149,52 +149,64 @@ def _forward_program(
     small = sum(stage.index.nnz for stage in stages) <= SMALL
     several = batch > SPAN and small and not (innermost and _is_shared(stages, batch, remember))
     span, row = (SPAN, SPAN) if several else (max(row_lanes(batch), LANES), row_floats(batch))
-    given, memory = size, _Memory()
-    parts: list[tuple[Plan, tuple[int, ...], tuple[np.ndarray, ...]]] = []
-    for i, stage in enumerate(stages):
-        if i > 0 and isinstance(stage.index, LinearIndex):
-            size = (math.prod(size),)
-        plan, size, alive = layer_plan(stage.index, size)
-        image = size = (size[0], size[1] // 2, size[2] // 2) if stage.pool else size
-        parts.append((plan, image, alive))
     single = batch == 1 and not remember
-    forms = [input_form(plan, span, row) for plan, _, _ in parts] + [callers_form(size, Y_ROW)]
-    for i, (plan, _, _) in enumerate(parts):
-        if single and plan.kind == LINEAR and (i == 0 or parts[i - 1][0].kind == LINEAR):
-            forms[i] = Form((plan.inputs,), 1, floats=plan.inputs)
+    memory, parts = _Memory(), _parts(stages, size)
+    forms = _forms(parts, span, row, single)
     places = [(ARENA, memory.take(4 * form.floats)) for form in forms[:-1]] + [(Y, 0)]
     in_place = _used_in_place(parts[0][0], innermost or single, several)
     if in_place:
-        forms[0], places[0] = callers_form(given, X_ROW), (X, 0)
-    layers: list[Layer] = []
-    calls: list[Call] = []
+        forms[0], places[0] = callers_form(size, X_ROW), (X, 0)
+    layers = []
     for i, (stage, (plan, image, alive)) in enumerate(zip(stages, parts, strict=True)):
         winners = (ARENA, memory.take(span * math.prod(image))) if stage.pool and remember else 0
-        layer = Layer(plan, forms[i], places[i], forms[i + 1], places[i + 1], image, winners, alive)
-        source = {} if i > 0 or in_place else _source(X, X_ROW, given, innermost)
-        layers.append(layer)
-        calls.append(Call(**_common(i, stage, layer), **source))
+        layers.append(Layer(plan, forms[i], places[i], forms[i + 1], places[i + 1], image, winners, alive))
+    calls = [Call(**_common(i, *of)) for i, of in enumerate(zip(stages, layers, strict=True))]
+    if not in_place:
+        calls[0] = calls[0]._replace(**_source(X, X_ROW, size, innermost))
     arena = memory.end(APART if several else 0)
-    by_span = {X: _step(span, given, innermost), Y: 4 * span, ARENA: arena if remember else 0}
+    by_span = {X: _step(span, size, innermost), Y: 4 * span, ARENA: arena if remember else 0}
     by_thread = {ARENA: 0 if remember else arena}
     spans = -(-batch // span) if several else 1
 
+    plans = [layer.plan for layer in layers]
+
     def phases(stage: int, lanes: int) -> list[Phase]:
-        plan = layers[stage].plan
-        if plan.kind == LINEAR:
-            return linear_forward(calls[stage], plan, stage, lanes, single)
-        return conv_forward(calls[stage], plan, stage, lanes)
+        if plans[stage].kind == LINEAR:
+            return linear_forward(calls[stage], plans[stage], stage, lanes, single)
+        return conv_forward(calls[stage], plans[stage], stage, lanes)
 
     return Program(
         layers,
         span,
         spans,
-        **_recorded((batch, span, spans), calls, [layer.plan for layer in layers], phases, by_span, by_thread),
+        **recorded((batch, span, spans), calls, plans, phases, by_span, by_thread),
         bytes=arena,
         kept=remember or not several,
         remembers=remember,
         idle=[],
     )
+
+
+def _parts(stages: Sequence[Stage], size: tuple[int, ...]) -> list[Part]:
+    """Return for each stage its plan, the shape of its result without batch, and arrays to keep alive."""
+    parts: list[Part] = []
+    for i, stage in enumerate(stages):
+        if i > 0 and isinstance(stage.index, LinearIndex):
+            size = (math.prod(size),)
+        plan, size, alive = layer_plan(stage.index, size)
+        size = (size[0], size[1] // 2, size[2] // 2) if stage.pool else size
+        parts.append((plan, size, alive))
+    return parts
+
+
+def _forms(parts: list[Part], span: int, row: int, single: bool) -> list[Form]:
+    """Return the form of each layer's input, and of the result."""
+    forms = [input_form(plan, span, row) for plan, _, _ in parts]
+    if single:  # linear layers read and write one number per feature; convolutions write 16
+        for i, (plan, _, _) in enumerate(parts):
+            if plan.kind == LINEAR and (i == 0 or parts[i - 1][0].kind == LINEAR):
+                forms[i] = Form((plan.inputs,), 1, floats=plan.inputs)
+    return [*forms, callers_form(parts[-1][1], Y_ROW)]
 
 
 def _backward_program(
@@ -221,10 +233,9 @@ def _backward_program(
             **_gradient_of_input(layer, first, need_dx, memory),
             **_gradients_of_parameters(stages, forward, i, starts, PARTIAL if several else GRADIENTS),
         )
-        if last and not in_place:
-            call = call._replace(**_source(GRAD, GRAD_ROW, form.size, innermost))
-        if last and in_place:
-            call = call._replace(masked=(ROOM, memory.take(4 * row * plan.outputs)))
+        if last:
+            masked = {"masked": (ROOM, memory.take(4 * row * plan.outputs))} if in_place else {}
+            call = call._replace(**masked or _source(GRAD, GRAD_ROW, form.size, innermost))
         if not layer.linear:
             call = call._replace(pieces=(ROOM, memory.take(4 * span // LANES * (plan.nnz + plan.outputs))))
         calls.append(call._replace(masked_row=row, scratch=(SCRATCH, 0)))
@@ -237,7 +248,6 @@ def _backward_program(
     calls = [call._replace(scratch_bytes=scratch) for call in calls]
     by_span = {Y: 4 * span, ARENA: forward.bytes, DX: 4 * span, GRAD: _step(span, result.y.size, innermost)}
     by_span |= {PARTIAL: starts[-1], ROOM: room if trace else 0}
-    by_thread = {ROOM: 0 if trace else room}
     plans = [layer.plan for layer in reversed(layers)]
 
     def phases(stage: int, lanes: int) -> list[Phase]:
@@ -245,12 +255,12 @@ def _backward_program(
             return linear_backward(calls[stage], plans[stage], stage, lanes, to_mask=stage == 0)
         return conv_backward(calls[stage], plans[stage], stage, lanes)
 
-    cut = batch, span, forward.spans
+    cut, by_thread = (batch, span, forward.spans), {ROOM: 0 if trace else room}
     return Program(
         layers,
         span,
         forward.spans,
-        **_recorded(cut, calls, plans, phases, by_span, by_thread, sum(sizes)),
+        **recorded(cut, calls, plans, phases, by_span, by_thread, sum(sizes)),
         bytes=room,
         kept=trace or not several,
         remembers=False,
@@ -344,63 +354,3 @@ class _Memory:
     def end(self, gap: int) -> int:
         """Return the size of all pieces followed by ``gap`` unused bytes."""
         return self.size + gap
-
-
-def _recorded(
-    cut: tuple[int, int, int],
-    calls: list[Call],
-    plans: list[Plan],
-    phases: Callable[[int, int], list[Phase]],
-    by_span: dict[int, int],
-    by_thread: dict[int, int],
-    gradients: int = 0,
-) -> dict[str, Any]:
-    """Return the record of a pass and what belongs to it, by field of :class:`Program`.
-
-    Args:
-        cut: numbers of samples, of samples in a span, and of spans.
-        calls: one per stage, in the order of the pass.
-        plans: likewise.
-        phases: function of a stage and a number of lanes that returns the kernels to run.
-        by_span: bytes from span to span, by base.
-        by_thread: bytes from thread to thread, by base.
-        gradients: number of gradients of values and biases; 0 for a forward pass.
-    """
-    batch, span, spans = cut
-    pairs = [field if isinstance(field, tuple) else (NOWHERE, int(field)) for call in calls for field in call]
-    bases, offsets = (np.ascontiguousarray(column) for column in np.array(pairs, np.int64).T)
-    moves = np.zeros((2, PARAMETERS + 2 * len(calls)), np.int64)
-    for move, steps in zip(moves, (by_span, by_thread), strict=True):
-        move[list(steps)] = list(steps.values())
-    whole, last = (
-        [phase for stage in range(len(calls)) for phase in phases(stage, row_lanes(samples))]
-        for samples in (min(span, batch), batch - (spans - 1) * span)
-    )
-    listed = (np.array(records, np.int64) for records in (plans, whole, last))
-    alive = *listed, bases, offsets, *moves
-    at_plans, at_whole, at_last, at_bases, at_offsets, at_span, at_thread = map(address, alive)
-    record = Pass(
-        *cut,
-        len(calls),
-        moves.shape[1],
-        at_whole,
-        len(whole),
-        at_last,
-        len(last),
-        sum(phase.work for phase in whole) * spans,
-        at_plans,
-        at_bases,
-        at_offsets,
-        at_span,
-        at_thread,
-        run_spans.address if spans > 1 else 0,
-        gradients,
-        add_up.address if gradients and spans > 1 else 0,
-    )
-    kept = np.array(record, np.int64)
-    return {
-        "address": address(kept),
-        "frame": moves.shape[1] + spans * len(calls) * len(Call._fields),
-        "steps": by_span,
-        "alive": (kept, *alive),
-    }

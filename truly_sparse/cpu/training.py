@@ -12,9 +12,9 @@ import torch
 from ..arguments import shown
 from ..errors import InvalidArgumentError
 from .entry import readable, use_threads
-from .memory import borrow, empty_batch_innermost
+from .memory import CPU, borrow, empty_batch_innermost
 from .passes import run_step, run_step_spans, update
-from .plan import ARENA, GRAD, GRAD_ROW, GRADIENTS, PARTIAL, STEPS, X_ROW, Y_ROW, X, Y, address
+from .plan import ARENA, GRAD, GRADIENTS, PARTIAL, STEPS, X_ROW, X, Y, address
 from .program import Program, backward_program, forward_program
 from .records import Step, Weights
 from .stage import Stage, Trained
@@ -138,42 +138,24 @@ def _prepared(
     records = _records(weights, sizes)
     if records is None:
         return None
-    zeros = torch.zeros(max(sizes), dtype=torch.float32, device="cpu")  # for missing biases
+    zeros = torch.zeros(max(sizes), dtype=torch.float32, device=CPU)  # for missing biases
     y, grad = (empty_batch_innermost((batch, *there.y_size)) for _ in range(2))
     numbers = sum(sizes)
-    gradients, steps = (torch.empty(spans * numbers, dtype=torch.float32, device="cpu") for spans in (there.spans, 1))
+    gradients, steps = (torch.empty(spans * numbers, dtype=torch.float32, device=CPU) for spans in (there.spans, 1))
     arena = borrow(there.pieces(threads) * there.bytes)
     works = take(there, threads), take(back, threads)  # for this step alone
     frames = works[0].frame, works[1].frame
     parameters = [zeros if each is None else each[0] for each in weights]
     for frame in frames:
         frame[ARENA], frame[STEPS] = arena.data_ptr(), steps.data_ptr()
-        frame[Y], frame[Y_ROW], frame[GRAD], frame[GRAD_ROW] = (
-            y.data_ptr(),
-            y.stride(-1),
-            grad.data_ptr(),
-            grad.stride(-1),
-        )
         # The gradients of all spans are summed in place of the first.
         frame[PARTIAL] = frame[GRADIENTS] = gradients.data_ptr()
-        fill_in(frame, parameters)
+        fill_in(frame, {Y: y, GRAD: grad}, parameters)
     settings, outcome, factors = np.empty(5), np.empty((there.spans, 3)), np.empty((len(records), 2))
-    several = there.spans > 1
-    step = Step(
-        there.address,
-        address(frames[0]),
-        back.address,
-        address(frames[1]),
-        0,
-        there.y_size[0],
-        address(outcome),
-        address(settings),
-        address(records),
-        len(records),
-        address(factors),
-        run_step_spans.address if several else 0,
-        update.address,
-    )
+    passes = there.address, address(frames[0]), back.address, address(frames[1])
+    updated = address(settings), address(records), len(records), address(factors)
+    loops = run_step_spans.address if there.spans > 1 else 0, update.address
+    step = Step(*passes, 0, *there.y_size, address(outcome), *updated, *loops)  # type: ignore[call-arg]
     tensors = [tensor for each in weights if each is not None for tensor in each]
     return _Ready(
         stages=stages,

@@ -44,8 +44,19 @@ def give_back(program: Program, work: Workspace) -> None:
         program.idle.append(work)
 
 
-def fill_in(frame: np.ndarray, parameters: Sequence[torch.Tensor | None]) -> None:
-    """Write the addresses of values and bias of each stage in turn."""
+def fill_in(
+    frame: np.ndarray, tensors: dict[int, torch.Tensor | None], parameters: Sequence[torch.Tensor | None]
+) -> None:
+    """Write addresses into a frame.
+
+    Args:
+        frame: of the pass.
+        tensors: batch-innermost tensors, by the number of their base; the next base is the floats from row to row.
+        parameters: values and bias of each stage in turn.
+    """
+    for base, tensor in tensors.items():
+        if tensor is not None:
+            frame[base], frame[base + 1] = tensor.data_ptr(), tensor.stride(-1)
     for at, parameter in enumerate(parameters, PARAMETERS):
         if parameter is not None:
             frame[at] = parameter.data_ptr()

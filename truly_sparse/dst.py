@@ -240,12 +240,13 @@ class DynamicSparsity(Rewirer):
 
     @override
     def _plans(self) -> dict[str, Plan]:
-        pruned = self._pruned()
-        return {name: self._plan(layer, pruned[name]) for name, layer in self.layers.items()}
+        active = {name: layer.active() for name, layer in self.layers.items()}
+        pruned = self._pruned({name: len(connections) for name, connections in active.items()})
+        return {name: self._plan(layer, active[name], pruned[name]) for name, layer in self.layers.items()}
 
-    def _pruned(self) -> dict[str, torch.Tensor]:
+    def _pruned(self, nnz: dict[str, int]) -> dict[str, torch.Tensor]:
         """Return the positions to prune among each layer's active weights."""
-        scores = {name: _checked_score(self.score(layer), name, layer) for name, layer in self.layers.items()}
+        scores = {name: _checked_score(self.score(layer), name, nnz[name]) for name, layer in self.layers.items()}
         counts = {name: int(self.fraction() * len(score)) for name, score in scores.items()}
         if self.scope == "global":
             lowest = smallest(torch.cat(list(scores.values())), sum(counts.values()))
@@ -255,8 +256,8 @@ class DynamicSparsity(Rewirer):
         rooms = {name: math.prod(self.layers[name].dense_shape) - len(score) for name, score in scores.items()}
         return {name: smallest(score, min(counts[name], rooms[name])) for name, score in scores.items()}
 
-    def _plan(self, layer: SparsifiableLayer, pruned: torch.Tensor) -> Plan:
-        active, count = layer.active(), len(pruned)
+    def _plan(self, layer: SparsifiableLayer, active: torch.Tensor, pruned: torch.Tensor) -> Plan:
+        count = len(pruned)
         keep = torch.ones(len(active), dtype=torch.bool, device=active.device)
         keep[pruned] = False
         grown = self.grow.choose(layer, active, count, self.generator) if count else active[:0]
@@ -351,8 +352,7 @@ class GradualPruning(Rewirer):
         return super()._due(step) or step == self.end  # the final sparsity is reached at any interval
 
 
-def _checked_score(score: torch.Tensor, name: str, layer: SparsifiableLayer) -> torch.Tensor:
-    nnz = len(layer.active())
+def _checked_score(score: torch.Tensor, name: str, nnz: int) -> torch.Tensor:
     if score.shape != (nnz,):
         raise InvalidArgumentError(
             f"the prune rule returned scores of shape {tuple(score.shape)} for {name!r}; "

@@ -18,7 +18,7 @@ from .cpu.stage import Stage
 from .errors import InvalidArgumentError, TrainingError
 from .interface import Carry, SparsifiableLayer
 from .ops import run
-from .positions import check_places, merged
+from .positions import check_places
 from .topology import check_rewiring, check_sparsity, check_values, sample_distinct
 
 # Numbers in one block of gradient_rows: 16 MiB of float32.
@@ -126,15 +126,12 @@ class SparseLayer(SparsifiableLayer):
 
     @override
     def rewire(self, kept: torch.Tensor, grown: torch.Tensor, values: torch.Tensor) -> Carry:
-        stays = check_rewiring(self, kept, grown, values)
+        after, was = check_rewiring(self, kept, grown, values)
         if len(kept) + len(grown) != self.index.nnz:
             raise InvalidArgumentError(
                 f"kept={shown(kept)} and grown={shown(grown)} are {len(kept) + len(grown)} connections; "
                 f"this layer holds exactly {self.index.nnz}, give as many"
             )
-        after, order = merged(kept, grown)
-        # Where the weight of each connection was: at most nnz - 1 if it is kept, else from nnz on.
-        was = torch.cat([stays.nonzero().squeeze(1), torch.arange(len(grown), device=kept.device) + len(stays)])[order]
         self.index = self.build_index(after)
 
         def carry(state: torch.Tensor, fresh: float) -> torch.Tensor:

@@ -25,14 +25,88 @@ def contained(numbers, among, inside):
 
 
 @_loop
-def merge(one, other, both, order):
-    """Write the positions of both lists, and the place of each behind one another."""
-    i, j, n, m = 0, 0, len(one), len(other)
-    for k in range(n + m):
-        if j == m or (i < n and one[i] < other[j]):
-            both[k], order[k], i = one[i], i, i + 1
+def first_wrong(positions, size):
+    """Return where a list is not sorted, distinct and in ``range(size)``; its length if it is."""
+    before = -1
+    for k in range(len(positions)):
+        if not before < positions[k] < size:
+            return k
+        before = positions[k]
+    return len(positions)
+
+
+@_loop
+def rewire(active, kept, grown, after, was):
+    """Write the list that remains and grows, and of each position its place in ``active``, or behind it in ``grown``.
+
+    Returns the place of the first of ``kept`` that is not active, and of the first of ``grown`` that is; -1 for none.
+    """
+    a, j, n, m, end = 0, 0, len(kept), len(grown), len(active)
+    i = 0
+    while i < n or j < m:
+        grows = i == n or (j < m and grown[j] < kept[i])
+        place = grown[j] if grows else kept[i]
+        while a < end and active[a] < place:
+            a += 1
+        found = a < end and active[a] == place
+        if grows:
+            if found:
+                return -1, j
+            after[i + j], was[i + j], j = place, end + j, j + 1
         else:
-            both[k], order[k], j = other[j], n + j, j + 1
+            if not found:
+                return i, -1
+            after[i + j], was[i + j], i = place, a, i + 1
+    return -1, -1
+
+
+@_loop
+def unranked(active, ranks, places):
+    """Write, of the positions that are not in a list, those of the given ranks (sorted)."""
+    a, end = 0, len(active)
+    for k in range(len(ranks)):
+        while a < end and active[a] - a <= ranks[k]:
+            a += 1
+        places[k] = ranks[k] + a
+
+
+@_loop
+def split(positions, inputs, indptr, cols):
+    """Write the columns of positions in a matrix with ``inputs`` columns, and where each row begins."""
+    o = 0
+    for k in range(len(positions)):
+        while positions[k] >= (o + 1) * inputs:
+            o += 1
+            indptr[o] = k
+        cols[k] = positions[k] - o * inputs
+    indptr[o + 1 :] = len(positions)
+
+
+@_loop
+def joined(indptr, cols, inputs, positions):
+    """Write the positions again that ``split`` has split."""
+    for o in range(len(indptr) - 1):
+        for k in range(indptr[o], indptr[o + 1]):
+            positions[k] = o * inputs + cols[k]
+
+
+@_loop
+def by_column(indptr, cols, top, bottom, ends, rows, places):
+    """Sort the entries of rows ``top`` to ``bottom`` by column; those of one column stay in order of their rows.
+
+    Writes the row and the place of each, and where each column ends. ``ends`` holds zeros before.
+    """
+    begin = indptr[top]
+    for k in range(begin, indptr[bottom]):
+        ends[cols[k]] += 1
+    for i in range(len(ends)):
+        count, ends[i] = ends[i], begin
+        begin += count
+    for o in range(top, bottom):
+        for k in range(indptr[o], indptr[o + 1]):
+            at = ends[cols[k]]
+            rows[at], places[at] = o, k
+            ends[cols[k]] = at + 1
 
 
 @_loop

@@ -17,17 +17,22 @@ import torch
 from .arguments import shown
 from .errors import InvalidArgumentError
 
+LARGEST = 2**63 - 1  # of int64
 SAMPLE = 2**14  # scores from which the threshold of a selection is estimated
 
 
 @functools.cache
-def _loops() -> ModuleType | None:
+def loops_or_none() -> ModuleType | None:
     """Return the compiled loops; None where numba is missing or finds no place for what it compiles."""
     try:
         from . import position_loops
     except Exception:  # numba raises several kinds
         return None
     return position_loops
+
+
+def _is_list(flat: object) -> bool:
+    return isinstance(flat, torch.Tensor) and flat.dtype == torch.int64 and flat.dim() == 1 and not flat.is_meta
 
 
 def check_places(name: str, flat: torch.Tensor, shape: Sequence[int]) -> np.ndarray:
@@ -41,7 +46,7 @@ def check_places(name: str, flat: torch.Tensor, shape: Sequence[int]) -> np.ndar
     Raises:
         InvalidArgumentError: wrong dtype or dimension, or out of range.
     """
-    if not isinstance(flat, torch.Tensor) or flat.dtype != torch.int64 or flat.dim() != 1 or flat.is_meta:
+    if not _is_list(flat):
         what = f"{flat.dtype} {tuple(flat.shape)} on {flat.device}" if isinstance(flat, torch.Tensor) else shown(flat)
         raise InvalidArgumentError(f"{name} are {what}; give a one-dimensional int64 tensor.")
     positions = flat.detach().cpu().numpy()
@@ -58,6 +63,11 @@ def check_connections(name: str, flat: torch.Tensor, shape: Sequence[int]) -> np
     Raises:
         InvalidArgumentError: wrong dtype or dimension, out of range, unsorted or duplicate.
     """
+    loops, size = loops_or_none(), math.prod(shape)
+    if loops is not None and _is_list(flat) and size <= LARGEST:
+        positions = flat.detach().numpy(force=True)
+        if loops.first_wrong(positions, size) == len(positions):
+            return positions
     positions = check_places(name, flat, shape)
     wrong = np.flatnonzero(positions[1:] <= positions[:-1])
     if len(wrong):
@@ -78,7 +88,7 @@ def contained(numbers: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
         bool ``[n]``.
     """
     ours, theirs = numbers.numpy(force=True), among.numpy(force=True)
-    loops = _loops()
+    loops = loops_or_none()
     if loops is None:
         inside = np.isin(ours, theirs, assume_unique=True)
     else:
@@ -87,26 +97,60 @@ def contained(numbers: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(inside).to(numbers.device)
 
 
-def merged(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Merge two lists that have no position in common.
+def rewired(active: torch.Tensor, kept: torch.Tensor, grown: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Replace a list by the part of it that is kept, together with new positions.
 
     Args:
-        one: ``[n]``.
-        other: ``[m]``.
+        active: ``[n]``.
+        kept: a part of it, ``[k]``.
+        grown: positions outside of it, ``[g]``.
 
     Returns:
-        All positions, ``[n + m]``, and the place of each in ``torch.cat([one, other])``.
+        The new list, ``[k + g]``, and where each of its positions was in ``torch.cat([active, grown])``.
+
+    Raises:
+        InvalidArgumentError: a kept position is not active, or a grown one is.
     """
-    ours, theirs = one.numpy(force=True), other.numpy(force=True)
-    loops = _loops()
-    if loops is None:
-        both = np.concatenate([ours, theirs])
-        order = np.argsort(both, kind="stable")
-        both = both[order]
+    ours, stay, come = (numbers.numpy(force=True) for numbers in (active, kept, grown))
+    after, was = np.empty((2, len(stay) + len(come)), np.int64)
+    loops = loops_or_none()
+    if loops is not None:
+        lost, there = loops.rewire(ours, stay, come, after, was)
     else:
-        both, order = np.empty((2, len(ours) + len(theirs)), np.int64)
-        loops.merge(ours, theirs, both, order)
-    return torch.from_numpy(both).to(one.device), torch.from_numpy(order).to(one.device)
+        places = np.searchsorted(ours, stay)
+        found = np.isin(stay, ours, assume_unique=True), np.isin(come, ours, assume_unique=True)
+        lost, there = (int(np.argmax(wrong)) if wrong.any() else -1 for wrong in (~found[0], found[1]))
+        order = np.argsort(np.concatenate([stay, come]), kind="stable")
+        after[:], was[:] = (
+            part[order]
+            for part in (
+                np.concatenate([stay, come]),
+                np.concatenate([places, len(ours) + np.arange(len(come))]),
+            )
+        )
+    if lost >= 0:
+        raise InvalidArgumentError(f"kept: {stay[lost]} is not active; keep others")
+    if there >= 0:
+        raise InvalidArgumentError(f"grown: {come[there]} is already active; grow others")
+    return torch.from_numpy(after).to(active.device), torch.from_numpy(was).to(active.device)
+
+
+def unranked(active: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
+    """Return, of the positions that are not in a list, those of the given ranks.
+
+    Args:
+        active: ``[n]``.
+        ranks: int64 ``[m]``, sorted: 0 for the first position outside of ``active``, and so on.
+    """
+    ours, wanted = active.numpy(force=True), ranks.numpy(force=True)
+    loops = loops_or_none()
+    if loops is None:
+        # Before active[i] lie active[i] - i positions of others: the wanted ones come after all with as many or fewer.
+        places = wanted + np.searchsorted(ours - np.arange(len(ours)), wanted, side="right")
+    else:
+        places = np.empty_like(wanted)
+        loops.unranked(ours, wanted, places)
+    return torch.from_numpy(places).to(active.device)
 
 
 def largest(score: torch.Tensor, count: int) -> torch.Tensor:
@@ -188,7 +232,7 @@ def _estimate(numbers: np.ndarray, count: int) -> float:
 
 def _at_least(numbers: np.ndarray, outside: np.ndarray, bound: float) -> tuple[np.ndarray, np.ndarray]:
     """Return positions and magnitudes of the numbers, not in ``outside``, that reach the bound or are not finite."""
-    loops = _loops()
+    loops = loops_or_none()
     if loops is not None and numbers.dtype == np.float32:
         room = np.empty(len(numbers), np.int64)
         count = loops.at_least(numbers.view(np.int32), outside, np.float32(bound).view(np.int32), room)

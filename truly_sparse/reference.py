@@ -178,10 +178,12 @@ def before_activation(
     if winners is None:
         return grad if y is None else grad.masked_fill(y <= 0, 0)
     height, width = cast(tuple[int, int], input_size)
-    full = grad.new_zeros(len(grad), index.shape[0], *cast(ConvIndex, index).output_size(height, width))
+    rows, columns = 2 * grad.shape[2], 2 * grad.shape[3]
+    size = cast(ConvIndex, index).output_size(height, width)
+    new = grad.new_empty if size == (rows, columns) else grad.new_zeros  # pooling drops an odd last row or column
+    full = new(len(grad), index.shape[0], *size)
     for n in range(4):  # no pixel is winner 4: there ReLU stopped the gradient
-        pixels = full[:, :, n // 2 : grad.shape[2] * 2 : 2, n % 2 : grad.shape[3] * 2 : 2]
-        pixels.copy_(grad.where(winners == n, 0))
+        full[:, :, n // 2 : rows : 2, n % 2 : columns : 2] = grad * (winners == n)
     return full
 
 

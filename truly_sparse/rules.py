@@ -12,10 +12,9 @@ import torch
 from .arguments import check_count, is_dense, require, shown
 from .errors import InvalidArgumentError, TrainingError
 from .interface import SparsifiableLayer
-from .positions import Largest, check_connections, largest
+from .positions import LARGEST, Largest, check_connections, largest, unranked
 from .topology import sample_distinct
 
-LARGEST = 2**63 - 1  # of int64
 CANDIDATES = 4  # random candidates per connection to grow, in sampled gradient growth
 
 PruneScore: TypeAlias = Callable[[SparsifiableLayer], torch.Tensor]
@@ -76,10 +75,7 @@ def random_grow(active: torch.Tensor, size: int, count: int, generator: torch.Ge
     check_connections("active", active, (size,))
     _check_count(count, size - len(active), "inactive connections")
     ranks = sample_distinct(size - len(active), count, generator).to(active.device)
-    # gaps_before[i] inactive connections lie below active[i]. The inactive one of rank r lies after every active[i]
-    # with gaps_before[i] <= r, so its flat index is r plus their number.
-    gaps_before = active - torch.arange(len(active), device=active.device)
-    return ranks + torch.searchsorted(gaps_before, ranks, right=True)
+    return unranked(active, ranks)
 
 
 def gradient_grow(gradient_rows: Iterable[torch.Tensor], active: torch.Tensor, count: int) -> torch.Tensor:
@@ -105,7 +101,12 @@ def gradient_grow(gradient_rows: Iterable[torch.Tensor], active: torch.Tensor, c
         if not is_dense(block) or not block.is_floating_point() or block.is_meta:
             raise InvalidArgumentError(f"gradient_rows yields {shown(block)}; give dense blocks of floating numbers")
         _refuse(best.add(block))
-    require(not len(active) or active[-1] < best.start, "active", active, f"gradient_rows has {best.start} places")
+    require(
+        not len(active) or active[-1] < best.start,
+        "active",
+        active,
+        f"gradient_rows has {best.start} places; use lower ones",
+    )
     _check_count(count, best.start - len(active), "inactive connections")
     return torch.from_numpy(best.places).to(active.device)
 

@@ -13,7 +13,7 @@ from torch import nn
 from .arguments import check_choice, check_count, check_memory, require, shown
 from .errors import InvalidArgumentError
 from .interface import SparsifiableLayer, weight_layers, weight_shape
-from .positions import check_connections, check_places, contained
+from .positions import check_connections, check_places, rewired
 
 SCHEMES = ("uniform", "er", "erk")
 
@@ -201,11 +201,11 @@ def to_connections(mask: torch.Tensor) -> torch.Tensor:
 
 def check_rewiring(
     layer: SparsifiableLayer, kept: torch.Tensor, grown: torch.Tensor, values: torch.Tensor
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Check the arguments of :meth:`SparsifiableLayer.rewire` before a layer changes anything.
 
     Returns:
-        Which of the layer's active connections are kept: bool ``[nnz]``.
+        The new list of active connections, and where each was in ``torch.cat([active, grown])``.
 
     Raises:
         InvalidArgumentError: connections that are not sorted, unique, int64 and in range; kept ones that are not
@@ -214,17 +214,12 @@ def check_rewiring(
     active = layer.active()
     for name, connections in (("kept", kept), ("grown", grown)):
         check_connections(name, connections, layer.dense_shape)
-    stays = contained(active, kept)
-    if int(stays.sum()) != len(kept):
-        raise InvalidArgumentError(f"kept: {int(kept[~contained(kept, active)][0])} is not active; keep others")
-    wrong = contained(grown, active)
-    if wrong.any():
-        raise InvalidArgumentError(f"grown: {int(grown[wrong][0])} is already active; grow others")
+    changed = rewired(active, kept, grown)
     if values.shape != grown.shape or values.is_meta:
         raise InvalidArgumentError(
             f"values are {tuple(values.shape)} on {values.device} for {len(grown)} grown connections; give one for each"
         )
-    return stays
+    return changed
 
 
 def check_values(values: torch.Tensor, count: int) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 import truly_sparse as engine
 import tutorial_lib as lib
-from truly_sparse import InvalidArgumentError, reference, rules, topology
+from truly_sparse import InvalidArgumentError, positions, reference, rules, topology
 from truly_sparse.cpu import chain as cpu
 from truly_sparse.cpu import index, memory
 from truly_sparse.cpu.stage import Stage
@@ -216,7 +216,7 @@ CALLS = {
     "to_mask of none": Call(lambda connections: topology.to_mask(connections, (3, 4)), {"connections": ACTIVE[:0]}),
     "to_connections": Call(topology.to_connections, {"mask": MASK}),
     "to_connections of none": Call(topology.to_connections, {"mask": MASK[:0]}),
-    "contained": Call(topology.contained, {"numbers": torch.tensor([7, 1, 7]), "among": ACTIVE}),
+    "contained": Call(positions.contained, {"numbers": torch.tensor([1, 4, 7]), "among": ACTIVE}),
     "magnitude_prune": Call(lambda values: rules.magnitude_prune(values, 2), {"values": VALUES}, ("values",)),
     "random_grow": Call(
         lambda active: rules.random_grow(active, 12, 3, torch.Generator().manual_seed(0)), {"active": ACTIVE}
@@ -480,7 +480,7 @@ ALIASES = (
     input_is_weight,
     train_is_test,
     one_tensor_for_all,
-    lambda share: topology.contained(ACTIVE, ACTIVE if share else ACTIVE.clone()),
+    lambda share: positions.contained(ACTIVE, ACTIVE if share else ACTIVE.clone()),
     lambda share: rules.gradient_grow([X] * 2 if share else [X, X.clone()], ACTIVE, 3),
     lambda share: viz.mask_states(MASK.numpy(), MASK.numpy() if share else MASK.numpy().copy()),
     lambda share: reference.linear_backward(X[:, :3], X if share else X.clone(), None, VALUES, LINEAR),

@@ -22,7 +22,7 @@ import numba
 import torch
 
 from ..errors import InvalidArgumentError
-from ..positions import Largest, contained, merged
+from ..positions import Largest, contained, rewired, unranked
 from ..progress import progress_stream
 from .entry import checked_parameters, readable, use_threads
 from .index import LinearIndex
@@ -139,7 +139,8 @@ def warmup() -> float:
     weights = [tuple(torch.ones(4, 1, dtype=torch.float32, device=CPU)), None]
     settings = (0.1, 0.9, 0.99, 1e-8, 1.0)
     Trainer().step(torch.zeros(1, 1, dtype=torch.float32, device=CPU), one, [_smallest()], weights, settings)
-    merged(one, one + 1)
+    rewired(one, one, one + 1)
+    unranked(one, one)
     contained(one, one)
     Largest(1, one[:0]).add(torch.ones(1, dtype=torch.float32, device=CPU))
     seconds = time.perf_counter() - began

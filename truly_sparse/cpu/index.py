@@ -16,7 +16,7 @@ import torch
 
 from ..arguments import check_count, pair, require, shown
 from ..errors import InvalidArgumentError
-from ..positions import check_connections
+from ..positions import check_connections, loops_or_none
 
 MOST = 2**32  # weights of a layer; kernels store their numbers in 4 bytes
 CHUNKS = 64  # pieces of work with equal numbers of nonzeros; fixed, so that results do not depend on the threads
@@ -92,26 +92,22 @@ class LinearIndex(_Index):
             raise InvalidArgumentError(f"shape={shown(shape)} of a linear layer's weight; give integers (out, in).")
         shape = int(shape[0]), int(shape[1])
         positions = _checked(flat, shape)
-        indptr = np.searchsorted(positions, np.arange(shape[0] + 1) * shape[1])
         nnz, inputs = len(positions), shape[1]
+        indptr, cols = _split(positions, shape)
         blocks = max(1, min(nnz // BLOCK, nnz // (RUN * max(inputs, 1))))
-        cols: np.ndarray = np.empty(nnz, _unsigned(inputs))
-        np.remainder(positions, max(inputs, 1), out=cols, casting="unsafe")  # needs no array of wider numbers
         t_rows: np.ndarray = np.empty(nnz, _unsigned(shape[0]))
         t_perm = np.empty(nnz, np.uint32)
-        sizes = np.empty((blocks, inputs), np.int64)  # weights of each block and input
+        ends = np.zeros((blocks, inputs), np.int64)  # where the weights of each block and input end
         borders = np.searchsorted(indptr, np.linspace(0, nnz, blocks + 1))  # of the outputs of each block
         for block, (top, bottom) in enumerate(itertools.pairwise(borders)):
-            first, last = indptr[top], indptr[bottom]
-            order = _stable_order(cols[first:last])
-            rows = np.repeat(np.arange(top, bottom, dtype=t_rows.dtype), np.diff(indptr[top : bottom + 1]))
-            t_rows[first:last], t_perm[first:last] = rows[order], order + first
-            sizes[block] = np.bincount(cols[first:last], minlength=inputs)
+            _sort_by_column(indptr, cols, top, bottom, ends[block], t_rows, t_perm)
+        t_indptr = np.concatenate([[0], ends.reshape(-1)])
+        sizes = np.diff(t_indptr).reshape(blocks, inputs)
         return cls(
             shape,
-            indptr.astype(np.int64),
+            indptr,
             cols,
-            np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+            t_indptr,
             t_rows,
             t_perm,
             _chunks(indptr),
@@ -145,8 +141,12 @@ class LinearIndex(_Index):
 
     def flat(self) -> torch.Tensor:
         """Return the flat positions: int64 ``[nnz]``, sorted (computed, not stored)."""
-        rows = np.repeat(np.arange(self.shape[0]), np.diff(self.indptr).astype(np.int64))
-        return torch.from_numpy(rows * self.shape[1] + self.cols.astype(np.int64))
+        loops, positions = loops_or_none(), np.empty(self.nnz, np.int64)
+        if loops is None:
+            positions[:] = np.repeat(np.arange(self.shape[0]), np.diff(self.indptr)) * self.shape[1] + self.cols
+        else:
+            loops.joined(self.indptr, self.cols, self.shape[1], positions)
+        return torch.from_numpy(positions)
 
     def coordinates(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Return rows and columns as int64 tensors ``[nnz]`` on a device, for ``reference.py``; cached."""
@@ -294,6 +294,40 @@ def _is_taps(array: np.ndarray, nnz: int, sizes: tuple[int, ...]) -> bool:
     if array.dtype != np.int32 or array.shape != (nnz, 3):
         return False
     return bool((array.min(0, initial=0) >= 0).all() and (array.max(0, initial=-1) < sizes).all())
+
+
+def _split(positions: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return where each row begins, and the columns."""
+    rows, inputs = shape
+    loops = loops_or_none()
+    cols: np.ndarray = np.empty(len(positions), _unsigned(inputs))
+    if loops is None:
+        np.remainder(positions, max(inputs, 1), out=cols, casting="unsafe")  # needs no array of wider numbers
+        return np.searchsorted(positions, np.arange(rows + 1) * inputs), cols
+    indptr = np.zeros(rows + 1, np.int64)
+    loops.split(positions, inputs, indptr, cols)
+    return indptr, cols
+
+
+def _sort_by_column(
+    indptr: np.ndarray,
+    cols: np.ndarray,
+    top: int,
+    bottom: int,
+    ends: np.ndarray,
+    t_rows: np.ndarray,
+    t_perm: np.ndarray,
+) -> None:
+    """Write row and place of the weights of rows ``top`` to ``bottom``, by column, and where each column ends."""
+    loops = loops_or_none()
+    if loops is not None:
+        loops.by_column(indptr, cols, top, bottom, ends, t_rows, t_perm)
+        return
+    first, last = indptr[top], indptr[bottom]
+    order = _stable_order(cols[first:last])
+    rows = np.repeat(np.arange(top, bottom, dtype=t_rows.dtype), np.diff(indptr[top : bottom + 1]))
+    t_rows[first:last], t_perm[first:last] = rows[order], order + first
+    ends[:] = first + np.cumsum(np.bincount(cols[first:last], minlength=len(ends)))
 
 
 def _unsigned(size: int) -> type:

@@ -38,6 +38,7 @@ from tutorial_lib import (
     save_result,
     storage_bytes,
     to_csr,
+    torch_csr,
     viz,
 )
 
@@ -172,7 +173,7 @@ def linear_layer(
     sparse = SparseLinear(width, width, sparsity=sparsity, relu=True)
     weight = nn.Parameter(sparse.to_dense())
     bias = nn.Parameter(sparse.bias.detach().clone())
-    csr, csr_t = weight.detach().to_sparse_csr(), weight.detach().T.contiguous().to_sparse_csr()
+    csr, csr_t = torch_csr(weight), torch_csr(weight.T)
     csr_values = nn.Parameter(csr.values().clone())
     plain, upstream = torch.randn(batch, width), torch.randn(batch, width)
     by_feature, innermost = plain.T.contiguous(), to_batch_innermost(plain)
@@ -200,14 +201,14 @@ def linear_layer(
             y.backward(g_innermost)
         return y
 
-    def torch_csr() -> torch.Tensor:
+    def csr_layer() -> torch.Tensor:
         x = by_feature.detach().requires_grad_(backward)
         y = CSRProduct.apply(x, csr_values, bias, csr, csr_t)
         if backward:
             y.backward(g_by_feature)
         return y.T
 
-    candidates = {"dense": dense, "Dense+Mask": masked, "torch CSR": torch_csr, OURS: ours}
+    candidates = {"dense": dense, "Dense+Mask": masked, "torch CSR": csr_layer, OURS: ours}
     if with_sparselab and importlib.util.find_spec("sparselab"):
         candidates["sparselab"] = sparselab_layer(weight.detach(), bias, plain, upstream if backward else None)
     if backward:

@@ -17,7 +17,7 @@ from .cpu.index import MOST, ConvIndex, LinearIndex
 from .cpu.stage import Stage
 from .errors import InvalidArgumentError, TrainingError
 from .interface import Carry, SparsifiableLayer
-from .ops import run
+from .ops import run, values_gradient
 from .positions import check_places
 from .topology import check_rewiring, check_sparsity, check_values, sample_distinct
 
@@ -254,13 +254,13 @@ class SparseLinear(SparseLayer):
     def gradient_at(self, connections: torch.Tensor) -> torch.Tensor:
         batches = self._batches()
         check_places("connections", connections, self.dense_shape)
-        step = max(1, GRADIENT_BLOCK // max(1, *(len(x) for x, _ in batches)))
-        parts = []
-        for first in range(0, max(1, len(connections)), step):
-            part = connections[first : first + step]
-            rows, columns = part // self.in_features, part % self.in_features
-            parts.append(reduce(torch.add, [(grad.t()[rows] * x.t()[columns]).sum(1) for x, grad in batches]))
-        return torch.cat(parts)
+        # The gradient of a layer that has these connections, whatever its weights are.
+        places, inverse = connections, None
+        if (connections[1:] <= connections[:-1]).any():
+            places, inverse = connections.unique(return_inverse=True)
+        stages = [Stage(self.build_index(places))]
+        found = reduce(torch.add, [values_gradient(x, grad, stages) for x, grad in batches])
+        return found if inverse is None else found[inverse]
 
     @override
     def to_dense_layer(self) -> nn.Module:

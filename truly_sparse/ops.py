@@ -79,3 +79,17 @@ def run(
     if torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in (x, *parameters)]):
         return _Chain.apply(x, stages, recorders, *parameters)
     return kernels_for(x).forward(x, stages, parameters)[0]
+
+
+def values_gradient(x: torch.Tensor, grad: torch.Tensor, stages: Sequence[Stage]) -> torch.Tensor:
+    """Return the gradient of the values of a single layer: ``[nnz]``.
+
+    Args:
+        x: the layer's input.
+        grad: the gradient of its result, before ReLU and pooling.
+        stages: the layer, without ReLU and pooling.
+    """
+    kernels, parameters = kernels_for(x), (x.new_zeros(stages[0].index.nnz), None)
+    _, passed = kernels.forward(x, stages, parameters, remember=True)
+    gradients: Sequence[torch.Tensor] = kernels.backward(grad, passed, stages, parameters, need_input=False).parameters
+    return gradients[0]

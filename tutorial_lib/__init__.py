@@ -4,7 +4,7 @@ from . import exercises, referee_plots, viz
 from .bench import Benchmark, benchmark, load_result, save_result
 from .checkpoint import load_checkpoint, save_checkpoint
 from .cost import multiply_adds, storage_bytes
-from .csr import to_csr
+from .csr import to_csr, torch_csr
 from .data import Digits, load_data
 from .exercises.predictions import Prediction, ask, reconcile
 from .masked import MaskedConv2d, MaskedLinear, mask_model, sparsity_report
@@ -47,5 +47,6 @@ __all__ = [
     "storage_bytes",
     "to_csr",
     "topology_player",
+    "torch_csr",
     "viz",
 ]

@@ -19,6 +19,16 @@ from truly_sparse.topology import to_mask
 BACKENDS = ("torch", "scipy")
 
 
+def torch_csr(matrix: torch.Tensor) -> torch.Tensor:
+    """Return a matrix ``[out, in]`` as torch's CSR tensor with 4-byte indices, which its products read fastest.
+
+    Its best layout for the other factor is feature-major, ``[in, B]``.
+    """
+    csr = matrix.detach().to_sparse_csr()
+    indices = csr.crow_indices().to(torch.int32), csr.col_indices().to(torch.int32)
+    return torch.sparse_csr_tensor(*indices, csr.values(), csr.shape, check_invariants=False)
+
+
 class CSRProduct(nn.Module):
     """A matrix in compressed sparse row (CSR) form: row pointers, column indices and values; no dense weight.
 

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import shutil
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from bound import seconds_to_read
+from one_layer import OURS, linear_layer
+from overheads import LONG, SHORT, Scale, judge_into, overheads, verdict
 from torch import nn
 from tqdm import tqdm
 
@@ -38,13 +38,11 @@ from tutorial_lib import (
     save_result,
     storage_bytes,
     to_csr,
-    torch_csr,
     viz,
 )
 
 FOLDED = "dense eager = Dense+Mask folded"  # the mask multiplied in once and for all leaves a plain dense network
 DENSE = (FOLDED, "dense channels_last", "dense compiled")
-OURS = "truly sparse (this project)"
 IN_TORCH = "truly sparse, in torch's loop"
 
 
@@ -59,6 +57,7 @@ class Size:
     batches: tuple[int, ...]
     nnz: tuple[int, ...]
     giant: tuple[int, int, int]  # features, nonzeros, steps
+    overheads: Scale
 
 
 FULL = Size(
@@ -69,9 +68,17 @@ FULL = Size(
     batches=(16, 64, 256),
     nnz=(10**4, 10**5, 10**6, 10**7),
     giant=(200_000, 10**7, 100),
+    overheads=LONG,
 )
 QUICK = Size(
-    runs=3, epochs=1, train_size=1000, widths=(128,), batches=(16,), nnz=(10**4, 10**5), giant=(10_000, 10**5, 5)
+    runs=3,
+    epochs=1,
+    train_size=1000,
+    widths=(128,),
+    batches=(16,),
+    nnz=(10**4, 10**5),
+    giant=(10_000, 10**5, 5),
+    overheads=SHORT,
 )
 SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.995)
 
@@ -137,104 +144,6 @@ def training_step(masked: nn.Module, x: torch.Tensor, y: torch.Tensor, size: Siz
     step = TrainingStep(ours, torch.optim.Adam(ours.parameters(), lr=1e-4, fused=True))
     rows = steppers | {OURS: lambda: step(x, y)[0], IN_TORCH: steppers[OURS]}
     return benchmark(rows, runs=size.runs, warmup=5, tolerance=1e-3)
-
-
-class CSRProduct(torch.autograd.Function):
-    """A linear layer with ReLU by torch's CSR products, as well as they can be put together; feature-major.
-
-    The transposed weight is given, although training would have to build it anew in each step.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, values: torch.Tensor, bias: torch.Tensor, csr: Any, csr_t: Any) -> Any:
-        """Map ``[in, B]`` to ``[out, B]``."""
-        y = torch.addmm(bias[:, None], csr, x).relu_()
-        ctx.save_for_backward(x, y)
-        ctx.csr, ctx.csr_t = csr, csr_t
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        """Return the gradients of input, nonzeros and bias."""
-        x, y = ctx.saved_tensors
-        grad = grad * (y > 0)
-        of_values = torch.sparse.sampled_addmm(ctx.csr, grad, x.t(), beta=0).values()
-        return ctx.csr_t @ grad, of_values, grad.sum(1), None, None
-
-
-def linear_layer(
-    width: int, batch: int, sparsity: float, runs: int, backward: bool, with_sparselab: bool = False
-) -> Benchmark:
-    """Time one square layer with ReLU, forward or forward and backward, for all who have such a layer.
-
-    Each gets its input in the layout it likes best; sparselab's is batch first, as its users have it.
-    """
-    torch.manual_seed(0)
-    sparse = SparseLinear(width, width, sparsity=sparsity, relu=True)
-    weight = nn.Parameter(sparse.to_dense())
-    bias = nn.Parameter(sparse.bias.detach().clone())
-    csr, csr_t = torch_csr(weight), torch_csr(weight.T)
-    csr_values = nn.Parameter(csr.values().clone())
-    plain, upstream = torch.randn(batch, width), torch.randn(batch, width)
-    by_feature, innermost = plain.T.contiguous(), to_batch_innermost(plain)
-    g_by_feature, g_innermost = upstream.T.contiguous(), to_batch_innermost(upstream)
-    mask = (weight.detach() != 0).float()
-
-    def dense() -> torch.Tensor:
-        x = plain.detach().requires_grad_(backward)
-        y = F.relu(F.linear(x, weight, bias))
-        if backward:
-            y.backward(upstream)
-        return y
-
-    def masked() -> torch.Tensor:
-        x = plain.detach().requires_grad_(backward)
-        y = F.relu(F.linear(x, weight * mask, bias))
-        if backward:
-            y.backward(upstream)
-        return y
-
-    def ours() -> torch.Tensor:
-        x = innermost.detach().requires_grad_(backward)
-        y = sparse(x)
-        if backward:
-            y.backward(g_innermost)
-        return y
-
-    def csr_layer() -> torch.Tensor:
-        x = by_feature.detach().requires_grad_(backward)
-        y = CSRProduct.apply(x, csr_values, bias, csr, csr_t)
-        if backward:
-            y.backward(g_by_feature)
-        return y.T
-
-    candidates = {"dense": dense, "Dense+Mask": masked, "torch CSR": csr_layer, OURS: ours}
-    if with_sparselab and importlib.util.find_spec("sparselab"):
-        candidates["sparselab"] = sparselab_layer(weight.detach(), bias, plain, upstream if backward else None)
-    if backward:
-        return benchmark(candidates, runs=runs, warmup=5, tolerance=1e-3)
-    with torch.no_grad():
-        return benchmark(candidates, runs=runs, warmup=5, tolerance=1e-3)
-
-
-def sparselab_layer(
-    weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor, upstream: torch.Tensor | None
-) -> Callable[[], torch.Tensor]:
-    """Return a call of sparselab's layer with this weight; with ``upstream``, of its backward pass too."""
-    import sparselab
-
-    layer = sparselab.SparseLinear(weight.shape[1], weight.shape[0], sparsity=0.5)
-    layer._csr = sparselab.layout.from_dense(weight)  # its constructor draws a topology and takes none
-    layer._values = nn.Parameter(torch.from_numpy(np.asarray(layer._csr.values)))
-    layer.bias = nn.Parameter(bias.detach().clone())
-
-    def call() -> torch.Tensor:
-        y = F.relu(layer(x.detach().requires_grad_(upstream is not None)))
-        if upstream is not None:
-            y.backward(upstream)
-        return y
-
-    return call
 
 
 def whole_training(data: Digits, size: Size) -> dict[str, float]:
@@ -355,13 +264,8 @@ def break_evens(rows: list[dict[str, float]]) -> pd.DataFrame:
     return pd.DataFrame(table).T
 
 
-def verdict(run: Benchmark, rivals: tuple[str, ...]) -> float:
-    """Return how many times faster this project is than the fastest of the rivals that were measured."""
-    return min(run.median(name) for name in rivals if name in run.seconds) / run.median(OURS)
-
-
 def main() -> None:
-    """Measure, print, and unless quick write ``figures/bench.json`` and ``bench_crossover.json``."""
+    """Measure, print, and unless quick write ``figures/bench.json`` and two more with names that begin so."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes; writes nothing")
     size = QUICK if parser.parse_args().quick else FULL
@@ -371,10 +275,7 @@ def main() -> None:
     targets: list[dict[str, str | float | bool]] = []
     timings: dict[str, dict[str, list[float]]] = {}
 
-    def judge(work: str, measured: float, to_reach: float, unit: str = "×", most: bool = False) -> None:
-        reached = measured <= to_reach if most else measured >= to_reach
-        aim = f"{'≤' if most else '≥'} {to_reach:g} {unit}"
-        targets.append({"work": work, "measured": round(measured, 3), "to reach": aim, "reached": reached})
+    judge = judge_into(targets)
 
     def note(name: str, run: Benchmark, aims: dict[str, tuple[float, tuple[str, ...]]]) -> None:
         timings[name] = run.seconds
@@ -422,6 +323,7 @@ def main() -> None:
     judge(f"{size.giant[0]:,}² layer, peak of its process", giant["peak GB"], 2, "GB", most=True)
     memory = peak_memory()
     print(f"peak MB of a process that trains, before and after: {memory}")
+    around = overheads(size.overheads, data)
     rows = crossover(size)
     print(f"\nfaster than dense from this sparsity on (width, batch)\n{break_evens(rows).to_string()}")
     print(f"\n{pd.DataFrame(targets).round(2).to_string(index=False)}")
@@ -438,6 +340,7 @@ def main() -> None:
             "targets": targets,
         }
         save_result("bench", values, command="make bench", seed=0, data=data)
+        save_result("bench_overheads", around, command="make bench", seed=0, data=data)
         save_result("bench_crossover", {"milliseconds": rows}, command="make bench", seed=0)
 
 

@@ -121,7 +121,7 @@ def call_path() -> dict[str, float]:
     layer, x = SparseLinear(64, 64, sparsity=0.95), torch.randn(8, 64)
     stages, parameters = stages_of((layer,)), parameters_of((layer,))
     prepared = program.forward_program(stages, x, False, remember=False)
-    work, y = workspace.take(prepared, entry.use_threads()), prepared.empty_result(8)
+    work, y = workspace.take(prepared, entry.use_threads()), prepared.empty_result()
 
     def use_workspace() -> None:
         workspace.give_back(prepared, workspace.take(prepared, work.threads))
@@ -134,7 +134,7 @@ def call_path() -> dict[str, float]:
         "entry.checked_parameters": lambda: entry.checked_parameters(stages, parameters, with_bias=True),
         "program.forward_program: find the program": lambda: program.forward_program(stages, x, False, remember=False),
         "entry.use_threads": entry.use_threads,
-        "Program.empty_result: make the result": lambda: prepared.empty_result(8),
+        "Program.empty_result: make the result": prepared.empty_result,
         "workspace.take, give_back": use_workspace,
         "workspace.fill_in: write the addresses": lambda: workspace.fill_in(
             work.frame, {program.X: x, program.Y: y}, parameters
@@ -258,10 +258,10 @@ print(first, time.perf_counter() - start)
 """
 
 
-def first_compile() -> dict[str, float]:
+def first_compile(programs: tuple[str, ...] = ("notebooks", "all")) -> dict[str, float]:
     """Return seconds from an empty cache: a layer's first result, what notebooks 05 and 07 use, all kernels."""
     result = {}
-    for what in ("notebooks", "all"):
+    for what in programs:
         with tempfile.TemporaryDirectory() as cache:
             command, variables = [sys.executable, "-c", FIRST, what], os.environ | {"NUMBA_CACHE_DIR": cache}
             done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)

@@ -12,6 +12,7 @@ import functools
 import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from tutorial_lib.project import FIGURES, ROOT
 
 README = ROOT / "README.md"
 GUIDE = ROOT / "docs" / "instructor-guide.md"
+BENCHMARKS = ROOT / "docs" / "benchmarks.md"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TO_RUN = re.compile(r"\d+ seconds to run \(measured: quick profile, two cores\)")
 # Minutes of talk, reading and exercises that a lecturer plans; the minutes of running come from measurement.
@@ -52,6 +54,13 @@ SURVIVED = {
 }
 
 OURS = "truly sparse (this project)"  # its name in figures/bench.json
+PRODUCTS = ("dense", "torch CSR", "ours")
+UNFUSED = ("dense channels_last", "as it comes", "fused")
+COMPILED = {
+    "first result": "first result of a sparse layer",
+    "notebooks": "what notebooks 05 and 07 use",
+    "all": "all kernels",
+}
 # Which published row says the same as one of ours.
 PUBLISHED_ROWS = {"Dense+Mask": "Dense+Mask (CPU)", "torch CSR": "Truly sparse CSR (CPU)"}
 
@@ -118,6 +127,60 @@ def answer_table() -> str:
     return markdown(
         ["95% sparse, 2 CPU threads", "measured", "aimed at", "reached"], rows or [["all", NOT_MEASURED, "", ""]]
     )
+
+
+def overheads_table() -> str:
+    """Return what surrounds the arithmetic beside what was aimed at."""
+    rows = [
+        [row["work"], f"{row['measured']:.3g}", row["to reach"], _yes(row["reached"])] for row in _overheads("targets")
+    ]
+    return markdown(["95% sparse, 2 CPU threads", "measured", "aimed at", "reached"], rows)
+
+
+def products_table() -> str:
+    """Return microseconds of the bare product by size and batch: dense / torch CSR / this project."""
+    table = pd.DataFrame(_overheads("products"), columns=["size", "batch", *PRODUCTS])
+    rows = []
+    for size, part in table.groupby("size"):
+        rows.append([f"{size}²", *(" / ".join(f"{row[n]:.0f}" for n in PRODUCTS) for row in part.to_dict("records"))])
+    batches = sorted(set(table["batch"]))
+    return markdown(["µs: dense / torch CSR / ours", *(f"batch {batch}" for batch in batches)], rows)
+
+
+def calls_table() -> str:
+    """Return microseconds of a small layer's call beside torch's own layer."""
+    rows = [[name, f"{of['torch']:.1f}", f"{of['ours']:.1f}"] for name, of in dict(_overheads("calls")).items()]
+    return markdown(["a small layer, µs a call", "torch's dense layer", "ours"], rows)
+
+
+def path_table() -> str:
+    """Return microseconds of each part of a call."""
+    rows = [[name, f"{us:.2f}"] for name, us in dict(_overheads("call_path")).items()]
+    return markdown(["SparseLinear(64, 64), 8 samples, no gradients", "µs"], rows)
+
+
+def rewirings_table() -> str:
+    """Return milliseconds of the steps around a rewiring."""
+    columns = ("plain step", "step before", "rewiring", "step after", "costs")
+    rows = [[name, *(f"{of[column]:.2f}" for column in columns)] for name, of in dict(_overheads("rewirings")).items()]
+    return markdown(["growth rule, ms", *columns[:-1], "costs in all"], rows)
+
+
+def unfused_table() -> str:
+    """Return milliseconds of the tutorial's CNN as ``sparsify`` leaves it."""
+    rows = [[work, *(f"{of[name]:.2f}" for name in UNFUSED)] for work, of in dict(_overheads("unfused")).items()]
+    return markdown(["the tutorial's CNN, ERK, ms", *UNFUSED], rows)
+
+
+def compile_table() -> str:
+    """Return seconds of compilation from an empty cache."""
+    rows = [[COMPILED[name], f"{seconds:.1f}"] for name, seconds in dict(_overheads("first_compile")).items()]
+    return markdown(["from an empty cache", "seconds"], rows)
+
+
+def _overheads(name: str) -> Any:
+    recorded = load_result("bench_overheads")
+    return recorded[name] if recorded else []
 
 
 def times_table() -> str:
@@ -215,6 +278,16 @@ TABLES: dict[str, Callable[[], str]] = {
     "survived": survived_table,
 }
 
+BENCHMARK_TABLES: dict[str, Callable[[], str]] = {
+    "overheads": overheads_table,
+    "products": products_table,
+    "calls": calls_table,
+    "path": path_table,
+    "rewirings": rewirings_table,
+    "unfused": unfused_table,
+    "compile": compile_table,
+}
+
 GUIDE_TABLES: dict[str, Callable[[], str]] = {
     f"route {minutes}": functools.partial(route_table, minutes) for minutes in ROUTES
 }
@@ -286,8 +359,8 @@ def with_seconds(notebook: str, seconds: float) -> str:
 
 
 def main() -> None:
-    """Rewrite README, the guide, the notebooks' seconds and the figures."""
-    for path, tables in ((README, TABLES), (GUIDE, GUIDE_TABLES)):
+    """Rewrite README, the guide, the benchmarks, the notebooks' seconds and the figures."""
+    for path, tables in ((README, TABLES), (GUIDE, GUIDE_TABLES), (BENCHMARKS, BENCHMARK_TABLES)):
         path.write_text(render(path.read_text(encoding="utf-8"), tables), encoding="utf-8")
     seconds = load_result("notebook_times")["seconds"]
     for path in NOTEBOOKS:

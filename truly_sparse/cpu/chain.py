@@ -62,7 +62,7 @@ def forward(
     parameters = checked_parameters(stages, parameters, with_bias=True)
     program = forward_program(stages, x, is_innermost, remember)
     batch, threads = x.shape[0], use_threads()
-    y = program.empty_result(batch)
+    y = program.empty_result()
     work = take(program, threads)
     arena = borrow(program.pieces(threads) * program.bytes) if remember else work.memory
     if batch:
@@ -100,9 +100,9 @@ def backward(
     parameters = checked_parameters(stages, parameters, with_bias=False)
     program = backward_program(stages, x, (not x.is_contiguous(), grad_innermost), need_input, trace)
     batch, threads = x.shape[0], use_threads()
-    if grad.shape != (batch, *program.y_size):
-        expected = (batch, *program.y_size)
-        raise InvalidArgumentError(f"the gradient has shape {tuple(grad.shape)}; give one of the result's, {expected}.")
+    if grad.shape != program.result:
+        shapes = tuple(grad.shape), program.result
+        raise InvalidArgumentError("the gradient has shape {}; give one of the result's, {}.".format(*shapes))
     numbers = sum(program.gradient_sizes)
     gradients = (torch.empty if batch else torch.zeros)(numbers, dtype=torch.float32, device=CPU)
     dx = empty_batch_innermost(x.shape) if need_input else None

@@ -65,6 +65,8 @@ class Program(NamedTuple):
 
     Attributes:
         layers: the stages' layers, in the order of the chain.
+        result: shape of the forward pass's result.
+        single: whether that result is one contiguous sample.
         span: samples of a span.
         spans: their number.
         address: of the record of the pass (``records.py``).
@@ -80,6 +82,8 @@ class Program(NamedTuple):
     """
 
     layers: list[Layer]
+    result: tuple[int, ...]
+    single: bool
     span: int
     spans: int
     address: int
@@ -93,16 +97,11 @@ class Program(NamedTuple):
     scratch: int = 0
     gradient_sizes: tuple[int, ...] = ()
 
-    def empty_result(self, batch: int) -> torch.Tensor:
+    def empty_result(self) -> torch.Tensor:
         """Return an uninitialised tensor for the forward pass's result."""
-        if batch == 1 and not self.remembers and self.layers[-1].linear:
-            return torch.empty((1, *self.y_size), dtype=torch.float32, device=CPU)  # only one lane is written
-        return empty_batch_innermost((batch, *self.y_size))
-
-    @property
-    def y_size(self) -> tuple[int, ...]:
-        """Shape of the forward pass's result, without batch."""
-        return self.layers[-1].y.size
+        if self.single:  # one number per feature is written
+            return torch.empty(self.result, dtype=torch.float32, device=CPU)
+        return empty_batch_innermost(self.result)
 
     def pieces(self, threads: int) -> int:
         """Return how many pieces of ``bytes`` a pass needs."""
@@ -167,16 +166,12 @@ def _forward_program(
     by_span = {X: _step(span, size, innermost), Y: 4 * span, ARENA: arena if remember else 0}
     by_thread = {ARENA: 0 if remember else arena}
     spans = -(-batch // span) if several else 1
-
     plans = [layer.plan for layer in layers]
-
-    def phases(stage: int, lanes: int) -> list[Phase]:
-        if plans[stage].kind == LINEAR:
-            return linear_forward(calls[stage], plans[stage], stage, lanes, single)
-        return conv_forward(calls[stage], plans[stage], stage, lanes)
-
+    phases = _forward_phases(calls, plans, single)
     return Program(
         layers,
+        (batch, *forms[-1].size),
+        single and plans[-1].kind == LINEAR,
         span,
         spans,
         **recorded((batch, span, spans), calls, plans, phases, by_span, by_thread),
@@ -185,6 +180,17 @@ def _forward_program(
         remembers=remember,
         idle=[],
     )
+
+
+def _forward_phases(calls: list[Call], plans: list[Plan], single: bool) -> Callable[[int, int], list[Phase]]:
+    """Return a function of a stage and a number of lanes that returns the kernels to run."""
+
+    def phases(stage: int, lanes: int) -> list[Phase]:
+        if plans[stage].kind == LINEAR:
+            return linear_forward(calls[stage], plans[stage], stage, lanes, single)
+        return conv_forward(calls[stage], plans[stage], stage, lanes)
+
+    return phases
 
 
 def _parts(stages: Sequence[Stage], size: tuple[int, ...]) -> list[Part]:
@@ -249,15 +255,12 @@ def _backward_program(
     by_span = {Y: 4 * span, ARENA: forward.bytes, DX: 4 * span, GRAD: _step(span, result.y.size, innermost)}
     by_span |= {PARTIAL: starts[-1], ROOM: room if trace else 0}
     plans = [layer.plan for layer in reversed(layers)]
-
-    def phases(stage: int, lanes: int) -> list[Phase]:
-        if plans[stage].kind == LINEAR:
-            return linear_backward(calls[stage], plans[stage], stage, lanes, to_mask=stage == 0)
-        return conv_backward(calls[stage], plans[stage], stage, lanes)
-
+    phases = _backward_phases(calls, plans)
     cut, by_thread = (batch, span, forward.spans), {ROOM: 0 if trace else room}
     return Program(
         layers,
+        forward.result,
+        forward.single,
         span,
         forward.spans,
         **recorded(cut, calls, plans, phases, by_span, by_thread, sum(sizes)),
@@ -268,6 +271,17 @@ def _backward_program(
         scratch=scratch,
         gradient_sizes=tuple(sizes),
     )
+
+
+def _backward_phases(calls: list[Call], plans: list[Plan]) -> Callable[[int, int], list[Phase]]:
+    """Return a function of a stage and a number of lanes that returns the kernels to run."""
+
+    def phases(stage: int, lanes: int) -> list[Phase]:
+        if plans[stage].kind == LINEAR:
+            return linear_backward(calls[stage], plans[stage], stage, lanes, to_mask=stage == 0)
+        return conv_backward(calls[stage], plans[stage], stage, lanes)
+
+    return phases
 
 
 def _gradient_of_result(layer: Layer, form: Form, at: Address) -> dict[str, Any]:

@@ -101,15 +101,15 @@ class Trainer:
         else:
             there = forward_program(stages, x, innermost, remember=True)
             programs = there, backward_program(stages, x, (innermost, True), need_input=False, trace=False)
-        y_size = programs[0].y_size
-        if len(y_size) != 1 or batch == 0 or labels.shape != (batch,) or labels.dtype is not torch.int64:
+        result = programs[0].result
+        if len(result) != 2 or batch == 0 or labels.shape != (batch,) or labels.dtype is not torch.int64:
             raise InvalidArgumentError(
-                f"labels={shown(labels)} for a result of shape {(batch, *y_size)}; "
+                f"labels={shown(labels)} for a result of shape {result}; "
                 "give int64 [B] of at least one sample, and layers that return [B, classes]."
             )
         same = ready is not None and ready.programs is programs and ready.weights is weights
         if ready is None or not same or ready.places != _places(ready.tensors):
-            self._ready = ready = _prepared(x, stages, inputs, programs, weights)
+            self._ready = ready = _prepared(stages, inputs, programs, weights)
         if ready is None:
             return None
         labels = labels.contiguous()
@@ -126,7 +126,6 @@ def _places(tensors: list[torch.Tensor]) -> list[Any]:
 
 
 def _prepared(
-    x: torch.Tensor,
     stages: Sequence[Stage],
     inputs: tuple[torch.Size, bool],
     programs: tuple[Program, Program],
@@ -134,12 +133,12 @@ def _prepared(
 ) -> _Ready | None:
     """Return all that a step needs; None if a tensor cannot be updated in place."""
     there, back = programs
-    sizes, batch, threads = back.gradient_sizes, x.shape[0], use_threads()
+    sizes, threads = back.gradient_sizes, use_threads()
     records = _records(weights, sizes)
     if records is None:
         return None
     zeros = torch.zeros(max(sizes), dtype=torch.float32, device=CPU)  # for missing biases
-    y, grad = (empty_batch_innermost((batch, *there.y_size)) for _ in range(2))
+    y, grad = (empty_batch_innermost(there.result) for _ in range(2))
     numbers = sum(sizes)
     gradients, steps = (torch.empty(spans * numbers, dtype=torch.float32, device=CPU) for spans in (there.spans, 1))
     arena = borrow(there.pieces(threads) * there.bytes)
@@ -155,7 +154,7 @@ def _prepared(
     passes = there.address, address(frames[0]), back.address, address(frames[1])
     updated = address(settings), address(records), len(records), address(factors)
     loops = run_step_spans.address if there.spans > 1 else 0, update.address
-    step = Step(*passes, 0, *there.y_size, address(outcome), *updated, *loops)  # type: ignore[call-arg]
+    step = Step(*passes, 0, there.result[1], address(outcome), *updated, *loops)
     tensors = [tensor for each in weights if each is not None for tensor in each]
     return _Ready(
         stages=stages,

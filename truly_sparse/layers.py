@@ -133,12 +133,13 @@ class SparseLayer(SparsifiableLayer):
                 f"this layer holds exactly {self.index.nnz}, give as many"
             )
         self.index = self.build_index(after)
+        del after  # a large layer's is large
 
         def carry(state: torch.Tensor, fresh: float) -> torch.Tensor:
-            return torch.cat([state, state.new_full((len(grown),), fresh)])[was]
+            return torch.cat([state, state.new_full((len(grown),), fresh)]).index_select(0, was)
 
         with torch.no_grad():
-            self.values.copy_(torch.cat([self.values, values])[was])
+            self.values.copy_(torch.cat([self.values, values]).index_select(0, was))
         return carry
 
     def to_dense(self) -> torch.Tensor:
@@ -258,8 +259,10 @@ class SparseLinear(SparseLayer):
         places, inverse = connections, None
         if (connections[1:] <= connections[:-1]).any():
             places, inverse = connections.unique(return_inverse=True)
-        stages = [Stage(self.build_index(places))]
-        found = reduce(torch.add, [values_gradient(x, grad, stages) for x, grad in batches])
+        found, step = self.values.detach().new_empty(len(places)), GRADIENT_BLOCK // 8
+        for part, result in zip(places.split(step), found.split(step), strict=True):
+            stages = [Stage(self.build_index(part))]
+            result.copy_(reduce(torch.add, [values_gradient(x, grad, stages) for x, grad in batches]))
         return found if inverse is None else found[inverse]
 
     @override

@@ -106,13 +106,16 @@ def rewired(active: torch.Tensor, kept: torch.Tensor, grown: torch.Tensor) -> tu
         grown: positions outside of it, ``[g]``.
 
     Returns:
-        The new list, ``[k + g]``, and where each of its positions was in ``torch.cat([active, grown])``.
+        The new list, ``[k + g]``, and where each of its positions was in ``torch.cat([active, grown])``: int32, or
+        int64 where that is too short.
 
     Raises:
         InvalidArgumentError: a kept position is not active, or a grown one is.
     """
     ours, stay, come = (numbers.numpy(force=True) for numbers in (active, kept, grown))
-    after, was = np.empty((2, len(stay) + len(come)), np.int64)
+    short = len(ours) + len(come) <= np.iinfo(np.int32).max
+    after = np.empty(len(stay) + len(come), np.int64)
+    was = np.empty(len(after), np.int32 if short else np.int64)
     loops = loops_or_none()
     if loops is not None:
         lost, there = loops.rewire(ours, stay, come, after, was)

@@ -63,7 +63,7 @@ class _Announced(Compiler):
         if not _Announced.announced:
             _Announced.announced = True
             print(
-                "Compiling kernels for sparse layers, once on this machine: 5 to 10 s for a first layer, 40 s for all.",
+                "Compiling kernels for sparse layers, once on this machine: some seconds for a first layer, up to 40 for all.",
                 file=progress_stream(),
                 flush=True,
             )

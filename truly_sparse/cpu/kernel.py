@@ -63,7 +63,7 @@ class _Announced(Compiler):
         if not _Announced.announced:
             _Announced.announced = True
             print(
-                "Compiling kernels for sparse layers, once on this machine: some seconds for a first layer, up to 40 for all.",
+                "Compiling kernels of sparse layers, once on this machine: seconds for one layer, up to 40 for all.",
                 file=progress_stream(),
                 flush=True,
             )

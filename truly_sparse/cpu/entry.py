@@ -66,7 +66,8 @@ def _no_bias(outputs: int) -> torch.Tensor:
 
 def check_numbers(name: str, numbers: torch.Tensor, count: int) -> torch.Tensor:
     """Return ``numbers`` after checking that they are ``count`` contiguous float32 numbers on the CPU."""
-    if type(numbers) not in PLAIN or numbers.dtype is not FLOAT or not numbers.is_cpu or numbers.is_neg():
+    plain = type(numbers) in PLAIN and numbers.dtype is FLOAT and numbers.is_cpu and numbers.layout is torch.strided
+    if not plain or numbers.is_neg():
         numbers = our_kind(name, numbers)
     if numbers.dim() != 1 or numbers.numel() != count or not numbers.is_contiguous():
         raise InvalidArgumentError(f"{name} has shape {tuple(numbers.shape)}; give {count} contiguous numbers.")

@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from numba import config, njit
 
 # The bits of a float32 without its sign, and of infinity; those of NaN are larger.
 SIZE, INFINITE = np.int32(0x7FFFFFFF), np.int32(0x7F800000)
 TOGETHER = 4096  # numbers that are compared before the next step
 
+if config.DISABLE_JIT:  # type: ignore[attr-defined]
+    raise RuntimeError("NUMBA_DISABLE_JIT is set; numpy is faster than these loops uncompiled")
 _loop = njit(cache=True, nogil=True)
 
 

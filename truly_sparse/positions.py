@@ -23,9 +23,11 @@ SAMPLE = 2**14  # scores from which the threshold of a selection is estimated
 
 @functools.cache
 def loops_or_none() -> ModuleType | None:
-    """Return the compiled loops; None where numba is missing or finds no place for what it compiles."""
+    """Return the compiled loops; None where numba is missing or cannot compile, which one of them shows."""
     try:
         from . import position_loops
+
+        position_loops.first_wrong(np.empty(0, np.int64), 0)
     except Exception:  # numba raises several kinds
         return None
     return position_loops

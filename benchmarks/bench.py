@@ -254,16 +254,6 @@ def crossover(size: Size) -> list[dict[str, float]]:
     return rows
 
 
-def break_evens(rows: list[dict[str, float]]) -> pd.DataFrame:
-    """Return, per width and batch, the sparsity from which on torch CSR and this project are faster than dense."""
-    table = {}
-    for (width, batch), part in pd.DataFrame(rows).groupby(["width", "batch"]):
-        part = part.sort_values("sparsity")
-        ratios = {name: (part[name] / part["dense"]).to_numpy() for name in ("torch CSR", OURS)}
-        table[width, batch] = {name: viz.break_even(part["sparsity"].to_numpy(), r) for name, r in ratios.items()}
-    return pd.DataFrame(table).T
-
-
 def main() -> None:
     """Measure, print, and unless quick write ``figures/bench.json`` and two more with names that begin so."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -325,7 +315,7 @@ def main() -> None:
     print(f"peak MB of a process that trains, before and after: {memory}")
     around = overheads(size.overheads, data)
     rows = crossover(size)
-    print(f"\nfaster than dense from this sparsity on (width, batch)\n{break_evens(rows).to_string()}")
+    print(f"\nfaster than dense from this sparsity on (width, batch)\n{viz.break_evens(rows, OURS).to_string()}")
     print(f"\n{pd.DataFrame(targets).round(2).to_string(index=False)}")
     if size is FULL:
         values = {

@@ -22,9 +22,12 @@ from torch import nn
 from tqdm import tqdm
 
 from truly_sparse import (
+    SET,
     DynamicSparsity,
+    RigL,
     SparseConv2d,
     SparseLinear,
+    Static,
     TrainingStep,
     fuse,
     sparsify,
@@ -34,7 +37,7 @@ from truly_sparse.cpu import chain, entry, passes, program, workspace
 from truly_sparse.cpu.memory import to_batch_innermost
 from truly_sparse.layers import parameters_of, stages_of
 from truly_sparse.ops import run
-from tutorial_lib import Benchmark, Digits, TutorialCNN, benchmark, load_data, torch_csr
+from tutorial_lib import Benchmark, Digits, TutorialCNN, benchmark, fit, load_data, torch_csr
 
 SIZES, BATCHES = (256, 512, 1000, 2048, 4096), (1, 16, 64, 256)
 EVERY = 10  # steps between the measured rewirings
@@ -43,7 +46,9 @@ EVERY = 10  # steps between the measured rewirings
 def product_map(sizes: tuple[int, ...], batches: tuple[int, ...], runs: int) -> pd.DataFrame:
     """Return microseconds of one 95% sparse square product without gradients, by size and batch.
 
-    Each gets its input as it likes it best: dense batch first, torch CSR feature-major, this project batch innermost.
+    Each gets its input as it likes it best. Dense: the faster of batch first and feature-major. Torch CSR:
+    feature-major, one sample as a vector, which is twice as fast as a matrix of one column. This project: batch
+    innermost.
     """
     rows = []
     for size, batch in tqdm([(s, b) for s in sizes for b in batches], desc="products", disable=None):
@@ -67,12 +72,14 @@ def _products(
     runs: int,
 ) -> dict[str, float]:
     candidates = {
-        "dense": lambda: F.linear(x, weight),
-        "torch CSR": lambda: (csr @ by_feature).T,
+        "batch first": lambda: F.linear(x, weight),
+        "feature-major": lambda: (weight @ by_feature).T,
+        "torch CSR": lambda: (csr @ x[0])[None] if len(x) == 1 else (csr @ by_feature).T,
         "ours": lambda: ours(innermost),
     }
     timed = benchmark(candidates, runs=runs, warmup=5, tolerance=1e-3)
-    return {name: 1e6 * timed.median(name) for name in candidates}
+    dense = min(timed.median(name) for name in ("batch first", "feature-major"))
+    return {"dense": 1e6 * dense} | {name: 1e6 * timed.median(name) for name in ("torch CSR", "ours")}
 
 
 def call_costs(runs: int) -> dict[str, dict[str, float]]:
@@ -228,14 +235,51 @@ def as_it_comes(x: torch.Tensor, y: torch.Tensor, runs: int) -> dict[str, Benchm
     }
 
 
+def shares_as_it_comes(x: torch.Tensor, y: torch.Tensor, steps: int) -> dict[str, float]:
+    """Return the largest shares, by torch's profiler, of a training step of the tutorial's CNN as it comes."""
+    torch.manual_seed(0)
+    network = sparsify(TutorialCNN(), sparsity=0.95, scheme="erk", seed=0)
+    optimizer = torch.optim.Adam(network.parameters(), fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(network(x[:64]), y[:64]).backward()
+        optimizer.step()
+
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+        for _ in range(steps):
+            step()
+    own = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
+    largest = sorted(own, key=own.__getitem__, reverse=True)[:7]
+    return {name: own[name] / sum(own.values()) for name in largest}
+
+
+def whole_trainings(data: Digits, epochs: int, repeats: int) -> dict[str, list[float]]:
+    """Return the seconds of whole trainings of the tutorial's CNN at 95% (ERK), in turns: static, RigL, SET.
+
+    RigL and SET rewire every 100 steps.
+    """
+    recipes = {"static": Static(), "RigL": RigL(every=100), "SET": SET(every=100)}
+    seconds: dict[str, list[float]] = {name: [] for name in recipes}
+    for seed in range(repeats):
+        for name, recipe in recipes.items():
+            torch.manual_seed(seed)
+            model = fuse(sparsify(TutorialCNN(), sparsity=0.95, scheme="erk", seed=seed))
+            start = time.perf_counter()
+            fit(model, data, epochs=epochs, sparsity=recipe, progress=False)
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
 # Each in a process of its own, whose cache of compiled code is empty: seconds of the first result of a sparse layer, of
 # what notebooks 05 and 07 use, and of all kernels.
 FIRST = """
 import sys, time, torch
 from truly_sparse import DynamicSparsity, SparseLinear, TrainingStep, fuse, sparsify, warmup
 from tutorial_lib import TutorialCNN
-layer = SparseLinear(100, 100)
 start = time.perf_counter()
+layer = SparseLinear(100, 100)
 with torch.no_grad():
     layer(torch.randn(32, 100))
 first = time.perf_counter() - start

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import calls
+import numpy as np
 import pandas as pd
 from one_layer import OURS, linear_layer
 
@@ -19,12 +20,14 @@ class Scale(NamedTuple):
     products: tuple[int, ...]  # sizes of the bare products
     calls: int  # runs of a small layer's call
     rewirings: int
+    epochs: int  # of whole trainings
+    repeats: int
     large: int  # features of the layer that is rewired
     compiled: tuple[str, ...]  # what is compiled from an empty cache
 
 
-LONG = Scale(60, calls.SIZES, 3000, 40, 4096, ("notebooks", "all"))
-SHORT = Scale(3, (1000,), 20, 3, 256, ("first result",))
+LONG = Scale(60, calls.SIZES, 3000, 40, 10, 3, 4096, ("notebooks", "all"))
+SHORT = Scale(3, (1000,), 20, 3, 1, 1, 256, ("first result",))
 
 
 def judge_into(targets: list[dict[str, str | float | bool]]) -> Callable[..., None]:
@@ -62,11 +65,22 @@ def overheads(scale: Scale, data: Digits) -> dict[str, Any]:
     rewirings = calls.rewirings(data, scale.rewirings * calls.EVERY)
     print(f"\nmilliseconds of rewirings, the tutorial's CNN, ERK\n{pd.DataFrame(rewirings).T.round(2).to_string()}")
     large = calls.large_rewirings(scale.large, max(3, scale.runs // 6))
+    trainings = calls.whole_trainings(data, scale.epochs, scale.repeats)
+    medians = {name: float(np.median(seconds)) for name, seconds in trainings.items()}
+    print(f"\nseconds of {scale.epochs} epochs, rewiring every 100 steps: {trainings}")
     _judge_rewirings(rewirings, large, scale.large, judge)
+    judge(
+        f"RigL every 100 steps, {scale.epochs} epochs: time of static",
+        medians["RigL"] / medians["static"],
+        1.1,
+        most=True,
+    )
     unfused = calls.as_it_comes(data.test_x[:100], data.test_y[:100], max(3, scale.runs))
     for name, run in unfused.items():
         print(f"\n{name}\n{run.table().round(3).to_string()}", flush=True)
         judge(f"{name}: faster than dense", run.median("dense channels_last") / run.median("as it comes"), 1)
+    shares = calls.shares_as_it_comes(data.test_x[:100], data.test_y[:100], 10)
+    print(f"\nshares of that step\n{pd.Series(shares).round(2).to_string()}")
     compiled, aims = calls.first_compile(scale.compiled), {"first result": 10, "notebooks": 25, "all": 40}
     for what, seconds in compiled.items():
         judge(f"compilation from an empty cache: {what}", seconds, aims[what], "s", most=True)
@@ -77,6 +91,8 @@ def overheads(scale: Scale, data: Digits) -> dict[str, Any]:
         "call_path": path,
         "rewirings": rewirings,
         "large_rewirings": large,
+        "trainings": trainings,
+        "shares": shares,
         "unfused": {name: {row: 1e3 * run.median(row) for row in run.seconds} for name, run in unfused.items()},
         "first_compile": compiled,
         "targets": targets,
@@ -102,8 +118,6 @@ def _judge_rewirings(
 ) -> None:
     for name, rule, aim in (("RigL", "gradient", 8), ("SET", "random", 3)):
         judge(f"a {name} rewiring of the CNN, with the steps beside it", rewirings[rule]["costs"], aim, "ms", most=True)
-    share = 1 + rewirings["gradient"]["costs"] / (100 * rewirings["gradient"]["plain step"])
-    judge("RigL every 100 steps, counted from these: the time of static", share, 1.1, "×", most=True)
     for rule in ("gradient", "sampled gradient"):
         passes = large[rule] / large["forward and backward, recording"]
         judge(f"{size}² at 95%, rewiring by {rule}", passes, 10, "passes of batch 64", most=True)

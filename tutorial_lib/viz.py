@@ -322,6 +322,20 @@ def plot_crossover(rows: Sequence[Mapping[str, float]], ours: str) -> Figure:
     return finish(figure)
 
 
+def break_evens(milliseconds: list[dict[str, float]], ours: str) -> pd.DataFrame:
+    """Return the sparsity from which on torch's CSR and this project are faster than dense, per width and batch.
+
+    Args:
+        milliseconds: one row per width, batch and sparsity, with a time per format, as ``make bench`` records them.
+        ours: this project's name in these rows.
+    """
+    found = {}
+    for place, part in pd.DataFrame(milliseconds).sort_values("sparsity").groupby(["width", "batch"]):
+        ratios = {name: (part[name] / part["dense"]).to_numpy() for name in ("torch CSR", ours)}
+        found[place] = {name: break_even(part["sparsity"].to_numpy(), ratio) for name, ratio in ratios.items()}
+    return pd.DataFrame(found).T.astype(float).rename_axis(["width", "batch"])
+
+
 def break_even(sparsity: np.ndarray, ratio: np.ndarray) -> float | None:
     """Return the sparsity from which a ratio of times stays at or below 1.
 

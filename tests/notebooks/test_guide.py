@@ -17,10 +17,6 @@ def source(path):
     return "\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")
 
 
-def test_minute_marks_are_those_of_the_measured_times():
-    assert readme_tables.render(GUIDE, readme_tables.GUIDE_TABLES) == GUIDE, "run: python tools/readme_tables.py"
-
-
 @pytest.mark.parametrize("minutes", readme_tables.ROUTES)
 def test_a_route_fits_its_time(minutes):
     seconds = load_result("notebook_times")["seconds"]

@@ -47,6 +47,7 @@ MODULES = [
 # Names that take no case of their own, and why.
 WITHOUT_CASES = {
     "start": "takes no argument",
+    "break_evens": "takes what make bench recorded",
     "torch_csr": "torch's own conversion, in torch's own words",
     "warmup": "takes no argument",
     "profile": "takes no argument",

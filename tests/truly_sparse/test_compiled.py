@@ -178,6 +178,36 @@ print(failed)
     survived("compiled code")
 
 
+COMPILED_AGAIN = """
+from numba.core.event import install_recorder
+from truly_sparse import DynamicSparsity, TrainingStep, warmup
+with install_recorder("numba:compile") as compiled:
+    warmup()
+    check()
+    optimizer = torch.optim.Adam(model.parameters())
+    step, driver = TrainingStep(model, optimizer), DynamicSparsity(model, optimizer, every=1, grow="gradient")
+    for _ in range(3):
+        step(x, torch.arange(70) % 4)
+        driver.step()
+print([event.data["dispatcher"].py_func.__qualname__ for _, event in compiled.buffer if event.is_start])
+"""
+
+
+def test_a_second_process_compiles_nothing(survived):
+    """Kernels print a line before they are compiled; numba records what else is."""
+    run(COMPILED_AGAIN)
+    done = subprocess.run(
+        [sys.executable, "-c", CHAIN + COMPILED_AGAIN],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=True,
+    )
+    assert done.stdout.endswith("[]\n") and "Compiling kernels" not in done.stderr, done.stdout + done.stderr
+    survived("compiled code")
+
+
 # ------------------------------------------------------------------------------------------ in this process
 
 

@@ -13,9 +13,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from truly_sparse import reference
+from truly_sparse import InvalidArgumentError, reference
 from truly_sparse.cpu import chain as cpu
 from truly_sparse.cpu import index as index_module
 from truly_sparse.cpu import memory, program
@@ -412,6 +413,30 @@ def test_bad_arguments_are_refused():
     ):
         with pytest.raises(ValueError, match=r".+"):
             call()
+
+
+def fake(*shape):
+    with FakeTensorMode():
+        return torch.randn(shape)
+
+
+class Harmless(torch.Tensor):
+    """A subclass with memory of its own, as many libraries have one."""
+
+
+@pytest.mark.parametrize("name", ["x", "values", "bias"])
+def test_tensors_without_memory_are_refused_and_harmless_subclasses_are_not(name):
+    index = LinearIndex.build(torch.tensor([1, 2]), (3, 4))
+    tensors = {"x": torch.randn(5, 4), "values": torch.randn(2), "bias": torch.randn(3)}
+
+    def computed(**others):
+        x, *parameters = (tensors | others).values()
+        return cpu.forward(x, [Stage(index)], parameters)[0]
+
+    expected = computed()
+    assert torch.equal(torch.Tensor(computed(**{name: tensors[name].as_subclass(Harmless)})), expected)
+    with pytest.raises(InvalidArgumentError, match="with memory"):
+        computed(**{name: fake(*tensors[name].shape)})
 
 
 def test_warmup_says_so(capsys):

@@ -19,6 +19,8 @@ def loops(request, monkeypatch):
     if request.param == "numpy":
         monkeypatch.setattr(positions, "loops_or_none", lambda: None)
         monkeypatch.setattr("truly_sparse.cpu.index.loops_or_none", lambda: None)
+    else:
+        assert positions.loops_or_none() is not None
 
 
 def tensor(numbers):

@@ -63,7 +63,7 @@ class _Announced(Compiler):
         if not _Announced.announced:
             _Announced.announced = True
             print(
-                "Compiling kernels of sparse layers, once on this machine: seconds for one layer, up to 40 for all.",
+                "Compiling kernels of sparse layers (once on this machine, some seconds for each new kind of layer).",
                 file=progress_stream(),
                 flush=True,
             )

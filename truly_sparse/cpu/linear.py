@@ -149,8 +149,12 @@ def one_sample(position_bytes: int) -> Kernel:
         cols, indptr, borders = positions(plan.cols, position_bytes), longs(plan.indptr), longs(plan.row_chunks)
         for o in range(borders[first], borders[last]):
             result = bias[o]
-            for k in range(indptr[o], indptr[o + 1]):
-                result += values[k] * x[cols[k] * x_row]
+            if x_row == 1:  # without a multiplication of each position
+                for k in range(indptr[o], indptr[o + 1]):
+                    result += values[k] * x[cols[k]]
+            else:
+                for k in range(indptr[o], indptr[o + 1]):
+                    result += values[k] * x[cols[k] * x_row]
             y[o * y_row] = max(result, np.float32(0)) if relu else result
 
     return sample

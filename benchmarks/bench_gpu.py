@@ -1,9 +1,10 @@
-"""Time inference of the same 95%-sparse network on an NVIDIA GPU: dense, masked and CSR, eager and as a CUDA graph.
+"""Time the 95%-sparse network and one layer on an NVIDIA GPU, and measure memory and energy of training.
 
     python benchmarks/bench_gpu.py            # writes figures/bench_gpu.json
     python benchmarks/bench_gpu.py --check    # on the CPU, without graphs: do all rows compute the same? Writes nothing
 
-Needs nothing but torch (2.6 or newer) and this file's neighbours: no network, no installation.
+Needs nothing but torch (2.6 or newer) and this file's neighbours: no network, no installation. Energy needs
+``nvidia-ml-py`` too and is left out without it.
 """
 
 from __future__ import annotations
@@ -15,26 +16,31 @@ import statistics
 import sys
 import types
 import warnings
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import gpu_formats
+import gpu_training
 import torch
+from gpu_formats import Call, timed, with_graphs
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
-IMAGES, RUNS, SPARSITY = 100, 50, 0.95
+IMAGES, SPARSITY = 100, 0.95
 
 
-def tutorial_cnn() -> nn.Module:
+def tutorial_cnn(width: float = 1.0) -> nn.Module:
     """Return the tutorial's network, loaded without the package around it, which needs more than torch."""
-    package = types.ModuleType("tutorial_lib")
-    package.__path__ = [str(ROOT / "tutorial_lib")]
-    sys.modules[package.__name__] = package
-    return importlib.import_module("tutorial_lib.models").TutorialCNN()
+    if "tutorial_lib" not in sys.modules:
+        for name in ("tutorial_lib", "truly_sparse"):
+            package = types.ModuleType(name)
+            package.__path__ = [str(ROOT / name)]
+            sys.modules[name] = package
+    return importlib.import_module("tutorial_lib.models").TutorialCNN(width)
 
 
 class Masked(nn.Module):
-    """The network with every weight multiplied by its mask in each pass."""
+    """A network with every weight multiplied by its mask in each pass."""
 
     def __init__(self, model: nn.Module, masks: dict[str, torch.Tensor]) -> None:
         super().__init__()
@@ -58,18 +64,22 @@ class CSRLinear(nn.Module):
         return (self.weight @ x.t()).t() + self.bias
 
 
+def masked(model: nn.Module, device: str) -> Masked:
+    """Return the network with random masks, which keep 5% of each layer's weights."""
+    model = model.to(device)
+    layers = {name: layer for name, layer in model.named_children() if isinstance(layer, (nn.Conv2d, nn.Linear))}
+    return Masked(model, {name: (torch.rand_like(x.weight) >= SPARSITY).float() for name, x in layers.items()})
+
+
 def networks(device: str) -> dict[str, nn.Module]:
     """Return the same network in every form, by row name."""
     torch.manual_seed(0)
-    model = tutorial_cnn()
-    layers = {name: layer for name, layer in model.named_children() if isinstance(layer, (nn.Conv2d, nn.Linear))}
-    masks = {name: (torch.rand_like(layer.weight) >= SPARSITY).float() for name, layer in layers.items()}
-    masks = {name: mask.to(device) for name, mask in masks.items()}
+    simulated = masked(tutorial_cnn(), device)
 
     def folded() -> nn.Module:
         dense = tutorial_cnn().to(device)
-        dense.load_state_dict(model.state_dict())
-        for name, mask in masks.items():
+        dense.load_state_dict(simulated.model.state_dict())
+        for name, mask in simulated.masks.items():
             dense.get_submodule(name).weight.data *= mask
         return dense
 
@@ -78,43 +88,14 @@ def networks(device: str) -> dict[str, nn.Module]:
         if isinstance(layer, nn.Linear):
             setattr(csr, name, CSRLinear(layer))
     return {
-        "Dense+Mask": Masked(model.to(device), masks),
+        "Dense+Mask": simulated,
         "dense": folded(),
         "dense channels_last": folded().to(memory_format=torch.channels_last),
         "CSR linear layers": csr,
     }
 
 
-def graphed(network: nn.Module, images: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """Return a replay of one pass, captured as a CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            network(images)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = network(images)
-
-    def replay() -> torch.Tensor:
-        graph.replay()
-        return output
-
-    return replay
-
-
-def milliseconds(call: Callable[[], torch.Tensor]) -> float:
-    """Time one call with CUDA events."""
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    call()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end)
-
-
-def check_same(rows: dict[str, Callable[[], torch.Tensor]]) -> None:
+def check_same(rows: dict[str, Call]) -> None:
     """Stop unless all rows return the same numbers."""
     outputs = {name: call() for name, call in rows.items()}
     first = next(iter(outputs.values()))
@@ -124,44 +105,57 @@ def check_same(rows: dict[str, Callable[[], torch.Tensor]]) -> None:
             raise SystemExit(f"{name!r} differs from the first row by {difference:.2g}: not the same work")
 
 
-@torch.no_grad()
+def inference(device: str) -> dict[str, Call]:
+    """Return one pass of 100 images through the network in every form, after checking that all compute the same."""
+    images = torch.randn(IMAGES, 1, 28, 28, device=device)
+    models = networks(device)
+    rows: dict[str, Call] = {name: lambda n=network: n(images) for name, network in models.items()}  # type: ignore[misc]
+    check_same(rows)
+    return rows
+
+
+def show(title: str, times: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Print the median and the range of each row, in milliseconds."""
+    print(title)
+    for name, runs in times.items():
+        print(f"  {name:36s} {statistics.median(runs):8.4f} ms ({min(runs):.4f} to {max(runs):.4f})", flush=True)
+    return times
+
+
+def record(values: dict[str, Any]) -> None:
+    """Write the result as one file, or leave the old one."""
+    machine = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "command": "make bench-gpu"}
+    partial = ROOT / "figures" / ".bench_gpu.json.partial"
+    partial.write_text(json.dumps({"values": values, "provenance": machine}, indent=1) + "\n", encoding="utf-8")
+    partial.replace(ROOT / "figures" / "bench_gpu.json")
+
+
 def main() -> None:
     """Measure, print, and write the result where there is a GPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare the rows' results on the CPU; time nothing")
     check = parser.parse_args().check
-    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+    for known in ("Sparse .* is in beta", "The PyTorch API of Sparse", "bsr_dense_addmm uses non-optimal"):
+        warnings.filterwarnings("ignore", message=known)
     if not check and not torch.cuda.is_available():
         print("GPU rows: not measured (no NVIDIA GPU that torch can use)")
         return
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # all rows in full float32
-    device = "cpu" if check else "cuda"
-    images = torch.randn(IMAGES, 1, 28, 28, device=device)
-    models = networks(device)
-    rows = {name: lambda n=network: n(images) for name, network in models.items()}
-    check_same(rows)
-    if check:
-        print(f"all {len(rows)} rows compute the same")
-        return
-    for name, network in models.items():
-        try:
-            rows[f"{name}, CUDA graph"] = graphed(network, images)
-        except RuntimeError as error:
-            print(f"{name}: cannot be captured as a CUDA graph ({str(error).splitlines()[0]})")
-    for _ in range(10):
-        for call in rows.values():
-            call()
-    times: dict[str, list[float]] = {name: [] for name in rows}
-    for _ in range(RUNS):
-        for name, call in rows.items():
-            call()
-            times[name].append(milliseconds(call))
-    for name, runs in times.items():
-        print(f"{name:32s} {statistics.median(runs):8.3f} ms ({min(runs):.3f} to {max(runs):.3f})")
-    machine = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "command": "make bench-gpu"}
-    partial = ROOT / "figures" / ".bench_gpu.json.partial"
-    partial.write_text(json.dumps({"values": {"ms": times}, "provenance": machine}, indent=1) + "\n", encoding="utf-8")
-    partial.replace(ROOT / "figures" / "bench_gpu.json")
+    with torch.no_grad():
+        rows = inference("cpu" if check else "cuda")
+        if check:
+            gpu_formats.products(256, 64, "cpu")
+            print(f"all {len(rows)} rows compute the same")
+            return
+        values: dict[str, Any] = {"ms": show("the tutorial's network, 100 images", timed(with_graphs(rows), each=1))}
+        values["layer ms"] = {}
+        for batch in gpu_formats.BATCHES:
+            title = f"{gpu_formats.SIZE}², {batch} samples"
+            values["layer ms"][str(batch)] = show(
+                title, timed(with_graphs(gpu_formats.products(gpu_formats.SIZE, batch, "cuda")))
+            )
+    values["training"] = gpu_training.measure(tutorial_cnn, lambda model: masked(model, "cuda"))
+    record(values)
 
 
 if __name__ == "__main__":

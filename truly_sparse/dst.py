@@ -14,7 +14,7 @@ from .arguments import check_choice, require, shown
 from .errors import InvalidArgumentError, TrainingError
 from .interface import Carry, SparsifiableLayer, sparse_layers
 from .interrupt import undivided
-from .positions import contained
+from .positions import contained, without
 from .rules import GROW_RULES, PRUNE_SCORES, GrowChoice, GrowRule, PruneScore, grow_rule, magnitude_prune, smallest
 from .schedule import DECAYS, Epochs, in_steps
 from .topology import SCHEMES, check_sparsity, generator_of, layer_nnz
@@ -258,12 +258,10 @@ class DynamicSparsity(Rewirer):
 
     def _plan(self, layer: SparsifiableLayer, active: torch.Tensor, pruned: torch.Tensor) -> Plan:
         count = len(pruned)
-        keep = torch.ones(len(active), dtype=torch.bool, device=active.device)
-        keep[pruned] = False
         grown = self.grow.choose(layer, active, count, self.generator) if count else active[:0]
         _check_grown(grown, active, count, math.prod(layer.dense_shape))
         new = torch.randn(count, generator=self.generator, dtype=torch.float64) * self.grow.initial_std
-        return active[keep], grown, new.to(layer.weight_parameter)
+        return without(active, pruned), grown, new.to(layer.weight_parameter)
 
     @override
     def _due(self, step: int) -> bool:
@@ -340,11 +338,10 @@ class GradualPruning(Rewirer):
         plans = {}
         for name, layer in self.layers.items():
             active, values = layer.active(), layer.active_values()
-            keep = torch.ones(len(active), dtype=torch.bool, device=active.device)
             # Rounding may give a layer one weight fewer now than at the end, and pruned weights never return.
             target = max(allowed[name], self.final[name])
-            keep[magnitude_prune(values, max(0, len(active) - target))] = False
-            plans[name] = active[keep], active[:0], values[:0]
+            pruned = magnitude_prune(values, max(0, len(active) - target))
+            plans[name] = without(active, pruned), active[:0], values[:0]
         return plans
 
     @override

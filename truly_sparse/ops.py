@@ -10,7 +10,6 @@ from torch.autograd.function import once_differentiable
 
 from .backend import kernels_for
 from .cpu.stage import Stage
-from .reference import before_activation
 
 
 class Recorder(Protocol):
@@ -52,10 +51,9 @@ class _Chain(torch.autograd.Function):
         need_x, _, _, *needed = ctx.needs_input_grad
         trace = any([recorder.record_gradient for recorder in recorders])
         of = ctx.kernels.backward(grad, memory, stages, parameters, need_x, trace)
-        for recorder, stage, (x, y, winners, grad) in zip(recorders, stages, of.traces, strict=trace):
+        for recorder, (x, gradient) in zip(recorders, of.traces, strict=trace):
             if recorder.record_gradient:
-                y = y if stage.relu and not stage.pool else None
-                recorder.record(x, before_activation(grad, y, winners, stage.index, tuple(x.shape[2:]) or None))
+                recorder.record(x, gradient)
         return of.x, None, None, *[g if need else None for need, g in zip(needed, of.parameters, strict=True)]
 
 

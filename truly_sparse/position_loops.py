@@ -112,6 +112,38 @@ def by_column(indptr, cols, top, bottom, ends, rows, places):
 
 
 @_loop
+def largest(bits, count, places):
+    """Write the places of the ``count`` largest numbers; of equal ones the first. ``count`` is at least 1.
+
+    ``bits`` are float32 numbers, without NaN and −0, read as int32. The smallest of the chosen is found digit by digit,
+    11 bits at a time. ``places`` has room for one more.
+    """
+    keys = np.empty(len(bits), np.uint32)  # in the order of the numbers
+    for k in range(len(bits)):
+        keys[k] = np.uint32(bits[k]) ^ (np.uint32(bits[k] >> 31) | np.uint32(0x80000000))
+    same, left = keys, count
+    for shift in (21, 10, 0):
+        bins = np.zeros(2048, np.int64)
+        for key in same:
+            bins[(key >> shift) & 2047] += 1
+        digit = 2047
+        while bins[digit] < left:
+            left -= bins[digit]
+            digit -= 1
+        some, found = np.empty(bins[digit] + 1, np.uint32), 0
+        for key in same:  # writing always, and counting what fits, is faster than a branch
+            some[found] = key
+            found += ((key >> shift) & 2047) == digit
+        same = some[:found]
+    found = 0
+    for k in range(len(keys)):
+        places[found] = k
+        equal = (keys[k] == same[0]) & (left > 0)
+        left -= equal
+        found += (keys[k] > same[0]) | equal
+
+
+@_loop
 def at_least(bits, outside, bound, room):
     """Write to ``room`` the positions of numbers, not in ``outside``, that reach a bound or are not finite.
 

@@ -140,6 +140,12 @@ def rewired(active: torch.Tensor, kept: torch.Tensor, grown: torch.Tensor) -> tu
     return torch.from_numpy(after).to(active.device), torch.from_numpy(was).to(active.device)
 
 
+def without(active: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Return a list without the positions at some of its places, ``[m]``."""
+    left = np.delete(active.numpy(force=True), places.numpy(force=True))
+    return torch.from_numpy(left).to(active.device)
+
+
 def unranked(active: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
     """Return, of the positions that are not in a list, those of the given ranks.
 
@@ -171,6 +177,11 @@ def largest(score: torch.Tensor, count: int) -> torch.Tensor:
 def _largest(score: np.ndarray, count: int) -> np.ndarray:
     if count == 0:
         return np.empty(0, np.int64)
+    loops = loops_or_none()
+    if loops is not None and score.dtype == np.float32:
+        room = np.empty(count + 1, np.int64)
+        loops.largest((score + np.float32(0)).view(np.int32), count, room)  # −0 becomes 0
+        return room[:count]
     threshold = np.partition(score, len(score) - count)[len(score) - count]
     places = np.flatnonzero(score >= threshold)
     surplus = len(places) - count

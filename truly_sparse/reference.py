@@ -59,7 +59,9 @@ def backward(
         x, y, winners = _of_stage(memory, i)
         x, want = fitted(x, stages[i]) if i else x, need_input or i > 0
         grad = grad if y is None else grad.reshape(y.shape)
-        traces.insert(0, Trace(x, y, winners, grad))
+        if trace:
+            of_y = y if relu and not pool else None
+            traces.insert(0, Trace(x, before_activation(grad, of_y, winners, index, tuple(x.shape[2:]) or None)))
         if isinstance(index, LinearIndex):
             dx, *of_parameters = linear_backward(grad, x, y, values, index, relu, want)
         else:

@@ -81,7 +81,7 @@ def agree(stages, parameters, x, g, need_input=True, scale=1.0, winners=True):
         of = kernels.backward(g_in, passed, stages, parameters, need_input, trace=True)
         close(kernels.forward(x_in, stages, parameters)[0], y)
         assert (of.x is None) == (not need_input) and len(of.traces) == len(stages)
-        traced = [t for trace in of.traces for t in (trace.x, trace.y, trace.winners if winners else None)]
+        traced = [t for trace in of.traces for t in (trace.x, trace.grad if winners else None)]
         results.append((y, of.x, *of.parameters, *traced))
     for a, b in zip(*results, strict=True):
         assert (a is None) == (b is None)

@@ -129,3 +129,10 @@ def test_an_index_is_the_same_with_and_without_compiled_loops(flat):
     found = zip(index.t_rows.tolist(), index.t_perm.tolist(), strict=True)
     assert list(found) == [(row, at) for _, row, at in entries]
     assert np.diff(index.t_indptr).tolist() == [sum(place % 9 == column for place in flat) for column in range(9)]
+
+
+@given(lists, st.data())
+def test_without(active, data):
+    places = sorted(data.draw(st.sets(st.integers(0, len(active) - 1)))) if active else []
+    left = [number for place, number in enumerate(active) if place not in places]
+    assert positions.without(tensor(active), tensor(places)).tolist() == left

@@ -27,19 +27,14 @@ class Stage(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """One stage's tensors in a pass.
+    """What the gradient of one stage's dense weight is computed from.
 
     Attributes:
         x: the input, ``[B, in]`` or ``[B, C, H, W]``.
-        y: the result; None for the last stage if it is not needed.
-        winners: uint8, of the shape of ``y``: the pixel of its window that each result comes from (0 to 3, the first of
-            equal ones), 4 where ReLU set it to zero; None without pooling.
-        grad: the gradient of ``y``; it may be zero already where ReLU blocks it.
+        grad: the gradient of the result before ReLU and pooling.
     """
 
     x: torch.Tensor
-    y: torch.Tensor | None
-    winners: torch.Tensor | None
     grad: torch.Tensor
 
 

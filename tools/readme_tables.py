@@ -37,6 +37,7 @@ ROUTES = {
     | {"05_simulated_vs_csr": 20, "06_barriers": 20, "07_truly_sparse_training": 25, "08_which_algorithm": 18},
 }
 NOT_MEASURED = "not measured"
+GRAPH = ", CUDA graph"  # how figures/bench_gpu.json names a captured row
 VARIANTS = {
     "dense": "Dense",
     "set_uniform": "SET, uniform: Dense+Mask, the published recipe",
@@ -105,11 +106,12 @@ def inference_table() -> str:
         return markdown(["network", "median ms"], [["all rows", NOT_MEASURED]])
     rows = []
     for name, runs in recorded["runs_ms"].items():
-        low, median, high = np.percentile(runs, (25, 50, 75))
         said = PUBLISHED_INFERENCE_MS.get(PUBLISHED_ROWS.get(name, ""), "")
-        rows.append([name, str(said), f"{median:.2f}", f"{low:.2f} to {high:.2f}"])
-    for name in ("Dense+Mask (GPU)", "Truly sparse CSR (GPU)"):
-        rows.append([name, str(PUBLISHED_INFERENCE_MS[name]), NOT_MEASURED, ""])
+        rows.append([name, str(said), *_median_and_quartiles(runs)])
+    on_gpu = load_result("bench_gpu")
+    for name, ours in (("Dense+Mask (GPU)", "Dense+Mask"), ("Truly sparse CSR (GPU)", "CSR linear layers")):
+        measured = [NOT_MEASURED, ""] if on_gpu is None else _median_and_quartiles(on_gpu["ms"][ours])
+        rows.append([name, str(PUBLISHED_INFERENCE_MS[name]), *measured])
     header = [
         "whole network, 100 images",
         "published ms",
@@ -117,6 +119,58 @@ def inference_table() -> str:
         "quartiles",
     ]
     return markdown(header, rows)
+
+
+def _median_and_quartiles(milliseconds: list[float], digits: int = 2) -> list[str]:
+    low, median, high = np.percentile(milliseconds, (25, 50, 75))
+    return [f"{median:.{digits}f}", f"{low:.{digits}f} to {high:.{digits}f}"]
+
+
+def gpu_network_table() -> str:
+    """Return milliseconds of the tutorial's network on a GPU, by format, called from Python and as a CUDA graph."""
+    called, graphed = _with_and_without_graph(load_result("bench_gpu")["ms"])
+    rows = [
+        [name, *_median_and_quartiles(runs, 3), *_median_and_quartiles(graphed[name], 3)]
+        for name, runs in called.items()
+    ]
+    return markdown(["the network, 100 images, ms", "called", "quartiles", "CUDA graph", "quartiles"], rows)
+
+
+def gpu_layer_table() -> str:
+    """Return microseconds of one layer's product on a GPU as a CUDA graph, by format and batch."""
+    by_batch = {batch: _with_and_without_graph(rows) for batch, rows in load_result("bench_gpu")["layer ms"].items()}
+    batches, names = list(by_batch), list(next(iter(by_batch.values()))[0])
+    rows = []
+    for name in names:
+        medians = [[1e3 * float(np.median(times[name])) for times in by_batch[batch]] for batch in batches]
+        rows.append([name, *(f"{us:.1f}" for called, graph in medians for us in (graph, called))])
+    columns = [f"batch {batch}{of}" for batch in batches for of in ("", ", from Python")]
+    return markdown(["4096² layer, 95% sparse, µs", *columns], rows)
+
+
+def gpu_training_table() -> str:
+    """Return peak memory and energy of training on a GPU, dense and masked."""
+    rows = []
+    for row in load_result("bench_gpu")["training"]:
+        joules = [of["joules"] for of in (row["step"], row["inference"])]
+        energy = (
+            [NOT_MEASURED] * 2 if None in joules else [f"{joules[0]:.2f}", f"{10_000 / row['batch'] * joules[1]:.0f}"]
+        )
+        milliseconds = f"{1e3 * row['step']['seconds']:.2f}"
+        rows.append([f"{row['hidden']:,}", row["network"], f"{row['peak_bytes'] / 2**20:,.0f}", milliseconds, *energy])
+    header = ["hidden neurons", "network", "peak MiB", "ms a step", "joules a step", "joules for 10,000 images"]
+    return markdown(header, rows)
+
+
+def gpu_name() -> str:
+    """Return which GPU the rows were measured on."""
+    machine = json.loads((FIGURES / "bench_gpu.json").read_text(encoding="utf-8"))["provenance"]
+    return f"*{machine['gpu']}, torch {machine['torch']}, `{machine['command']}`.*"
+
+
+def _with_and_without_graph(rows: dict[str, list[float]]) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    graphed = {name.removesuffix(GRAPH): runs for name, runs in rows.items() if name.endswith(GRAPH)}
+    return {name: runs for name, runs in rows.items() if name in graphed}, graphed
 
 
 def answer_table() -> str:
@@ -354,6 +408,10 @@ BENCHMARK_TABLES: dict[str, Callable[[], str]] = {
     "shares": shares_table,
     "trainings": trainings_table,
     "compile": compile_table,
+    "gpu": gpu_name,
+    "gpu network": gpu_network_table,
+    "gpu layer": gpu_layer_table,
+    "gpu training": gpu_training_table,
 }
 
 GUIDE_TABLES: dict[str, Callable[[], str]] = {

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help tutorial test test-browser test-colab test-floor fuzz reliability slides lab full referee bench bench-gpu lint clean
+.PHONY: help tutorial test claims test-browser test-colab test-floor fuzz reliability slides lab full referee bench bench-gpu lint clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -23,6 +23,9 @@ tutorial: $(INSTALLED) ## Run all notebooks in the quick profile into build/ and
 
 test: $(INSTALLED) ## Run all tests: library, notebooks, README
 	@$(BIN)/python -m pytest tests notebooks --nbval-lax --nbval-current-env --nbval-sanitize-with tests/notebooks/nbval_sanitize.cfg
+
+claims: $(INSTALLED) ## Run all notebooks from 3 seeds on both data sets and print which claims hold (half an hour)
+	@$(BIN)/python tools/claims.py
 
 test-browser: $(INSTALLED) ## Run the tests that need a headless Chromium, and install what they need
 	@$(BIN)/python -m pip install --quiet --editable '.[test,browser]'

@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import hashlib
 import io
+import logging
 import os
 import tempfile
 import threading
@@ -42,6 +43,7 @@ NETWORK_PATIENCE_SECONDS = 5.0  # in which at least PIECE_BYTES of a download mu
 PIECE_BYTES = 2**18
 MOST_BYTES = 2**26  # more than the largest file, decompressed
 CLASSES = 10
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def load_data(
 
     Args:
         name: ``"mnist"``; ``"digits"`` (scikit-learn's 1,797 real digits, resized to 28×28; needs no network);
-            or ``"auto"``: MNIST if available, else digits; a printed line says which, and why.
+            or ``"auto"``: MNIST if available, else digits; a printed line says which, a debug log why.
         train_size: keep at most this many training images (a stratified subset drawn with ``seed``); None: all.
         root: MNIST's folder in torchvision's layout (``root/MNIST/raw/``, ``.gz`` or decompressed); None: the
             environment variable ``TUTORIAL_DATA``, or ``data/`` in the project. Missing files are downloaded into it; a
@@ -139,8 +141,12 @@ def _mnist_or_digits(folder: Path) -> Digits:
         data = _mnist(folder)
     except DataError as why:
         data = _embedded_digits()
+        _log.debug("MNIST is not used: %s", why)
+        missing = any(_stored(folder / "MNIST" / "raw", file) is None for file in MNIST_SHA256)
         print(
-            f"data: scikit-learn's digits ({len(data.train_x)} training images), because MNIST is out of reach: {why}"
+            f"data: scikit-learn's digits ({len(data.train_x)} training images) in place of MNIST, "
+            + ("which is not here and could not be downloaded" if missing else "whose files here are damaged")
+            + '. load_data("mnist") says why; for MNIST, connect to the network or set TUTORIAL_DATA to its folder.'
         )
     else:
         print(f"data: MNIST ({len(data.train_x)} training images, checksums verified)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +23,21 @@ class Profile:
     Attributes:
         name: ``"quick"`` or ``"full"``.
         train_size: number of training images, or None for all of them.
-        epochs: passes over the training images.
+        steps: optimizer steps of a training, with batches of 64 images, on any data set.
     """
 
     name: str
     train_size: int | None
-    epochs: int
+    steps: int
+
+    def epochs(self, images: int) -> int:
+        """Return how many passes over so many training images take about ``steps`` steps; at least one."""
+        return max(1, round(self.steps / math.ceil(images / 64)))
 
 
 PROFILES = {
-    "quick": Profile("quick", train_size=6_000, epochs=4),
-    "full": Profile("full", train_size=None, epochs=10),
+    "quick": Profile("quick", train_size=6_000, steps=846),
+    "full": Profile("full", train_size=None, steps=9_380),  # ten passes over MNIST, as published
 }
 
 

@@ -118,17 +118,18 @@ class TopologyRecorder:
         ever = itertools.accumulate(self._together(layer), _union)
         return np.array([len(connections) / size for connections in ever])
 
-    def overlap(self, a: int, b: int, layer: str | None = None) -> float:
-        """Return the share of the connections of moment ``a`` that are active at moment ``b``.
+    def overlaps(self, moments: Sequence[int], layer: str | None = None) -> np.ndarray:
+        """Return which share of the connections of each moment (rows) is active at each other (columns).
 
-        It is from 0 to 1, or NaN if moment ``a`` has no connections.
+        Shares are from 0 to 1, or NaN in the row of a moment without connections: float64 ``[moments, moments]``.
 
         Raises:
             InvalidArgumentError: no such layer or moment.
         """
-        first, second = self._position(a), self._position(b)
-        found = {moment: c for moment, c in enumerate(self._together(layer)) if moment in (first, second)}
-        return float(_share(_among(found[first], found[second]).sum(), len(found[first])))
+        places = [self._position(moment) for moment in moments]
+        found = {moment: active for moment, active in enumerate(self._together(layer)) if moment in places}
+        shares = [[_share(_among(found[a], found[b]).sum(), len(found[a])) for b in places] for a in places]
+        return np.array(shares, dtype=np.float64).reshape(len(places), len(places))
 
     def survival(self, layer: str | None = None) -> pd.DataFrame:
         """Return survival curves: the share of the connections born at one moment that are still alive at another.

@@ -139,6 +139,9 @@ def plot_tradeoff(table: pd.DataFrame) -> Figure:
         style = {"color": colour, "marker": marker, "linestyle": line or "none", "label": name}
         for axis, column, unit in zip(axes, ("seconds", "bytes"), (1, 1e6), strict=True):
             axis.plot(part[column] / unit, part["accuracy"], **style)
+            points = zip(part["sparsity"], part[column] / unit, part["accuracy"], strict=True)
+            for sparsity, *point in points if name == "RigL" else ():
+                axis.annotate(f"{100 * sparsity:g}%", point, (3, -10), textcoords="offset points", fontsize=7)
     axes[0].set(xscale="log", xlabel="training time (s, one thread, log)", ylabel="test accuracy (%)")
     axes[1].set(xscale="log", xlabel="weights, gradients, Adam's moments, indices and masks (MB, log)")
     for axis in axes:

@@ -144,7 +144,8 @@ def plot_mask_evolution(
         counts = f"{(states == 2).sum()} pruned, {(states == 3).sum()} regrown in the whole layer"
         axis.set_title(f"{literal(start)} → {literal(end)}:  {counts}", fontsize=10)
         axis.set(**_axis_labels(states))
-        axis.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        axis.yaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))  # the rows of fc4 are digits
+        axis.tick_params(axis="y", labelsize=8)
         axis.label_outer()
     handles = [
         Patch(facecolor=colour, edgecolor="gray", label=state)
@@ -171,8 +172,8 @@ def plot_training(histories: Mapping[str, History]) -> Figure:
     for i, (name, history) in enumerate(histories.items()):
         epochs = range(1, len(history.test_accuracy) + 1)
         style = {"label": literal(name), "linestyle": styles[i % 4], "marker": "os^Dv"[i % 5], "color": COLOURS[i % 6]}
-        left.plot(epochs, history.test_accuracy, **style)
-        right.plot(epochs, history.test_loss, **style)
+        left.plot(epochs, history.test_accuracy, markevery=math.ceil(len(epochs) / 20), **style)
+        right.plot(epochs, history.test_loss, markevery=math.ceil(len(epochs) / 20), **style)
     left.set(xlabel="epoch", ylabel="test accuracy (%)")
     right.set(xlabel="epoch", ylabel="test loss (cross-entropy)", yscale="log")
     left.legend()

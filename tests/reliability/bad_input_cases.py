@@ -525,8 +525,8 @@ DOORS = [
     Door(contenders.small_dense, lambda: {"limit": 5000}, {"limit": [*COUNT, 3], "measure": FUNCTION}),
     Door(
         project.Profile,
-        lambda: {"name": "quick", "train_size": None, "epochs": 1},
-        {"name": TEXT, "train_size": ["x", 2.5], "epochs": INTEGER},
+        lambda: {"name": "quick", "train_size": None, "steps": 1},
+        {"name": TEXT, "train_size": ["x", 2.5], "steps": INTEGER},
     ),
     Door(
         data.Digits,

@@ -186,7 +186,7 @@ STORED = {
     "History": "train_loss train_accuracy test_loss test_accuracy seconds topology",
     "Player": "html",
     "Prediction": "question unit",
-    "Profile": "name train_size epochs",
+    "Profile": "name train_size steps",
     "DynamicSparsity": "seed",
     "MaskedLinear": "dtype",
     "ask": "question unit",

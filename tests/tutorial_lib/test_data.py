@@ -103,7 +103,14 @@ def test_no_network_is_said_and_leaves_nothing(tmp_path, no_network):
 def test_auto_falls_back_visibly(tmp_path, no_network, capsys):
     assert load_data("auto", root=tmp_path).name == "digits"
     printed = capsys.readouterr().out
-    assert printed.count("\n") == 1 and "digits" in printed and "no server gave it" in printed
+    assert printed.count("\n") == 1 and "digits" in printed and "could not be downloaded" in printed
+
+
+def test_auto_says_when_the_files_are_damaged(tiny_mnist, capsys):
+    damaged = tiny_mnist / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
+    damaged.write_bytes(b"\0" * 58)
+    assert load_data("auto", root=tiny_mnist).name == "digits"
+    assert "whose files here are damaged" in capsys.readouterr().out
 
 
 def test_auto_says_when_it_is_mnist(tiny_mnist, capsys):

@@ -126,10 +126,11 @@ def test_exploration_overlap_and_survival_agree_with_plain_sets(run, layer):
     exploration = recorder.exploration(layer)
     assert exploration.tolist() == [len(set().union(*sets[: t + 1])) / size for t in range(MOMENTS)]
 
-    for a in range(MOMENTS):
-        for b in range(MOMENTS):
-            expected = len(sets[a] & sets[b]) / len(sets[a]) if sets[a] else math.nan
-            assert recorder.overlap(a, b - MOMENTS, layer) == pytest.approx(expected, nan_ok=True)
+    overlaps = [[len(a & b) / len(a) if a else math.nan for b in sets] for a in sets]
+    assert recorder.overlaps(range(MOMENTS), layer) == pytest.approx(np.array(overlaps), nan_ok=True)
+    first_and_last = np.array(overlaps)[[0, -1]][:, [0, -1]]
+    assert recorder.overlaps([0, -1], layer) == pytest.approx(first_and_last, nan_ok=True)
+    assert recorder.overlaps([], layer).shape == (0, 0)
 
     survival = recorder.survival(layer)
     assert (survival.index.name, survival.columns.name) == ("birth", "moment")
@@ -185,7 +186,7 @@ def test_an_empty_recording_can_be_saved_and_loaded():
     with pytest.raises(InvalidArgumentError, match="nothing has been recorded yet"):
         recorder.connections("a", 0)
     with pytest.raises(InvalidArgumentError, match="moment=0; nothing has been recorded yet"):
-        recorder.overlap(0, 0)
+        recorder.overlaps([0])
 
 
 def damaged(**changes):
@@ -251,7 +252,7 @@ def test_a_refused_record_changes_nothing():
         lambda recorder, layer: recorder.connections(layer, 0),
         lambda recorder, layer: recorder.mask(layer, 0),
         lambda recorder, layer: recorder.exploration(layer),
-        lambda recorder, layer: recorder.overlap(0, 0, layer),
+        lambda recorder, layer: recorder.overlaps([0], layer),
         lambda recorder, layer: recorder.survival(layer),
         lambda recorder, layer: recorder.degrees(layer, 0),
         lambda recorder, layer: recorder.dead_neurons(layer),
@@ -270,7 +271,7 @@ def test_an_unknown_moment_is_named_with_the_choices(moment):
         with pytest.raises(InvalidArgumentError, match=f"moment={moment}; use -2 to 1"):
             ask("a", moment)
     with pytest.raises(InvalidArgumentError, match="use -2 to 1"):
-        recorder.overlap(0, moment)
+        recorder.overlaps([0, moment])
 
 
 def test_a_layer_that_fails_changes_nothing():

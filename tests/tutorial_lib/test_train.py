@@ -53,7 +53,8 @@ def test_every_topology_is_recorded(small_cnn, digits):
     assert history.topology.steps == [0, 5, 10]  # never after the last epoch
     assert torch.equal(torch.from_numpy(history.topology.mask("hidden", 0)), start)
     assert torch.equal(torch.from_numpy(history.topology.mask("hidden", -1)), model.hidden.mask)
-    assert history.topology.overlap(0, 1) < 1 and history.topology.overlap(1, 2) < 1
+    overlaps = history.topology.overlaps([0, 1, 2])
+    assert overlaps[0, 1] < 1 and overlaps[1, 2] < 1
 
 
 def test_takes_a_driver_with_its_own_optimizer(small_cnn, digits):

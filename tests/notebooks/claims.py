@@ -478,6 +478,27 @@ def truly_sparse() -> list[Claim]:
             lambda accuracy, dense, masked: accuracy > 94 and dense > 2 and masked > 2,
         ),
         Claim(
+            "memory",
+            "What holds only 5% of the weights needs a fraction of both",
+            lambda v: (v.widest["truly sparse"], v.energy),
+            lambda memory, energy: memory > 4 and energy > 2,
+        ),
+        Claim(
+            "a mask saves no memory",
+            "A mask saves nothing on either machine.",
+            lambda v: (
+                v.widest["masked"],
+                *(v.on_gpu[v.on_gpu["network"] == n]["peak_bytes"].max() for n in ("Dense+Mask", "dense")),
+            ),
+            lambda cpu, masked, dense: cpu < 1 and masked > dense,
+        ),
+        Claim(
+            "counting",
+            "activations, and what the libraries need, come on top",
+            lambda v: tuple(float(v.peak.loc[10_000, n] / v.counted.loc[10_000, n]) for n in ("dense", "truly sparse")),
+            lambda dense, sparse: 1 <= dense < 1.5 and 1 <= sparse < 5,
+        ),
+        Claim(
             "wide layer",
             "20,000 × 20,000 inputs and outputs: as a dense float32 weight 1.6 GB",
             lambda v: (v.storage_bytes(v.wide), v.driver.rewirings, 4 * 20_000**2),

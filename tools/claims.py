@@ -65,7 +65,8 @@ def run(path: Path, data: str, seed: int) -> dict[str, str]:
         NotebookClient(notebook, timeout=None, kernel_name="python3", resources=resources).execute()
     except CellExecutionError as error:
         return {"(runs to its end)": str(error).strip().splitlines()[-1]}
-    found: dict[str, str] = json.loads("".join(out.text for out in notebook.cells[-1].outputs))
+    printed = "".join(out.text for out in notebook.cells[-1].outputs if out.get("name") == "stdout")
+    found: dict[str, str] = json.loads(printed.strip().splitlines()[-1])
     return found
 
 

@@ -10,9 +10,13 @@ Needs nothing but torch (2.6 or newer) and this file's neighbours: no network, n
 from __future__ import annotations
 
 import argparse
+import datetime
 import importlib
 import json
+import os
+import platform
 import statistics
+import subprocess
 import sys
 import types
 import warnings
@@ -122,11 +126,26 @@ def show(title: str, times: dict[str, list[float]]) -> dict[str, list[float]]:
     return times
 
 
+def commit() -> str:
+    """Return the commit that is measured; a copy without git is told by the environment variable ``GIT_COMMIT``."""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return git.stdout.strip() or os.environ.get("GIT_COMMIT", "not known")
+
+
 def record(values: dict[str, Any]) -> None:
     """Write the result as one file, or leave the old one."""
-    machine = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "command": "make bench-gpu"}
+    origin = {
+        "command": "make bench-gpu",
+        "git_commit": commit(),
+        "date_utc": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "profile": "does not apply",
+        "cpu": platform.processor() or platform.machine(),
+        "gpu": torch.cuda.get_device_name(),
+        "torch_threads": torch.get_num_threads(),
+        "packages": {"torch": torch.__version__},
+    }
     partial = ROOT / "figures" / ".bench_gpu.json.partial"
-    partial.write_text(json.dumps({"values": values, "provenance": machine}, indent=1) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps({"values": values, "provenance": origin}, indent=1) + "\n", encoding="utf-8")
     partial.replace(ROOT / "figures" / "bench_gpu.json")
 
 
@@ -135,7 +154,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare the rows' results on the CPU; time nothing")
     check = parser.parse_args().check
-    for known in ("Sparse .* is in beta", "The PyTorch API of Sparse", "bsr_dense_addmm uses non-optimal"):
+    for known in (
+        "Sparse .* is in beta",
+        "Sparse invariant checks",
+        "The PyTorch API of Sparse",
+        "bsr_dense_addmm uses non-optimal",
+    ):
         warnings.filterwarnings("ignore", message=known)
     if not check and not torch.cuda.is_available():
         print("GPU rows: not measured (no NVIDIA GPU that torch can use)")

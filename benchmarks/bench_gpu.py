@@ -127,9 +127,9 @@ def show(title: str, times: dict[str, list[float]]) -> dict[str, list[float]]:
 
 
 def commit() -> str:
-    """Return the commit that is measured; a copy without git is told by the environment variable ``GIT_COMMIT``."""
+    """Return the commit that is measured; in a copy the environment variable says it, ``GIT_COMMIT``."""
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return git.stdout.strip() or os.environ.get("GIT_COMMIT", "not known")
+    return os.environ.get("GIT_COMMIT") or git.stdout.strip() or "not known"
 
 
 def record(values: dict[str, Any]) -> None:

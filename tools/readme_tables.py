@@ -30,11 +30,11 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TO_RUN = re.compile(r"\d+ seconds to run \(measured: quick profile, two cores\)")
 # Minutes of talk, reading and exercises that a lecturer plans; the minutes of running come from measurement.
 ROUTES = {
-    60: {"01_paradox": 15, "03_dst_loop": 18, "05_simulated_vs_csr": 10, "07_truly_sparse_training": 12},
+    45: {"01_paradox": 12, "03_dst_loop": 15, "07_truly_sparse_training": 12},
     90: {"01_paradox": 14, "02_masked_layers": 12, "03_dst_loop": 20, "05_simulated_vs_csr": 15, "06_barriers": 8}
     | {"07_truly_sparse_training": 14},
-    180: {"01_paradox": 20, "02_masked_layers": 20, "03_dst_loop": 30, "04_mask_visualization": 15}
-    | {"05_simulated_vs_csr": 20, "06_barriers": 20, "07_truly_sparse_training": 25, "08_which_algorithm": 18},
+    210: {"01_paradox": 20, "02_masked_layers": 20, "03_dst_loop": 35, "04_mask_visualization": 17}
+    | {"05_simulated_vs_csr": 22, "06_barriers": 20, "07_truly_sparse_training": 30, "08_which_algorithm": 20},
 }
 NOT_MEASURED = "not measured"
 GRAPH = ", CUDA graph"  # how figures/bench_gpu.json names a captured row
@@ -160,6 +160,22 @@ def gpu_training_table() -> str:
         rows.append([f"{row['hidden']:,}", row["network"], f"{row['peak_bytes'] / 2**20:,.0f}", milliseconds, *energy])
     header = ["hidden neurons", "network", "peak MiB", "ms a step", "joules a step", "joules for 10,000 images"]
     return markdown(header, rows)
+
+
+def footprint_table() -> str:
+    """Return peak memory and energy of training on a CPU, each network in a process of its own."""
+    recorded, rows, measured = load_result("footprint"), [], True
+    for row in recorded["rows"]:
+        joules = [of["joules"] for of in (row["step"], row["inference"])]
+        if None in joules:
+            measured = False
+            joules = [recorded["watts_per_core"] * of["cpu_seconds"] for of in (row["step"], row["inference"])]
+        sizes = [f"{row[key] / 2**20:,.0f}" for key in ("peak_bytes", "predicted_bytes")]
+        energy = [f"{joules[0]:.2g}", f"{10_000 / recorded['batch'] * joules[1]:.2g}"]
+        rows.append([f"{row['hidden']:,}", row["network"], *sizes, f"{1e3 * row['step']['seconds']:.2f}", *energy])
+    how = "measured" if measured else f"estimate: CPU seconds × {recorded['watts_per_core']:.0f} W"
+    header = ["hidden neurons", "network", "peak MiB", "counted MiB", "ms a step", f"joules a step ({how})"]
+    return markdown([*header, "joules for 10,000 images (the same)"], rows)
 
 
 def gpu_name() -> str:
@@ -416,6 +432,7 @@ BENCHMARK_TABLES: dict[str, Callable[[], str]] = {
     "shares": shares_table,
     "trainings": trainings_table,
     "compile": compile_table,
+    "footprint": footprint_table,
     "gpu": gpu_name,
     "gpu network": gpu_network_table,
     "gpu layer": gpu_layer_table,

@@ -171,7 +171,7 @@ def footprint_table() -> str:
             measured = False
             joules = [recorded["watts_per_core"] * of["cpu_seconds"] for of in (row["step"], row["inference"])]
         sizes = [f"{row[key] / 2**20:,.0f}" for key in ("peak_bytes", "predicted_bytes")]
-        energy = [f"{joules[0]:.2g}", f"{10_000 / recorded['batch'] * joules[1]:.2g}"]
+        energy = [f"{j:,.0f}" if j >= 10 else f"{j:.2g}" for j in (joules[0], 10_000 / recorded["batch"] * joules[1])]
         rows.append([f"{row['hidden']:,}", row["network"], *sizes, f"{1e3 * row['step']['seconds']:.2f}", *energy])
     how = "measured" if measured else f"estimate: CPU seconds × {recorded['watts_per_core']:.0f} W"
     header = ["hidden neurons", "network", "peak MiB", "counted MiB", "ms a step", f"joules a step ({how})"]

@@ -1,9 +1,15 @@
 """The checks of the exercises: right answers pass, untouched stubs are not checked, wrong ones get their symptom."""
 
+import itertools
+import math
+import random
 import re
+from fractions import Fraction
 
 import nbformat
+import numpy as np
 import pytest
+import torch
 
 from tests.notebooks.mutants import helpers, mutants
 from tests.notebooks.right_answers import PRELUDE, RIGHT
@@ -173,11 +179,6 @@ def test_a_function_that_takes_other_arguments_is_refused():
 
 
 def test_a_check_leaves_global_random_numbers_as_they_were():
-    import random
-
-    import numpy as np
-    import torch
-
     def state():
         return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 
@@ -188,27 +189,76 @@ def test_a_check_leaves_global_random_numbers_as_they_were():
     assert state() == before
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_return_value_of_another_type_fails_the_check(name):
-    for returned in (
-        "later",
-        7,
-        -0.5,
-        float("nan"),
-        [1, 2],
-        [],
-        [None],
-        [[1], [2, 3]],
-        {"a": 1},
-        {1, 2},
-        object(),
-        True,
-    ):
-        if name == "check_forget":  # asked for is a change, not a result
-            continue
-        with pytest.raises(exercises.CheckFailedError) as failure:
-            getattr(exercises, name)(lambda *arguments, returned=returned: returned)
-        assert "\n" not in str(failure.value)
+ODD = {
+    "text": "later",
+    "a number": 7,
+    "a negative number": -0.5,
+    "NaN": float("nan"),
+    "infinity": torch.tensor(math.inf),
+    "a huge number": 1e308,
+    "an endless fraction": Fraction(1, 3),
+    "no real number": 1j,
+    "a flag": True,
+    "None in a list": [None],
+    "an empty list": [],
+    "an uneven list": [[1], [2, 3]],
+    "a dictionary": {"a": 1},
+    "a set": {1, 2},
+    "three things": (None, "x", 2),
+    "an object": object(),
+    "a cube": np.zeros((2, 2, 2)),
+    "many numbers": np.arange(10_000),
+    "texts": np.array(["a", "b"]),
+    "flags": torch.ones(5, dtype=torch.bool),
+    "a sparse tensor": torch.eye(3).to_sparse(),
+    "a tensor without memory": torch.zeros(3, device="meta"),
+    "a layer": torch.nn.Linear(2, 2),
+}
+
+
+@pytest.mark.parametrize("returned", ODD.values(), ids=ODD)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "check_forget"])  # which returns nothing
+def test_a_return_value_of_another_type_fails_the_check(name, returned):
+    with pytest.raises(exercises.CheckFailedError) as failure:
+        getattr(exercises, name)(lambda *arguments: returned)
+    assert "\n" not in str(failure.value) and len(str(failure.value)) < 600
+
+
+def test_no_library_hides_a_dense_product_or_a_loop_over_single_numbers():
+    def dense(rows, columns, x, grad_y):
+        return (torch.from_numpy(grad_y) @ torch.from_numpy(x).T)[rows, columns]
+
+    def numbers(values, columns, pointers, x):
+        x = torch.from_numpy(x)
+        y = torch.zeros(len(pointers) - 1, x.shape[1])
+        for row in range(len(y)):
+            for k in range(pointers[row], pointers[row + 1]):
+                for b in range(x.shape[1]):
+                    y[row, b] += values[k] * x[columns[k], b]
+        return y
+
+    def lists(values, columns, pointers, x):
+        x, products = x.tolist(), []
+        for start, end in itertools.pairwise(pointers):
+            batch = range(len(x[0]))
+            products.append([sum(values[k] * x[columns[k]][b] for k in range(start, end)) for b in batch])
+        return products
+
+    def row_by_row(values, columns, pointers, x):
+        products = np.zeros((len(pointers) - 1, x.shape[1]))
+        for row, (start, end) in enumerate(itertools.pairwise(pointers)):
+            weights = torch.zeros(len(x))
+            weights[columns[start:end]] = torch.from_numpy(values[start:end]).float()
+            products[row] = weights @ torch.from_numpy(x).float()
+        return products
+
+    with pytest.raises(exercises.CheckFailedError, match=r"a dense gradient .* was built"):
+        exercises.check_weight_gradient(dense)
+    for answer in (numbers, lists):
+        with pytest.raises(exercises.CheckFailedError, match="it takes single numbers of x"):
+            exercises.check_spmm(answer)
+    with pytest.raises(exercises.CheckFailedError, match="the product is a dense one"):
+        exercises.check_spmm(row_by_row)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help tutorial test claims test-browser test-colab test-floor fuzz reliability slides lab full referee bench bench-gpu lint clean
+.PHONY: help tutorial test claims test-browser test-colab test-floor fuzz reliability slides solutions lab full referee bench bench-gpu lint clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -64,6 +64,9 @@ fuzz: $(INSTALLED) ## Draw 10,000 networks, checkpoints and data files and try t
 
 slides: $(INSTALLED) ## Make a deck of slides from each notebook, into build/slides/
 	@$(BIN)/python tools/slides.py
+
+solutions: $(INSTALLED) ## Write the notebooks with all exercises solved and checked, for instructors, into build/solutions/
+	@$(BIN)/python -m tools.solutions
 
 lab: $(INSTALLED) ## Open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir=notebooks

@@ -1,172 +1,206 @@
-"""Checks of the exercises of notebooks 03 and 04."""
+"""Checks of the exercises of notebook 03."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from truly_sparse.interface import weight_layers, weight_shape
-from truly_sparse.rules import gradient_grow, magnitude_prune
-from truly_sparse.topology import layer_nnz
 
 from ..models import TutorialCNN
-from .checking import Answer, close, exercise, expect, result
+from .checking import Answer, CheckFailedError, diagnose, exercise, expect, fresh, positions, result, shuffled
+from .reading import close, in_short, number
 
 
 @exercise
 def check_prune(answer: Answer) -> None:
     """``answer(values, count)``: positions of the ``count`` weights of smallest magnitude."""
-    values = torch.tensor([0.5, -3.0, 0.1, 2.0, -0.2, -0.05])
-    chosen = torch.as_tensor(result(answer, values, 3))
-    expect(not chosen.is_floating_point(), "these are values of weights; return their positions")
-    expect(chosen.dtype != torch.bool, "this is a mask; return positions")
-    places = sorted(chosen.tolist())
-    expect(places != [0, 1, 3], "the largest weights were chosen")
-    expect(1 not in places, "-3.0 was pruned, a weight of large magnitude: rank by magnitude, not by value")
-    expect(
-        places == magnitude_prune(values, 3).tolist(), f"positions {places} of {values.tolist()}; expected [2, 4, 5]"
-    )
-    tied = len(result(answer, torch.ones(6), 2))
-    expect(tied == 2, f"{tied} of six equal weights are pruned, not 2: a threshold takes all ties, and nnz changes")
+    for values, count in (
+        (_signed(14), 5),
+        (_signed(9, torch.float64), 3),
+        (_signed(30), 1),
+        (torch.from_numpy(fresh().choice([-2.0, -1.0, 0.0, 1.0, 2.0], 40)).float(), 13),
+        (torch.full((8,), -0.5), 3),
+    ):
+        chosen = positions(result(answer, values=values, count=count), len(values), "positions", "weights")
+        magnitude, size = values.abs().numpy(), len(values)
+        pruned, smallest = magnitude[chosen], np.sort(magnitude)[:count]
+        if close(np.sort(pruned), smallest):
+            continue
+        of = f"{len(chosen)} of {size} weights are pruned, not {count}"
+        kept = np.delete(magnitude, chosen)
+        threshold = len(chosen) != count and max(pruned, default=0) < min(kept, default=math.inf)
+        tied = len(np.unique(magnitude)) < size
+        expect(not (threshold and tied), f"{of}: a threshold takes all weights that are equal, and nnz changes")
+        expect(len(chosen) == count, of)
+        expect(not close(np.sort(pruned), np.sort(magnitude)[-count:]), "the largest weights were chosen")
+        worst = values[chosen[int(pruned.argmax())]]
+        by_value = close(np.sort(values.numpy()[chosen]), np.sort(values.numpy())[:count])
+        expect(not by_value, f"{worst:.2f} was pruned, a weight of large magnitude: rank by magnitude, not by value")
+        raise CheckFailedError(
+            f"positions {chosen.tolist()} of {in_short(values)}: {worst:.2f} is not among the smallest"
+        )
+
+
+def _signed(size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Return different numbers of which every second one is negative, in random order."""
+    numbers = (np.arange(1, size + 1) / 8 + fresh().uniform(0, 0.05, size)) * (-1) ** np.arange(size)
+    return torch.from_numpy(fresh().permutation(numbers)).to(dtype)
 
 
 @exercise
 def check_grow(answer: Answer) -> None:
     """``answer(gradient, active, count)``: flat indices of the largest gradients among inactive connections."""
-    gradient = torch.tensor([[0.1, -3.0, 0.2, 5.0], [0.3, 0.1, -4.0, 9.0], [1.0, 0.0, 2.0, -0.5]])
-    active, original = torch.tensor([3, 7, 9]), gradient.clone()
-    chosen = torch.as_tensor(result(answer, gradient, active, 3))
-    expect(torch.equal(gradient, original), "the gradient itself was changed; change a copy")
-    expect(not chosen.is_floating_point(), "these are values of gradients; return their flat indices")
-    places = sorted(chosen.tolist())
-    expect(len(set(places)) == 3, f"indices {places}; expected 3 different ones")
-    free = [place for place in range(gradient.numel()) if place not in active]
-    ranks = [free.index(place) for place in (1, 6, 10)]
+    for shape, dtype, zeros in (
+        ((3, 8), torch.float32, 0),
+        ((4, 3, 2, 2), torch.float64, 0),
+        ((6, 5), torch.float32, 12),
+        ((4, 9), torch.float32, 16),
+    ):
+        gradient = _signed(math.prod(shape), dtype)
+        places = torch.from_numpy(fresh().permutation(len(gradient)))
+        # Most inactive connections of some layers get no gradient, and must be grown nevertheless.
+        active, flat = places[: len(gradient) // 3].sort().values, gradient
+        flat[places[len(gradient) // 3 :][:zeros]] = 0
+        count = (len(flat) - len(active)) // (1 if zeros else 3)
+        given = result(answer, gradient=flat.view(shape), active=active, count=count)
+        _compare_grown(given, flat.numpy(), active.numpy(), count)
+
+
+def _compare_grown(given: Any, flat: np.ndarray, active: np.ndarray, count: int) -> None:
+    chosen = positions(given, len(flat), "flat indices", "gradients")
+    free = np.setdiff1d(np.arange(len(flat)), active)
+    magnitude, best = np.abs(flat), np.sort(np.abs(flat[free]))[-count:]
+    taken = np.intersect1d(chosen, active)
+    if len(chosen) == count and not len(taken) and close(np.sort(magnitude[chosen]), best):
+        return
+    expect(len(chosen) == count, f"{len(chosen)} connections are grown, not {count}: nnz changes")
+    ranks = np.sort(magnitude[free].argsort()[-count:])
     expect(
-        places != ranks, f"{places} are positions in the list of inactive connections; translate them to flat indices"
+        not close(chosen, ranks) or count == len(free),
+        f"{chosen.tolist()} are positions in the list of inactive connections; translate them to flat indices",
     )
-    taken = sorted(set(places) & set(active.tolist()))
-    expect(not taken, f"connections {taken} are active already: grown and active must be disjoint, or nnz falls")
-    expect(places != [4, 8, 10], "-4.0 and -3.0 are missing: rank gradients by magnitude, not by value")
-    expect(places == gradient_grow([gradient], active, 3).tolist(), f"indices {places}; expected [1, 6, 10]")
+    expect(
+        not len(taken),
+        f"connections {taken.tolist()} are active already: grown and active must be disjoint, or nnz falls",
+    )
+    by_value = np.sort(flat[free])[-count:]
+    expect(not close(np.sort(flat[chosen]), by_value), "large negative ones are missing: rank gradients by magnitude")
+    expect(not close(np.sort(magnitude[chosen]), np.sort(magnitude[free])[:count]), "the smallest gradients are grown")
+    missing = np.setdiff1d(free, chosen)
+    lost, least = missing[magnitude[missing].argmax()], chosen[magnitude[chosen].argmin()]
+    raise CheckFailedError(
+        f"connection {least} of gradient {flat[least]:.2f} is grown, connection {lost} of {flat[lost]:.2f} is not"
+    )
 
 
 @exercise
 def check_prune_share(answer: Answer) -> None:
     """``answer(step, total_steps, initial, until)``: share to replace; a cosine from ``initial`` to 0, then 0."""
-    total, initial, until = 1000, 0.3, 0.75
-    first = result(answer, 0, total, initial, until)
-    expect(
-        not math.isclose(first, 2 * initial),
-        f"it starts at {first:.2f}, twice the initial share: a factor of one half is missing",
-    )
-    expect(
-        not math.isclose(first, 0, abs_tol=1e-9), "it starts at 0 and grows; the first updates should be the largest"
-    )
-    expect(math.isclose(first, initial), f"it starts at {first:.3f}; expected {initial}")
-    end = answer(750, total, initial, until)
-    expect(
-        abs(end) < 1e-9,
-        f"at step 750 it is still {end:.3f}: the cosine must reach 0 at `until`, not at the end of training",
-    )
-    late = answer(900, total, initial, until)
-    expect(abs(late) < 1e-9, f"at step 900 of 1000 it is {late:.3f}: after `until`, rewiring must stop")
-    middle = answer(250, total, initial, until)
-    expect(
-        math.isclose(middle, 0.225),
-        f"after a third of the schedule it is {middle:.3f}; expected 0.225: is it a cosine?",
-    )
+    for _ in range(4):
+        # So that the end of the rewiring is a step, and its number is exact.
+        total, initial = 64 * int(fresh().integers(3, 30)), float(fresh().uniform(0.1, 0.45))
+        until = float(fresh().integers(24, 56)) / 64
+        end = round(until * total)
+        middle, late = round(fresh().uniform(0.2, 0.4) * end), round(fresh().uniform(0.55, 0.9) * end)
+        for step in (0, end, (end + total) // 2, total, middle, late):
+            share = result(answer, step=step, total_steps=total, initial=initial, until=until)
+            right = _cosine(step / end, initial) if step < end else 0.0
+            of = f"at step {step} of {total}, with until={until:.3f}, it is {number(share):.3f}"
+            diagnose(share, right, dict(_mistakes(step, total, initial, until)), of)
+
+
+def _cosine(progress: float, initial: float) -> float:
+    return initial * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _mistakes(step: int, total: int, initial: float, until: float) -> Iterator[tuple[str, float]]:
+    """Yield symptoms, and the share of an answer with each."""
+    progress = min(1.0, step / (until * total))
+    yield "twice the right share: a factor of one half is missing", 2 * _cosine(progress, initial)
+    yield "it starts at 0 and grows; the first updates should be the largest", _cosine(1 - progress, initial)
+    if step == until * total:
+        yield "the cosine must reach 0 at `until`, not at the end of training", _cosine(step / total, initial)
+    yield "after `until`, rewiring must stop: a cosine rises again", _cosine(step / (until * total), initial)
+    if 0 < progress < 1:
+        yield "it falls along a straight line; is it a cosine?", initial * (1 - progress)
+        yield "it falls along a quarter of a cosine; take half of one", initial * math.cos(math.pi * progress / 2)
+    if step == 0:
+        yield "the first share should be `initial`", 1.0
 
 
 @exercise
 def check_erk(answer: Answer) -> None:
     """``answer(shapes, budget)``: ERK's weights per layer as real numbers; no layer gets more than its size."""
     model = TutorialCNN()
-    shapes = [weight_shape(layer) for layer in weight_layers(model).values()]
-    right = list(layer_nnz(model, 0.95, "erk").values())
-    shares = [float(share) for share in result(answer, shapes, sum(right))]
-    said = ", ".join(f"{share:,.0f}" for share in shares)
+    real = [tuple(weight_shape(layer)) for layer in weight_layers(model).values()]
+    for shapes, budget in (
+        (real, round(0.05 * sum(map(math.prod, real)))),
+        *map(_network, (1, 2, 3)),
+    ):
+        given = result(answer, shapes=shapes, budget=budget)
+        shares = [number(share) for share in given]
+        expect(len(shares) == len(shapes), f"{len(shares)} shares for {len(shapes)} layers")
+        sizes, right = [*map(math.prod, shapes)], erk_shares(shapes, budget)
+        if close(given, right):
+            continue
+        said = f"{in_short(shares)} of layers of {in_short(sizes)}, budget {budget}"
+        _explain_shares(shares, shapes, budget, said)
+        raise CheckFailedError(f"{said}; expected {in_short(right)}")
+
+
+def erk_shares(
+    shapes: Sequence[Sequence[int]], budget: float, demand: Callable[[Sequence[int]], float] = sum, rounds: int = 99
+) -> list[float]:
+    """Return each layer's share of the budget; a full layer is left out of the next round."""
+    sizes, full, shares = [*map(math.prod, shapes)], set[int](), [0.0]
+    for _ in range(rounds):
+        scale = (budget - sum(sizes[i] for i in full)) / sum(demand(s) for i, s in enumerate(shapes) if i not in full)
+        shares = [float(sizes[i]) if i in full else scale * demand(s) for i, s in enumerate(shapes)]
+        over = {i for i, share in enumerate(shares) if share > sizes[i]}
+        if not over - full:
+            break
+        full |= over
+    return shares
+
+
+def _explain_shares(shares: list[float], shapes: Sequence[Sequence[int]], budget: int, said: str) -> None:
+    """Raise :class:`CheckFailedError` if the shares have a known fault."""
+    sizes, right, once = [*map(math.prod, shapes)], erk_shares(shapes, budget), erk_shares(shapes, budget, rounds=1)
     expect(max(shares) > 1, f"{said}: these are densities; return numbers of weights")
-    uniform = list(layer_nnz(model, 0.95, "uniform").values())
+    uniform = erk_shares(shapes, budget, demand=math.prod)
+    expect(not close(shares, uniform), f"{said}: that is the uniform scheme; ERK takes the sum of a shape")
+    er = erk_shares(shapes, budget, demand=lambda s: (s[0] + s[1]) * math.prod(s[2:]))
+    expect(not close(shares, er), f"{said}: that is ER; for ERK, add the kernel's height and width to the sum")
+    flat = erk_shares(shapes, budget, demand=lambda s: s[0] + s[1])
+    expect(not close(shares, flat), f"{said}: the kernel's height and width are not in the sum")
     expect(
-        not _near(shares, uniform), f"{said}: that is the uniform scheme; ERK divides the sum of a shape by its product"
+        not close(shares, np.round(right), 1e-9) and not close(shares, np.floor(right), 1e-9),
+        f"{said}: rounded to whole numbers; return real numbers, which add up to the budget",
     )
-    er = list(layer_nnz(model, 0.95, "er").values())
-    expect(not _near(shares, er), f"{said}: that is ER; for ERK, add the kernel's height and width to the sum")
-    for shape, share in zip(shapes, shares, strict=True):
-        size = math.prod(shape)
-        expect(
-            share <= size + 1e-6, f"a layer of {size:,} weights was given {share:,.0f}: cap it and distribute the rest"
-        )
-    expect(
-        abs(sum(shares) - sum(right)) < 1,
-        f"the shares add up to {sum(shares):,.0f}, not {sum(right):,}: distribute the excess of full layers",
-    )
-    expect(_near(shares, right), f"{said}; expected about {', '.join(f'{n:,}' for n in right)}")
+    for share, size in zip(shares, sizes, strict=True):
+        overflow = f"a layer of {size:,} weights was given {share:,.0f}"
+        again = share > size + 1e-3 and not close(shares, once) and close(sum(shares), budget)
+        expect(not again, f"{overflow}: it overflows when the rest is shared out; repeat until no layer does")
+        expect(share <= size + 1e-3, f"{overflow}: cap it and distribute the rest")
+    total = f"the shares add up to {sum(shares):,.1f}, not {budget:,}"
+    expect(not close(shares, np.minimum(once, sizes)), f"{total}: distribute the excess of full layers")
+    expect(close(sum(shares), budget), f"{total}: {said}")
 
 
-def _near(shares: Sequence[float], counts: Sequence[int]) -> bool:
-    return all(abs(share - count) <= 1 for share, count in zip(shares, counts, strict=True))
-
-
-# Four moments of eight connections. 1 is pruned and grows back; 4 is born at moment 1, is pruned, and grows back.
-_MASKS = np.array(
-    [
-        [1, 1, 1, 0, 0, 0, 0, 0],
-        [1, 0, 0, 0, 1, 1, 0, 0],
-        [1, 1, 0, 0, 0, 1, 0, 0],
-        [0, 1, 0, 0, 1, 1, 0, 0],
-    ],
-    dtype=bool,
-)
-
-
-@exercise
-def check_exploration(answer: Answer) -> None:
-    """``answer(masks)``: for each moment, the share of all connections that have been active up to then."""
-    rates = np.asarray(result(answer, _MASKS.copy()), dtype=float)
-    expect(rates.shape == (4,), f"expected one rate per moment, shape (4,); got {rates.shape}")
-    seen = np.logical_or.accumulate(_MASKS)
-    expect(
-        not close(rates, _MASKS.mean(axis=1)),
-        "that is the density of each moment; exploration includes the moments before",
-    )
-    expect(
-        not close(rates, seen.sum(axis=1)), "these are numbers of connections; divide by the number of all connections"
-    )
-    expect(not close(rates, 100 * seen.mean(axis=1)), "these are percent; a share is from 0 to 1")
-    expect(
-        not close(rates, seen.sum(axis=1) / 3),
-        "divided by the number of active connections; divide by the number of all connections",
-    )
-    expect(rates.max() <= 1, f"{100 * rates.max():.0f}% explored: connections that grow back are counted twice")
-    expect(close(rates, seen.mean(axis=1)), f"{rates.tolist()}; expected {seen.mean(axis=1).tolist()}")
-
-
-@exercise
-def check_survival(answer: Answer) -> None:
-    """``answer(masks, birth)``: from ``birth`` on, the share of those born then that were never pruned since."""
-    shares = np.asarray(result(answer, _MASKS.copy(), 1), dtype=float)
-    expect(shares.shape == (3,), f"expected one share per moment from birth on, shape (3,); got {shares.shape}")
-    everyone = np.logical_and.accumulate(_MASKS[1:])
-    expect(
-        not close(shares, everyone.mean(axis=1) * 8 / 3),
-        "connection 0 was active before: count only connections born at this moment",
-    )
-    expect(
-        not close(shares, [1, 0.5, 1]),
-        "connection 4 was pruned and grew back: that is overlap; survival cannot rise again",
-    )
-    expect(
-        not close(shares, [2 / 3, 1 / 3, 1 / 3]),
-        "divided by all active connections; divide by those born at this moment",
-    )
-    expect(close(shares, [1, 0.5, 0.5]), f"{shares.tolist()}; expected [1, 0.5, 0.5]")
-    first = np.asarray(answer(_MASKS.copy(), 0), dtype=float)
-    expect(
-        close(first, [1, 1 / 3, 1 / 3, 0]),
-        f"{first.tolist()} for birth 0; all connections of moment 0 are born then; masks[-1] is the last moment",
-    )
+def _network(rounds: int) -> tuple[list[tuple[int, ...]], int]:
+    """Return shapes and a budget that take this many rounds until no layer overflows."""
+    low = [(4, 1, 3, 3), (10, 4, 3, 5), (40, 60), (20, 40), (3, 6)]
+    high = [(9, 4, 4, 4), (17, 9, 4, 6), (60, 90), (40, 60), (11, 20)]
+    while True:
+        shapes = shuffled([tuple(map(int, fresh().integers(a, b))) for a, b in zip(low, high, strict=True)])
+        sizes = [*map(math.prod, shapes)]
+        budget = int(fresh().uniform(0.1, 0.7) * sum(sizes))
+        tries = (erk_shares(shapes, budget, rounds=n) for n in itertools.count(1))
+        if rounds == 1 + next(n for n, shares in enumerate(tries) if np.less_equal(shares, sizes).all()):
+            return shapes, budget

@@ -85,7 +85,8 @@ def exercise(check: Callable[[Answer], None]) -> Callable[[Answer], None]:
             return
         attempt = _Attempt(answer)
         try:
-            check(attempt)
+            with _random_global_state():
+                check(attempt)
         except CheckFailedError:
             raise
         except Exception as error:

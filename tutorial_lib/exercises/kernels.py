@@ -89,7 +89,7 @@ def _steps(answer: Answer, **arguments: np.ndarray) -> int:
 
 
 def _sparse(outputs: int, inputs: int, dtype: Any) -> scipy.sparse.csr_matrix:
-    """Return a matrix with two columns and two rows that are empty; row 0 has four nonzeros."""
+    """Return a matrix with empty rows and columns; row 0 has nonzeros in all other columns."""
     matrix = fresh().uniform(0.5, 2, (outputs, inputs)) * fresh().choice([-1, 1], (outputs, inputs))
     matrix[(fresh().random(matrix.shape) < 0.5)] = 0
     matrix[0] = fresh().uniform(0.5, 2, inputs)

@@ -142,7 +142,7 @@ def check_fair_time(answer: Answer) -> None:
             "that is the median, but of all calls; the cold first call is one of them": np.median(whole),
             "these are milliseconds; return seconds": 1e3 * np.median(timed),
             "that is the time that passed since the first run, not that of each": np.median(timed.cumsum()),
-            "later minus earlier: the sign is wrong": -np.median(timed),
+            "the sign is wrong: subtract the start from the end": -np.median(timed),
         }
         diagnose(given, np.median(timed), mistakes, of)
 

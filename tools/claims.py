@@ -1,7 +1,7 @@
 """Run the notebooks from several seeds, on MNIST and on the small digits, and print which of their claims hold.
 
     python tools/claims.py                         # all notebooks, 3 seeds, both data sets: about half an hour
-    python tools/claims.py --seeds 0 --data digits 03
+    python tools/claims.py 03 --seeds 0 --data digits
 
 The claims are those of ``tests/notebooks/claims.py``. Before a run, the notebook's seeds are replaced.
 """

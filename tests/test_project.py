@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from tools import readme_tables
+from tools.set_repository import present
 from tutorial_lib import load_result
 from tutorial_lib.project import FIGURES, ROOT
 
@@ -24,7 +25,7 @@ REQUIREMENTS = [
     for line in PROJECT.get_all("Requires-Dist")
     if not re.search('extra == "(bench|browser|fuzz)"', line)
 ]
-ADDRESS = PROJECT["Project-URL"].removeprefix("Repository, ")
+ADDRESS = f"https://github.com/{present(ROOT)}"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 HELP = readme_tables.HELP.read_text(encoding="utf-8")
@@ -189,9 +190,11 @@ def test_the_results_come_from_full_mnist_and_several_seeds():
 # ------------------------------------------------------------------------------------------ notebooks
 
 
-def test_the_address_stands_in_one_place():
-    owner_and_name = ADDRESS.removeprefix("https://github.com/")
+def test_all_places_name_the_repository_that_pyproject_names():
+    owner_and_name = present(ROOT)
     assert set(re.findall(r"https://github\.com/[\w./-]+", README)) == {ADDRESS}
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["repository-code"] == ADDRESS
     for path in NOTEBOOKS:
         text = "\n".join(cell.source for cell in read(path).cells)
         assert BADGE.format(owner_and_name, path.name) in text

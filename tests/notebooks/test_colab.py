@@ -16,12 +16,13 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from tools.set_repository import present
 from tutorial_lib.project import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CONSTRAINTS = ROOT / "tests" / "colab-constraints.txt"
 PINNED = {r.name: r.specifier for r in map(Requirement, CONSTRAINTS.read_text(encoding="utf-8").splitlines()[2:])}
-ADDRESS = metadata("decade-of-sparse-training")["Project-URL"].removeprefix("Repository, ")
+ADDRESS = f"https://github.com/{present(ROOT)}"
 COLAB_PYTHON = ROOT / ".venv-colab" / "bin" / "python"
 KEPT = ("torch", "torchvision", "numpy")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -28,13 +29,21 @@ RESULTS = ROOT / "docs" / "results.md"
 HELP = ROOT / "docs" / "help.md"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TO_RUN = re.compile(r"\d+ seconds to run \(measured: quick profile, two cores\)")
-# Minutes of talk, reading and exercises that a lecturer plans; the minutes of running come from measurement.
-ROUTES = {
-    45: {"01_paradox": 12, "03_dst_loop": 15, "07_truly_sparse_training": 12},
-    90: {"01_paradox": 14, "02_masked_layers": 12, "03_dst_loop": 20, "05_simulated_vs_csr": 15, "06_barriers": 8}
-    | {"07_truly_sparse_training": 14},
-    210: {"01_paradox": 20, "02_masked_layers": 20, "03_dst_loop": 35, "04_mask_visualization": 17}
-    | {"05_simulated_vs_csr": 22, "06_barriers": 20, "07_truly_sparse_training": 30, "08_which_algorithm": 20},
+BREAK, QUESTIONS = "break", "questions"
+# For each timetable and notebook: the minutes of talk, and the exercises that are done. The minutes of exercises are
+# those that the notebooks name, the minutes of running are measured; what is left at the end is for questions.
+ROUTES: dict[int, dict[str, tuple[int, tuple[int, ...]]]] = {
+    45: {"01_paradox": (11, ()), "03_dst_loop": (10, (1,)), "07_truly_sparse_training": (12, ())},
+    90: {"01_paradox": (9, (2,)), "02_masked_layers": (7, (1,)), "03_dst_loop": (14, (1,))}
+    | {"05_simulated_vs_csr": (14, ()), "06_barriers": (8, ()), "07_truly_sparse_training": (13, ())},
+    210: {"01_paradox": (14, (2,)), "02_masked_layers": (12, (1,)), "03_dst_loop": (19, (1, 3))}
+    | {
+        "04_mask_visualization": (11, (1,)),
+        BREAK: (15, ()),
+        "05_simulated_vs_csr": (12, (1,)),
+        "06_barriers": (13, (1,)),
+    }
+    | {"07_truly_sparse_training": (18, (1,)), "08_which_algorithm": (11, (1,))},
 }
 NOT_MEASURED = "not measured"
 GRAPH = ", CUDA graph"  # how figures/bench_gpu.json names a captured row
@@ -336,17 +345,38 @@ def times_table() -> str:
     return markdown(["notebook", "the question that it answers", "seconds (quick)"], rows)
 
 
+def exercises_of(name: str) -> dict[int, tuple[str, int]]:
+    """Return title and minutes of each exercise of a notebook, by its number."""
+    text = (ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
+    found = re.findall(r'"### Exercise (\d+): (.+?)\\n",\s+"\\n",\s+"\*(?:Easy|Medium|Hard), (\d+) minutes', text)
+    return {int(number): (title, int(minutes)) for number, title, minutes in found}
+
+
+def timetable(minutes: int) -> list[tuple[str, int, tuple[int, ...], int]]:
+    """Return name, minutes of talk, minutes of each exercise and whole minutes of running of each part of a route.
+
+    The last part is what is left for questions: all parts together take exactly ``minutes``.
+    """
+    seconds = load_result("notebook_times")["seconds"]
+    parts = []
+    for name, (talk, numbers) in ROUTES[minutes].items():
+        exercises = tuple(exercises_of(name)[number][1] for number in numbers)
+        parts.append((name, talk, exercises, math.ceil(seconds[name] / 60) if name in seconds else 0))
+    rest = minutes - sum(talk + sum(exercises) + running for _, talk, exercises, running in parts)
+    return [*parts, (QUESTIONS, rest, (), 0)]
+
+
 def route_table(minutes: int) -> str:
-    """Return the minute marks of a route: each notebook begins when the one before has been run and talked over."""
-    recorded = load_result("notebook_times")
-    rows, mark = [], 0.0
-    for name, planned in ROUTES[minutes].items():
-        seconds = recorded["seconds"].get(name) if recorded else None
-        end = mark + planned + (seconds or 0) / 60
-        running = NOT_MEASURED if seconds is None else f"{seconds:.0f} s"
-        rows.append([f"{mark:.0f} to {end:.0f}", f"[{name}](../notebooks/{name}.ipynb)", str(planned), running])
+    """Return a timetable: when each part begins and ends, and what its minutes are spent on."""
+    rows, mark = [], 0
+    for name, talk, exercises, running in timetable(minutes):
+        end = mark + talk + sum(exercises) + running
+        numbers = ROUTES[minutes].get(name, (0, ()))[1]
+        done = ", ".join(f"exercise {n}: {m}" for n, m in zip(numbers, exercises, strict=True))
+        link = name if name in (BREAK, QUESTIONS) else f"[{name}](../notebooks/{name}.ipynb)"
+        rows.append([f"{mark} to {end}", link, str(talk), done, str(running or "")])
         mark = end
-    return markdown(["minute", "notebook", "minutes planned", "running (quick, measured)"], rows)
+    return markdown(["minute", "notebook", "talk", "exercises", "running"], rows)
 
 
 def _question(notebook: str) -> str:

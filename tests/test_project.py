@@ -85,6 +85,19 @@ def test_every_make_command_in_readme_exists():
     assert named <= targets
 
 
+def test_readme_is_short_and_begins_with_what_to_type():
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    assert len(re.findall(r"[.!?](?=\s|$)", README.split("\n\n")[1])) == 5, "five sentences say what it is"
+    for command in ("make tutorial", "make test"):
+        assert any(line.startswith(command) for line in lines[:25])
+    assert len(re.findall(r"!\[", README)) == 1
+    generated = "".join(re.findall(r"<!-- \w+ -->\n(.*?)<!-- end -->", README, flags=re.DOTALL))
+    assert len(re.findall(r"^\| --- \|", generated, flags=re.MULTILINE)) == 3, "three tables"
+    for command in ("tools/set_repository.py", "docs/instructor-guide.md", "docs/help.md", "docs/results.md"):
+        assert command in README
+
+
 def test_ci_runs_the_readme_test_command():
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 

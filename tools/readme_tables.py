@@ -59,10 +59,10 @@ SURVIVED = {
     "bad input": "wrong types, shapes, ranges, NaN and aliases into every public function: right, or a clear error",
     "fuzzing": "random layers, topologies, checkpoints and files: as the dense reference, or a clear error",
     "compiled code": "bounds checked, not compiled, 1 to many threads, child processes, interrupted",
-    "long runs": "thousands of rewirings, losses that explode: exact, flat in memory, or stopped and said",
-    "data faults": "downloads that stall, lie or are cut, full and read-only disks: digits instead, in one line",
+    "long runs": "thousands of rewirings, losses that explode: exact, no growing memory, or a clear error",
+    "data faults": "downloads that stall, are cut or have wrong bytes, full and read-only disks: digits instead",
     "odd machines": "no GPU, numba, display, home or write access; one core; plain locale; odd paths",
-    "safety scans": "nothing unpickled, evaluated, or shown unescaped; each scan finds a planted example",
+    "safety scans": "no file is unpickled, evaluated or shown unescaped; each scan finds an example that was put in",
 }
 
 OURS = "truly sparse (this project)"  # its name in figures/bench.json
@@ -307,18 +307,20 @@ def limits_words() -> str:
     forward = np.median(bench["seconds"]["fc 1000×1000, batch 64, forward"][OURS])
     found = viz.break_evens(load_result("bench_crossover")["milliseconds"], OURS)
     large, at_256 = found[found.index.get_level_values("width") >= 1000], found.loc[256, OURS]
-    small = ", ".join(f"{'never' if np.isnan(at) else f'at {at:.0%}'} (batch {b})" for b, at in at_256.items())
+    small = ", ".join(f"{'never' if np.isnan(at) else f'from {at:.0%} on'} (batch {b})" for b, at in at_256.items())
+    gflops = [f"{rates[row][0]:.0f} to {rates[row][1]:.0f}" for row in ("dense", OURS)]
     lines = [
-        f"*{_machine('bench')}, `make bench`; the 200,000² layer in a process of its own. The training of that run is "
-        f"SET at uniform densities, the fast and less accurate choice: {trained[f'{OURS}, accuracy %']:.2f}% in "
-        f"{trained[OURS]:.1f} s against dense's {trained['dense, accuracy %']:.2f}% in {trained['dense']:.0f} s.*",
-        f"A single 1000×1000 layer, useful GFLOP/s, call from Python included: dense {rates['dense'][0]:.0f} to "
-        f"{rates['dense'][1]:.0f}, this project {rates[OURS][0]:.0f} to {rates[OURS][1]:.0f} (forward and backward; "
-        f"forward). Each weight reads a row of the input. These reads alone take {1e6 * bench['seconds_to_read']:.0f} "
-        f"of the {1e6 * forward:.0f} µs of its forward pass (`benchmarks/bound.py`).",
-        f"Where it pays depends on the layer. From 1000×1000 on, forward and backward together, this project overtakes "
-        f"dense at {_span(large[OURS])} sparsity, torch's CSR at {_span(large['torch CSR'])}. A 256×256 layer of this "
-        f"project overtakes dense {small}.",
+        f"*{_machine('bench')}, `make bench`; the 200,000² layer ran in its own process. The whole training is SET "
+        f"with uniform densities, fast but less accurate: {trained[f'{OURS}, accuracy %']:.2f}% in {trained[OURS]:.1f} "
+        f"s. Dense has {trained['dense, accuracy %']:.2f}% in {trained['dense']:.0f} s.*",
+        f"A single 1000×1000 layer, with the call from Python, reaches {gflops[0]} GFLOP/s if it is dense, and "
+        f"{gflops[1]} in this project (over both passes, and over the forward pass; multiplications by zero do not "
+        "count). Each weight must read a row of the input; these reads alone take "
+        f"{1e6 * bench['seconds_to_read']:.0f} of the {1e6 * forward:.0f} µs of a forward pass "
+        "(`benchmarks/bound.py`).",
+        "From which sparsity on a sparse layer is faster than a dense one depends on its size. For 1000×1000 and "
+        f"larger, both passes together, this project is faster from {_span(large[OURS])} sparsity on, torch's CSR from "
+        f"{_span(large['torch CSR'])} on. For 256×256, this project is faster {small}.",
     ]
     return "\n\n".join(lines)
 

@@ -102,11 +102,11 @@ def test_an_untouched_stub_is_not_checked(name):
 
 @pytest.mark.parametrize("name", EXERCISES)
 def test_each_wrong_answer_has_its_own_symptom(name):
-    messages = [symptom(EXERCISES[name], case) for case in WRONG[name]]
-    for message, (*_, expected) in zip(messages, WRONG[name], strict=True):
-        assert re.search(expected, message), message
-    told_apart = {expected for *_, expected in WRONG[name]}
-    assert len(told_apart) == len(set(messages)) == len(messages)
+    for case in WRONG[name]:
+        message = symptom(EXERCISES[name], case)
+        assert re.search(case[-1], message), message
+    # Inputs are drawn anew at every call, so two messages may happen to show the same numbers: patterns are compared.
+    assert len({expected for *_, expected in WRONG[name]}) == len(WRONG[name])
 
 
 @pytest.mark.filterwarnings("ignore")

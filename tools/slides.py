@@ -1,8 +1,17 @@
-"""Make a deck of slides from each notebook's own cells, one HTML file that needs nothing beside it.
+"""Make a deck of slides from each notebook: one HTML file that needs nothing beside it.
 
     python tools/slides.py [--output build/slides]
 
-Arrow keys, Space, Home and End turn the slides; ``#7`` at the end of the address opens the seventh.
+A cell is on a slide if its metadata say so::
+
+    "slideshow": {"slide_type": "slide", "words": ["Title\\nFirst line\\nSecond line"]}
+
+Each entry of ``words`` is a slide: a title, then few lines, all quoted from the notebook's own text, so that slides
+never say anything else. Without ``words`` the title is the heading above. Below the words stands what the cell shows:
+its picture, its table, or what it printed; the code itself, if the cell shows nothing or has ``"code": true``. The text
+of the notebook between two slides becomes the speaker's notes.
+
+In a deck, arrow keys, Page Up and Down, Space, Home and End turn the slides, and ``s`` opens a window with the notes.
 """
 
 from __future__ import annotations
@@ -10,8 +19,10 @@ from __future__ import annotations
 import argparse
 import html
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
+import jinja2
 import nbformat
 from nbconvert.filters import Highlight2HTML, ansi2html
 from nbconvert.filters.markdown_mistune import markdown2html_mistune
@@ -21,72 +32,137 @@ from tutorial_lib.project import ROOT
 
 NOTEBOOKS = ROOT / "notebooks"
 TEMPLATE = Path(__file__).with_name("slides.html")
-PLAYER = "<p><em>A film of this run: see the notebook.</em></p>"
 # Pictures that lie elsewhere, such as the badge, and the links around them.
 REMOTE_IMAGE = re.compile(r"\[?!\[[^\]]*\]\(https?:[^)]*\)(\]\([^)]*\))?")
+LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
+LOCAL_LINK = re.compile(r"\[([^\]]*)\]\((?!https?:)[^)]*\)")
+HEADING = re.compile(r"(?:\A#|^#{2,3}) (.+)$", flags=re.MULTILINE)  # not a comment in code
+# One or more sentences in italics that describe a figure, before or after it.
+DESCRIPTION = re.compile(r"\A\*(?!\*)[^*\n]{15,}[.:!?]\*|(?<!\*)\*(?!\*)[^*\n]{15,}[.:!?]\*\Z")
+TABLE = re.compile(r"(?:^\|.*\n?)+", flags=re.MULTILINE)
+# What `ask` and `reconcile` print: a question with its unit or options, and the answer.
+ASKED = re.compile(r"Predict: (.+?)(?: (\(.+\)))?")
+MEASURED = re.compile(r"(.+)  guessed: .+, measured: (.+)")
+# Printed lines that are no result: a progress bar, the profile, the data, how to answer a question.
+NO_RESULT = re.compile(r".*\d%\|.*|(profile|data): .*|  commit in the form, .*|")
 
 
-def markdown_blocks(source: str) -> list[str]:
-    """Return a Markdown cell as one piece of HTML per paragraph, list, table or heading."""
-    paragraphs = re.split(r"\n\s*\n", REMOTE_IMAGE.sub("", source).strip())
-    whole: list[str] = []
-    for paragraph in paragraphs:
-        opened = bool(whole) and any(whole[-1].count(a) > whole[-1].count(b) for a, b in (("<details", "</details"),))
-        fenced = bool(whole) and whole[-1].count("```") % 2 == 1
-        if opened or fenced:
-            whole[-1] += f"\n\n{paragraph}"
-        elif paragraph:
-            whole.append(paragraph)
-    return [markdown2html_mistune(text).replace("&#182;", "") for text in whole]
+@dataclass
+class Slide:
+    """One slide.
 
-
-def output_block(output: nbformat.NotebookNode) -> str | None:
-    """Return an output as HTML, or None for one that slides cannot show or, as the form of a prediction, use."""
-    if output.output_type == "stream":
-        return None if output.text.startswith("Predict: ") else f"<pre>{ansi2html(output.text)}</pre>"
-    data = output.get("data", {})
-    if "image/png" in data:
-        return f'<img alt="figure" src="data:image/png;base64,{data["image/png"].strip()}">'
-    if "text/html" in data:
-        return PLAYER if "<iframe" in data["text/html"] else data["text/html"]
-    return f"<pre>{html.escape(data['text/plain'])}</pre>" if "text/plain" in data else None
-
-
-def blocks(notebook: nbformat.NotebookNode) -> list[str]:
-    """Return a notebook's cells as pieces of HTML, in order; a description in italics stays with its figure or table.
-
-    The first two cells that hold code, set-up and imports, are left out.
+    Attributes:
+        section: the heading of the notebook above the slide's cell.
+        title: HTML.
+        lines: HTML of the few lines below the title.
+        shown: HTML of the picture, table, code or printed text; empty if there is none.
+        notes: HTML of the notebook's text that belongs to the slide.
     """
-    highlight = Highlight2HTML(pygments_lexer="ipython3")
-    setup = [cell for cell in notebook.cells if cell.cell_type == "code"][:2]
-    pieces: list[str] = []
-    shown = False  # the last piece is an output
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            first, *rest = markdown_blocks(cell.source)
-            if shown and first.startswith("<p><em>"):
-                pieces[-1] += first
-            else:
-                pieces.append(first)
-            pieces += rest
-            shown = False
-        elif cell.cell_type == "code" and cell not in setup:
-            source = cell.source.removeprefix("# NBVAL_CHECK_OUTPUT\n")
-            outputs = [block for output in cell.outputs if (block := output_block(output))]
-            pieces += [f'<div class="code">{highlight(source)}</div>', *outputs]
-            shown = bool(outputs)
-    return pieces
+
+    section: str
+    title: str
+    lines: list[str]
+    shown: str
+    notes: list[str]
 
 
-def deck(notebook: nbformat.NotebookNode, title: str) -> str:
+def markdown(source: str) -> str:
+    """Return Markdown as HTML, without the marks that link to headings."""
+    return markdown2html_mistune(source).replace("&#182;", "")
+
+
+def plain(source: str) -> str:
+    """Return Markdown without links, emphasis and line breaks."""
+    return " ".join(LINK.sub(r"\1", REMOTE_IMAGE.sub("", source)).replace("*", "").split())
+
+
+def description(cells: list[nbformat.NotebookNode], place: int) -> str:
+    """Return the sentences in italics that describe the figure of a cell: those after it, or before it."""
+    for near in (cells[place:], cells[:place][::-1]):
+        text = next((cell.source for cell in near if cell.cell_type == "markdown"), "")
+        if found := DESCRIPTION.search(text):
+            return plain(found[0])
+    return ""
+
+
+def printed_line(line: str) -> str:
+    """Return a line that a cell printed as HTML; questions and answers of predictions are large."""
+    if asked := ASKED.fullmatch(line):
+        return f'<p class="asked">{html.escape(asked[1])}&nbsp;<small>{html.escape(asked[2] or "")}</small></p>'
+    if measured := MEASURED.fullmatch(line):
+        return f'<p class="measured">{html.escape(measured[1])} <strong>{html.escape(measured[2])}</strong></p>'
+    return f"<pre>{ansi2html(line)}</pre>"
+
+
+def shown_by(cell: nbformat.NotebookNode, alt: str) -> str:
+    """Return what a slide shows of a cell, as HTML: code if asked for, then a picture, a table, or printed text.
+
+    The answers of predictions are always shown, in place of a table.
+    """
+    if cell.cell_type == "markdown":
+        table = TABLE.search(cell.source)
+        return markdown(table[0]) if table else ""
+    printed = "".join(output.text for output in cell.outputs if output.output_type == "stream")
+    lines = [line for line in printed.splitlines() if not NO_RESULT.fullmatch(line)]
+    answers = [line for line in lines if MEASURED.fullmatch(line)]
+    data = {kind: content for output in cell.outputs for kind, content in output.get("data", {}).items()}
+    parts = []
+    if cell.metadata.slideshow.get("code") or not cell.outputs:
+        parts.append(Highlight2HTML(pygments_lexer="ipython3")(cell.source.removeprefix("# NBVAL_CHECK_OUTPUT\n")))
+    if "image/png" in data:
+        parts += map(printed_line, answers)
+        parts.append(f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data["image/png"].strip()}">')
+    elif "text/html" in data and not answers:
+        parts.append(data["text/html"])
+    elif lines:
+        parts.append(f'<div class="printed">{"".join(map(printed_line, lines))}</div>')
+    return "\n".join(parts)
+
+
+def inline(words: str) -> str:
+    """Return one line of Markdown as HTML without a paragraph around it; its first letter becomes a capital."""
+    return markdown(words[:1].upper() + words[1:]).strip().removeprefix("<p>").removesuffix("</p>")
+
+
+def parts_of(cell: nbformat.NotebookNode) -> list[str]:
+    """Return the text of a Markdown cell, divided before each heading, without what lies outside the deck."""
+    source = LOCAL_LINK.sub(r"\1", REMOTE_IMAGE.sub("", cell.source)) if cell.cell_type == "markdown" else ""
+    return [part for part in re.split(r"^(?=#{2,3} )", source, flags=re.MULTILINE) if part.strip()]
+
+
+def slides_of(notebook: nbformat.NotebookNode) -> list[Slide]:
+    """Return the slides of a notebook.
+
+    Raises:
+        ValueError: words of a slide do not stand in the notebook's text.
+    """
+    text = plain("\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown"))
+    slides: list[Slide] = []
+    section = ""
+    notes = ahead = list[str]()  # of the last slide, and of the next one: text from a heading on
+    for place, cell in enumerate(notebook.cells):
+        parts = parts_of(cell)
+        section = plain((HEADING.findall("".join(parts)) or [section])[-1])
+        on_slide = cell.metadata.get("slideshow", {}).get("slide_type") == "slide"
+        if on_slide:
+            notes, ahead = ahead, []
+            shown = shown_by(cell, description(notebook.cells, place) or section)
+            for words in cell.metadata.slideshow.get("words", [section]):
+                if unsaid := [line for line in words.splitlines() if plain(line) not in text]:
+                    raise ValueError(f"slide of cell {cell.id}: the notebook's text does not say {unsaid[0]!r}")
+                title, *lines = map(inline, words.splitlines())
+                slides.append(Slide(section, title.removesuffix("."), lines, shown, notes))
+        for part in parts:
+            notes = ahead if HEADING.match(part) and not on_slide else notes
+            notes.append(markdown(part))
+    return slides
+
+
+def deck(notebook: nbformat.NotebookNode, name: str) -> str:
     """Return the page."""
-    parts = {
-        "{title}": html.escape(title),
-        "{pygments}": HtmlFormatter().get_style_defs(".highlight"),
-        "{blocks}": "\n".join(f'<div class="block">{piece}</div>' for piece in blocks(notebook)),
-    }
-    template = TEMPLATE.read_text(encoding="utf-8")
-    return re.sub("|".join(map(re.escape, parts)), lambda found: parts[found[0]], template)
+    template = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"))
+    style = HtmlFormatter().get_style_defs(".highlight")
+    return template.render(name=name.replace("_", " "), pygments=style, slides=slides_of(notebook))
 
 
 def main() -> None:

@@ -62,7 +62,7 @@ fuzz: $(INSTALLED) ## Draw 10,000 networks, checkpoints and data files and try t
 	@$(BIN)/python -m pip install --quiet --editable '.[test,fuzz]' || echo "atheris does not install here; going on without it"
 	@$(BIN)/python -m pytest tests/reliability/test_fuzz.py --hypothesis-profile=long
 
-slides: $(INSTALLED) ## Make a deck of slides from each notebook, into build/slides/
+slides: $(INSTALLED) ## Make a deck of slides with speaker's notes from each notebook, into build/slides/
 	@$(BIN)/python tools/slides.py
 
 solutions: $(INSTALLED) ## Write the notebooks with all exercises solved and checked, for instructors, into build/solutions/

@@ -14,14 +14,15 @@ import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from truly_sparse import SET, RigL, Static
 from truly_sparse.recipes import Recipe
 from tutorial_lib import TutorialCNN, fit, load_data, mask_model, save_result
-from tutorial_lib.bench import summarize
 from tutorial_lib.project import ROOT
 
 SEEDS = (0, 1, 2)
@@ -43,6 +44,11 @@ VARIANTS = {
     "static_erk": Variant("erk", Static()),  # the control: the same densities, never rewired
     "rigl_erk": Variant("erk", RigL()),
 }
+
+
+def summarize(samples: list[float]) -> dict[str, Any]:
+    """Return the mean of repeated measurements, their extremes ``low`` and ``high``, and all of them."""
+    return {"mean": float(np.mean(samples)), "low": min(samples), "high": max(samples), "samples": samples}
 
 
 def train(name: str, seed: int) -> dict[str, list[float]]:

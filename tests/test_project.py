@@ -28,6 +28,7 @@ REQUIREMENTS = [
 ADDRESS = f"https://github.com/{present(ROOT)}"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+GLOSSARY = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
 HELP = readme_tables.HELP.read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -156,6 +157,25 @@ def test_every_file_that_a_document_names_exists(name):
         assert ((ROOT / name).parent / target).exists(), target
     for target in re.findall(r"`((?:truly_sparse|tutorial_lib|tools|benchmarks|docs|tests)/[\w/.]*)`", text):
         assert (ROOT / target).exists(), target
+
+
+def test_every_term_of_the_glossary_is_linked_once_where_it_is_first_seen():
+    rows = re.findall(r"^\| (?!term|---)(.*) \|$", GLOSSARY, flags=re.MULTILINE)
+    assert len(rows) >= 30
+    for row in rows:
+        anchor, place = re.fullmatch(r'<a id="([a-z-]+)"></a>\S.* \| .+ \| \[\w+\]\((.+)\)', row).groups()
+        text = (ROOT / "docs" / place).read_text(encoding="utf-8")
+        assert text.count(f"glossary.md#{anchor})") == 1, row
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *NOTEBOOKS], ids=lambda p: p.stem
+)
+def test_every_link_to_the_glossary_leads_to_a_term(path):
+    anchors = re.findall(r'<a id="([a-z-]+)">', GLOSSARY)
+    assert len(set(anchors)) == len(anchors)
+    for folder, anchor in re.findall(r"\]\(([^()\s]*)glossary\.md#([^()\s]*)\)", path.read_text(encoding="utf-8")):
+        assert anchor in anchors and (path.parent / folder / "glossary.md").samefile(ROOT / "docs" / "glossary.md")
 
 
 def test_every_recorded_result_is_there():

@@ -14,7 +14,7 @@ ENGINE = (
 
 LIBRARY = (
     "project models data masked recorder checkpoint callbacks train cost csr contenders compare bench viz "
-    "referee_plots player exercises check_setup"
+    "referee_plots schematics player exercises"
 ).split()
 PACKAGES = {"truly_sparse": ENGINE, "tutorial_lib": LIBRARY}
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]

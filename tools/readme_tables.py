@@ -12,11 +12,14 @@ import functools
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
 
 from tutorial_lib import PUBLISHED_INFERENCE_MS, PUBLISHED_RESULTS, Benchmark, load_result, referee_plots, viz
 from tutorial_lib.compare import Comparison, in_words, paired_difference
@@ -502,13 +505,33 @@ def save_drawn(name: str, table: pd.DataFrame) -> None:
     (FIGURES / f"{name}.json").write_text(json.dumps(drawn, indent=1) + "\n", encoding="utf-8")
 
 
+def plot_accuracies(measured: Mapping[str, Mapping[str, float]], published: Mapping[str, float]) -> Figure:
+    """Draw mean test accuracies (percent) with their range, and the published ones that there are beside them."""
+    figure, axis = plt.subplots(figsize=(8, 0.9 + 0.45 * len(measured)), layout="constrained")
+    for place, (name, accuracy) in enumerate(measured.items()):
+        first = place == 0
+        label = "measured here: mean and range" if first else None
+        axis.plot([accuracy["low"], accuracy["high"]], [place, place], color=viz.BLUE, linewidth=3)
+        axis.plot(accuracy["mean"], place, "o", color=viz.BLUE, markersize=8, label=label)
+        if name in published:
+            label = "published" if first else None
+            axis.plot(published[name], place, "x", color=viz.ORANGE, markersize=10, label=label)
+    axis.set(yticks=range(len(measured)), yticklabels=list(measured), xlabel="test accuracy (%)")
+    axis.grid(axis="x", alpha=0.4)
+    axis.margins(y=0.15)
+    axis.invert_yaxis()
+    axis.legend(loc="lower left")
+    sns.despine(figure)
+    return viz.finish(figure)
+
+
 def draw_figures() -> None:
     """Draw the figures from the recorded numbers."""
     recorded = load_result("results")
     if recorded:
         measured = {VARIANTS[key]: row["test_accuracy"] for key, row in recorded["variants"].items()}
         said = {VARIANTS[key]: row["test_accuracy"] for key, row in PUBLISHED_RESULTS.items()}
-        viz.plot_accuracies(measured, said).savefig(FIGURES / "results.png", dpi=110)
+        plot_accuracies(measured, said).savefig(FIGURES / "results.png", dpi=110)
     recorded = load_result("bench")
     if recorded:
         name = "training step, batch 64, uniform"

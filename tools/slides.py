@@ -101,7 +101,7 @@ def shown_by(cell: nbformat.NotebookNode, alt: str) -> str:
     """
     if cell.cell_type == "markdown":
         table = TABLE.search(cell.source)
-        return markdown(table[0]) if table else ""
+        return markdown(LOCAL_LINK.sub(r"\1", table[0])) if table else ""
     printed = "".join(output.text for output in cell.outputs if output.output_type == "stream")
     lines = [line for line in printed.splitlines() if not NO_RESULT.fullmatch(line)]
     answers = [line for line in lines if MEASURED.fullmatch(line)]

@@ -1,6 +1,6 @@
 """The tutorial's helper library: data, the network, simulated layers, training, measuring, pictures and exercises."""
 
-from . import exercises, referee_plots, viz
+from . import exercises, referee_plots, schematics, viz
 from .bench import Benchmark, benchmark, load_result, save_result
 from .checkpoint import load_checkpoint, save_checkpoint
 from .cost import multiply_adds, storage_bytes
@@ -43,6 +43,7 @@ __all__ = [
     "referee_plots",
     "save_checkpoint",
     "save_result",
+    "schematics",
     "sparsity_report",
     "storage_bytes",
     "to_csr",

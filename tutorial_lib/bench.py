@@ -251,16 +251,6 @@ def _check_name(name: str) -> None:
     require(plain, "name", name, "use a plain file name, without folders")
 
 
-def summarize(samples: list[float]) -> dict[str, Any]:
-    """Return ``{"mean", "low", "high", "samples"}`` of repeated measurements; low and high are the extremes.
-
-    Raises:
-        InvalidArgumentError: no samples, or one that is not finite.
-    """
-    require(samples and all(map(math.isfinite, samples)), "samples", samples, "give finite numbers, at least one")
-    return {"mean": float(np.mean(samples)), "low": min(samples), "high": max(samples), "samples": samples}
-
-
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)

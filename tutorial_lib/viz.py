@@ -247,38 +247,6 @@ def plot_densities(nnz: Mapping[str, Mapping[str, int]], sizes: Mapping[str, int
     return finish(figure)
 
 
-def plot_accuracies(measured: Mapping[str, Mapping[str, float]], published: Mapping[str, float]) -> Figure:
-    """Draw mean test accuracies with their range, and published accuracies beside them.
-
-    Args:
-        measured: name → ``{"mean", "low", "high"}`` in percent.
-        published: name → percent; names without a published accuracy are left out.
-
-    Raises:
-        InvalidArgumentError: nothing was measured, or a number is not finite.
-    """
-    require(measured, "measured", measured, "give at least one name")
-    for name, accuracy in measured.items():
-        values = [accuracy["mean"], accuracy["low"], accuracy["high"], published.get(name, 0.0)]
-        require(all(map(math.isfinite, values)), f"accuracies of {name!r}", values, "give finite numbers")
-    figure, axis = plt.subplots(figsize=(8, 0.9 + 0.45 * len(measured)), layout="constrained")
-    for place, (name, accuracy) in enumerate(measured.items()):
-        first = place == 0
-        label = "measured here: mean and range" if first else None
-        axis.plot([accuracy["low"], accuracy["high"]], [place, place], color=BLUE, linewidth=3)
-        axis.plot(accuracy["mean"], place, "o", color=BLUE, markersize=8, label=label)
-        if name in published:
-            label = "published" if first else None
-            axis.plot(published[name], place, "x", color=ORANGE, markersize=10, label=label)
-    axis.set(yticks=range(len(measured)), yticklabels=[*map(literal, measured)], xlabel="test accuracy (%)")
-    axis.grid(axis="x", alpha=0.4)
-    axis.margins(y=0.15)
-    axis.invert_yaxis()
-    axis.legend(loc="lower left")
-    sns.despine(figure)
-    return finish(figure)
-
-
 def plot_crossover(rows: Sequence[Mapping[str, float]], ours: str) -> Figure:
     """Draw time against sparsity, one panel per layer width and batch size.
 

@@ -16,7 +16,7 @@ from tutorial_lib.project import ROOT
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 per_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-FIGURE = re.compile(r"plt\.subplots\(|(viz|referee_plots)\.plot_|topology_player\(")
+FIGURE = re.compile(r"plt\.subplots\(|(viz|referee_plots)\.plot_|schematics\.draw_|topology_player\(")
 # A label names a unit, or counts something that has none.
 UNIT = re.compile(
     r"%|\(s\b|\bms\b|milliseconds|seconds|megabytes|\bMB\b|GFLOP/s|per byte|\(share of|\(log\)|cross-entropy|"
@@ -132,7 +132,6 @@ def drawn():
         "plot_training": viz.plot_training({"a": history, "b": history}),
         "plot_benchmark": viz.plot_benchmark(Benchmark({"a": [7e-4], "b": [0.019]}, threads=1, device="cpu")),
         "plot_densities": viz.plot_densities({"uniform": {"fc": 5}, "erk": {"fc": 7}}, {"fc": 100}),
-        "plot_accuracies": viz.plot_accuracies({"a": {"mean": 98.0, "low": 97.0, "high": 99.0}}, {"a": 98.5}),
         "plot_crossover": viz.plot_crossover([times | {"sparsity": s} for s in (0.0, 0.5)], ours="ours"),
         "plot_referee": referee_plots.plot_referee(table),
         "plot_waterfall": referee_plots.plot_waterfall(table.iloc[:3], 96.0),

@@ -91,6 +91,7 @@ def test_nothing_lies_elsewhere(path):
     page = deck_of(path)
     assert "default-src 'none'" in page
     assert not re.search(r'<(script|img|iframe|link)[^>]*\b(src|href)="(?!data:)', page)
+    assert 'href="../' not in page
 
 
 # ------------------------------------------------------------------------------------------ cells become slides

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy.sparse
 import torch
 from torch import nn
 
@@ -33,6 +34,7 @@ from tutorial_lib import (
     player,
     project,
     referee_plots,
+    schematics,
     train,
     viz,
 )
@@ -137,6 +139,11 @@ def runs() -> pd.DataFrame:
     row = {"contender": "a", "sparsity": 0.9, "seed": 0, "accuracy": 97.0, "seconds": 1.0, "bytes": 10.0}
     rows = [{**row, "contender": name, "seed": seed} for name in "ab" for seed in range(3)]
     return pd.DataFrame(rows).assign(low=96.0, high=98.0)
+
+
+def stored(places: list[int]) -> pd.DataFrame:
+    """What a layer holds for each of its connections."""
+    return pd.DataFrame({("layer", "value"): 1.0, ("optimizer", "mean"): 0.5}, index=places)
 
 
 def tied() -> nn.Module:
@@ -663,7 +670,6 @@ DOORS = [
         },
     ),
     Door(bench.load_result, lambda: {"name": "x"}, {"name": [*TEXT, "", "../x", "/x"], "folder": PATH}),
-    Door(bench.summarize, lambda: {"samples": [1.0]}, {"samples": [None, 3, "12", [], ["a"], [math.nan]]}),
     # figures, player, predictions
     Door(
         viz.plot_mask,
@@ -715,20 +721,6 @@ DOORS = [
         },
     ),
     Door(
-        viz.plot_accuracies,
-        lambda: {"measured": {"a": {"mean": 1.0, "low": 0.5, "high": 1.5}}, "published": {}},
-        {
-            "measured": [
-                *MAPPING,
-                {},
-                {"a": {}},
-                {"a": {"mean": math.nan}},
-                {"a": dict.fromkeys(("mean", "low", "high"), "x")},
-            ],
-            "published": [None, 3, {"a": "x"}],
-        },
-    ),
-    Door(
         viz.plot_crossover,
         lambda: {
             "rows": [
@@ -767,6 +759,38 @@ DOORS = [
             "sparsity": [*ARRAY, np.array([]), np.array([0.5, 0.1]), np.eye(2), np.array([False, True])],
             "ratio": [*ARRAY, np.array([1.0]), np.array([np.nan, 1.0]), np.array([0.0, 1.0]), np.array([1j, 1.0])],
         },
+    ),
+    Door(
+        schematics.draw_rewiring,
+        lambda: {"weight": torch.eye(3), "pruned": torch.tensor([4]), "grown": torch.tensor([1])},
+        {
+            "weight": [None, "x", torch.eye(3).flatten(), Stranger()],
+            "pruned": [None, 4, torch.tensor([1]), torch.tensor([9]), torch.tensor([-1]), torch.tensor([4, 4])],
+            "grown": [None, 1, torch.tensor([4]), torch.tensor([9]), torch.tensor([1.0]), torch.tensor([1, 1])],
+        },
+    ),
+    Door(
+        schematics.draw_gradients,
+        lambda: {"mask": torch.eye(3) > 0, "stored": torch.eye(3), "product": torch.ones(3, 3)},
+        {
+            "mask": [None, "x", torch.ones(2, 3) > 0, torch.ones(3) > 0],
+            "stored": [None, torch.ones(2, 3), 3],
+            "product": [None, torch.ones(2, 3), 3],
+        },
+    ),
+    Door(schematics.draw_csr, lambda: {"matrix": scipy.sparse.csr_matrix(np.eye(2))}, {"matrix": [*ARRAY, 3]}),
+    Door(
+        schematics.draw_layouts,
+        lambda: {"layouts": {"a": torch.ones(2, 3)}, "feature": 1},
+        {
+            "layouts": [*MAPPING, {}, {"a": 3}, {"a": torch.ones(4, 3)[::2]}, {"a": torch.ones(3)}],
+            "feature": [None, 3, -1, "x"],
+        },
+    ),
+    Door(
+        schematics.draw_owners,
+        lambda: {"before": stored([0, 1]), "after": stored([1, 2])},
+        {"before": TABLE[:5], "after": [*TABLE[:5], stored([1, 2])[[]]]},
     ),
     Door(player.Player, lambda: {"html": "x"}, {"html": TEXT}),
     Door(

@@ -36,8 +36,8 @@ ENGINE = (
     "backend convert dst fuse init layers optim recipes reference rules step topology cpu.chain cpu.index cpu.memory"
 )
 LIBRARY = (
-    "bench checkpoint compare contenders cost csr data masked models player project recorder referee_plots train viz "
-    "exercises.checking exercises.predictions exercises.reading"
+    "bench checkpoint compare contenders cost csr data masked models player project recorder referee_plots schematics "
+    "train viz exercises.checking exercises.predictions exercises.reading"
 )
 MODULES = [
     f"{package}.{name}"
@@ -134,7 +134,6 @@ CALLED = {
     "after": "masks",
     "parameters": "values",
     "population": "cannot draw",
-    "samples": "summarize",
     "seeds": "seed",
     "size": "active",
     "sizes": "nnz",
@@ -205,7 +204,6 @@ STORED = {
     "in_words": "mean",
     "load_data": "train_size",
     "mask_model": "seed",
-    "plot_accuracies": "published",
     "provenance": "command seed",
     "save_result": "command values",
     "small_dense": "limit",

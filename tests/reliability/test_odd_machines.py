@@ -75,10 +75,8 @@ def test_no_gpu_one_core_no_display_a_plain_locale_and_no_home(tmp_path, survive
     prefix = ["taskset", "-c", str(min(os.sched_getaffinity(0)))]
     variables = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "LC_ALL": "C", "PYTHONUTF8": "0"}
     variables |= {"PYTHONCOERCECLOCALE": "0", "HOME": str(tmp_path / "missing")}
-    drawing = "from tutorial_lib import viz\nviz.plot_accuracies({'dense': {'mean': 99, 'low': 98, 'high': 100}}, {})\n"
-    report = (
-        "from tutorial_lib import check_setup as c\nc.findings = lambda: [c.Finding('data', 'note', 'found', 'mend')]\n"
-    )
+    drawing = "from tutorial_lib import viz\nviz.plot_densities({'erk': {'fc': 3}}, {'fc': 9})\n"
+    report = "from tools import check_setup as c\nc.findings = lambda: [c.Finding('data', 'note', 'found', 'mend')]\n"
     code = WORK + drawing + report + "c.main()\n"
     out = python("-c", code, prefix=prefix, drop=("MPLBACKEND", "DISPLAY"), **variables)
     assert "trained\n" in out and out.endswith("? mend\nready\n") and SLOWER not in out, out

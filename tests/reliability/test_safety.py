@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from truly_sparse import sparse_layers
 from tutorial_lib import (
@@ -23,6 +24,7 @@ from tutorial_lib import (
     mask_model,
     reconcile,
     referee_plots,
+    schematics,
     topology_player,
     viz,
 )
@@ -272,6 +274,7 @@ TEXTS = [
 HISTORY = History(test_loss=[1.0], test_accuracy=[50.0])
 RACE = {"width": 8, "batch": 2, "dense": 1.0, "Dense+Mask": 2.0, "torch CSR": 1.5}
 CHANGES = pd.DataFrame({"accuracy": [97.0], "low": [96.0], "high": [98.0]})
+FEATURES = torch.eye(2)
 FIGURES = {
     "plot_mask": lambda text: viz.plot_mask(np.eye(3), text),
     "plot_mask_evolution": lambda text: viz.plot_mask_evolution([np.eye(3)] * 2, ["a", "b"], text),
@@ -281,10 +284,10 @@ FIGURES = {
     "plot_benchmark, title": lambda text: viz.plot_benchmark(Benchmark({"a": [1.0]}, 1, text), text),
     "plot_densities": lambda text: viz.plot_densities({text: {"a": 3}}, {"a": 9}),
     "plot_densities, layers": lambda text: viz.plot_densities({"erk": {text: 3}}, {text: 9}),
-    "plot_accuracies": lambda text: viz.plot_accuracies({text: {"mean": 1.0, "low": 0.5, "high": 1.5}}, {}),
     "plot_crossover": lambda text: viz.plot_crossover(
         [RACE | {"sparsity": sparsity, text: 1.1 - sparsity} for sparsity in (0.1, 0.5)], text
     ),
+    "draw_layouts": lambda text: schematics.draw_layouts({text: FEATURES}, 0),
     "plot_waterfall": lambda text: referee_plots.plot_waterfall(CHANGES.assign(contender=text), 90.0),
 }
 

@@ -8,7 +8,6 @@ import torch
 
 from truly_sparse import InvalidArgumentError
 from tutorial_lib import benchmark, load_data, load_result, save_result
-from tutorial_lib.bench import summarize
 
 
 def test_candidates_are_interleaved_and_counted():
@@ -58,12 +57,6 @@ def test_a_result_that_cannot_be_written_leaves_the_old_one(tmp_path):
         save_result("speed", {"ms": math.nan}, command="x", folder=tmp_path)
     assert load_result("speed", tmp_path) == {"ms": 1.0}
     assert [p.name for p in tmp_path.iterdir()] == ["speed.json"]
-
-
-def test_summary():
-    assert summarize([1.0, 3.0]) == {"mean": 2.0, "low": 1.0, "high": 3.0, "samples": [1.0, 3.0]}
-    with pytest.raises(InvalidArgumentError):
-        summarize([])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.bool, torch.uint8, torch.complex64])

@@ -1,4 +1,4 @@
-"""A report on whether this machine is ready for the course: python -m tutorial_lib.check_setup."""
+"""A report on whether this machine is ready for the course: python tools/check_setup.py."""
 
 from __future__ import annotations
 
@@ -15,15 +15,9 @@ from pathlib import Path
 
 import torch
 
-from truly_sparse.backend import warmup
-from truly_sparse.convert import sparsify
-from truly_sparse.errors import SparseTrainingError
-from truly_sparse.fuse import fuse
-
-from .data import load_data
-from .masked import mask_model
-from .models import TutorialCNN
-from .project import ROOT
+from truly_sparse import SparseTrainingError, fuse, sparsify, warmup
+from tutorial_lib import TutorialCNN, load_data, mask_model
+from tutorial_lib.project import ROOT
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "numba", "matplotlib", "pandas", "scikit-learn", "ipywidgets")
 TIMED_STEPS = 5

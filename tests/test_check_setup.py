@@ -6,12 +6,12 @@ import sys
 import pytest
 import torch
 
-from tutorial_lib import check_setup
+from tools import check_setup
 from tutorial_lib.data import DataError
 
 
 def test_as_a_program_where_all_is_well(tmp_path, monkeypatch):
-    done = subprocess.run([sys.executable, "-m", "tutorial_lib.check_setup"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, check_setup.__file__], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.endswith("ready\n"), done.stdout + done.stderr
     for line in ("versions", "threads", "GPU", "data", "writing", "fast path", "dense step", "sparse step"):
         assert f"  {line} " in done.stdout

@@ -39,7 +39,7 @@ class SparsifiableLayer(nn.Module, ABC):
     @property
     @abstractmethod
     def dense_shape(self) -> tuple[int, ...]:
-        """Shape of the dense weight: ``(out, in)`` or ``(out, in // groups, kernel_h, kernel_w)``."""
+        """The shape of the dense weight, ``(out, in)`` or ``(out, in // groups, kernel_h, kernel_w)``."""
 
     @property
     @abstractmethod

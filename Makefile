@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help tutorial test claims test-browser test-colab test-floor fuzz reliability slides solutions lab full referee bench bench-gpu lint clean
+.PHONY: help tutorial test claims test-browser test-colab test-floor fuzz reliability slides solutions lab site full referee bench bench-gpu lint clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -28,7 +28,7 @@ claims: $(INSTALLED) ## Run all notebooks from 3 seeds on both data sets and pri
 	@$(BIN)/python tools/claims.py
 
 test-browser: $(INSTALLED) ## Run the tests that need a headless Chromium, and install what they need
-	@$(BIN)/python -m pip install --quiet --editable '.[test,browser]'
+	@$(BIN)/python -m pip install --quiet --editable '.[test,browser,site]'
 	@command -v chromium chromium-browser google-chrome >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || { echo "no Chromium here; install one, on Debian: apt install chromium"; exit 1; }
 	@$(BIN)/python -m pytest tests -m browser
 
@@ -70,6 +70,10 @@ solutions: $(INSTALLED) ## Write the notebooks with all exercises solved and che
 
 lab: $(INSTALLED) ## Open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir=notebooks
+
+site: $(INSTALLED) ## Build the site from README, docs/, notebooks and docstrings, into build/site/
+	@$(BIN)/python -m pip install --quiet --editable '.[test,site]'
+	@$(BIN)/python -m tools.site
 
 full: $(INSTALLED) ## Measure everything again: study, notebooks in place, figures/, README's tables
 	@TUTORIAL_PROFILE=full $(BIN)/python benchmarks/study.py

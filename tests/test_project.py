@@ -19,11 +19,11 @@ from tutorial_lib.project import FIGURES, ROOT
 
 # What pyproject.toml says, as installed.
 PROJECT = metadata("decade-of-sparse-training")
-# Without the rival of `make bench`, what drives a browser and the guided fuzzing: extras that no reader needs.
+# Without the rival of `make bench`, the browser's driver, the site and the guided fuzzing: extras that no reader needs.
 REQUIREMENTS = [
     Requirement(line)
     for line in PROJECT.get_all("Requires-Dist")
-    if not re.search('extra == "(bench|browser|fuzz)"', line)
+    if not re.search('extra == "(bench|browser|fuzz|site)"', line)
 ]
 ADDRESS = f"https://github.com/{present(ROOT)}"
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -139,9 +139,9 @@ def visit(page, path):
 
 @pytest.fixture(scope="module")
 def visited(chromium, built):
-    """Every page that the links reach from the index on, by its path."""
+    """Every page that links reach from the index or the search on, by its path."""
     page = chromium.new_page()
-    found, waiting = {}, [built / "index.html"]
+    found, waiting = {}, [built / "index.html", built / "search.html"]  # a form leads to the search
     while waiting:
         path = waiting.pop()
         if path not in found and path.suffix == ".html" and path.exists():

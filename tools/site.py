@@ -54,6 +54,7 @@ docs/*
 
 api/truly_sparse
 api/tutorial_lib
+All names <genindex>
 ```
 
 ```{toctree}

@@ -30,11 +30,15 @@ add_module_names = False
 toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
 # Names of other packages, whose reference is elsewhere, and of the compiled machinery, which has none.
-nitpick_ignore_regex = [("py:.*", r"(?!truly_sparse|tutorial_lib)[a-z_]+(\.\w+)+"), ("py:.*", r"truly_sparse\.cpu\..*")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!truly_sparse|tutorial_lib)[a-z_]+(\.\w+)+"),
+    ("py:.*", r"truly_sparse\.cpu\..*|LinearIndex|ConvIndex"),
+]
 
 html_theme = "furo"
 pygments_dark_style = "a11y-dark"
-html_static_path = ["."]
+html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_domain_indices = False
 html_show_copyright = False

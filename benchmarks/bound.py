@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from truly_sparse import SparseLinear
-from truly_sparse.cpu.entry import use_threads
 from truly_sparse.cpu.kernel import kernel, run_by_all
 from truly_sparse.cpu.memory import to_batch_innermost
 from truly_sparse.cpu.plan import address
 from truly_sparse.cpu.simd import add, floats, load, longs, positions, total, zeros
+from truly_sparse.cpu.threads import use_threads
 
 READ = np.dtype([(name, np.int64) for name in ("x", "row", "cols", "borders", "sums")])
 

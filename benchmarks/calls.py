@@ -33,7 +33,7 @@ from truly_sparse import (
     sparsify,
     warmup,
 )
-from truly_sparse.cpu import chain, entry, passes, program, workspace
+from truly_sparse.cpu import chain, entry, passes, program, threads, workspace
 from truly_sparse.cpu.memory import to_batch_innermost
 from truly_sparse.layers import parameters_of, stages_of
 from truly_sparse.ops import run
@@ -127,8 +127,9 @@ def call_path() -> dict[str, float]:
     torch.manual_seed(0)
     layer, x = SparseLinear(64, 64, sparsity=0.95), torch.randn(8, 64)
     stages, parameters = stages_of((layer,)), parameters_of((layer,))
-    prepared = program.forward_program(stages, x, False, remember=False)
-    work, y = workspace.take(prepared, entry.use_threads()), prepared.empty_result()
+    contiguous = False, False
+    prepared = program.forward_program(stages, x, contiguous, remember=False)
+    work, y = workspace.take(prepared, threads.use_threads()), prepared.empty_result()
 
     def use_workspace() -> None:
         workspace.give_back(prepared, workspace.take(prepared, work.threads))
@@ -139,8 +140,10 @@ def call_path() -> dict[str, float]:
         "cpu.chain.forward, of which": lambda: chain.forward(x, stages, parameters),
         "entry.readable: check the input": lambda: entry.readable(x),
         "entry.checked_parameters": lambda: entry.checked_parameters(stages, parameters, with_bias=True),
-        "program.forward_program: find the program": lambda: program.forward_program(stages, x, False, remember=False),
-        "entry.use_threads": entry.use_threads,
+        "program.forward_program: find the program": lambda: program.forward_program(
+            stages, x, contiguous, remember=False
+        ),
+        "threads.use_threads": threads.use_threads,
         "Program.empty_result: make the result": prepared.empty_result,
         "workspace.take, give_back": use_workspace,
         "workspace.fill_in: write the addresses": lambda: workspace.fill_in(

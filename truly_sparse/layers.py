@@ -237,10 +237,13 @@ class SparseLinear(SparseLayer):
         return LinearIndex.build(connections, self.dense_shape)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map ``[..., in]`` to ``[..., out]``."""
+        """Map ``[..., in]`` to ``[..., out]``.
+
+        The result is contiguous; only for ``[B, in]`` in the engine's batch-innermost format it has that format too.
+        """
         if not is_dense(x) or x.dim() == 0:
             raise InvalidArgumentError(f"x={shown(x)}; give a dense tensor [..., {self.in_features}]")
-        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1]).contiguous()
         y = run(rows, stages_of((self,)), (self,), parameters_of((self,)))
         return y if x.dim() == 2 else y.reshape(*x.shape[:-1], self.out_features)
 
@@ -344,7 +347,10 @@ class SparseConv2d(SparseLayer):
         return ConvIndex.build(connections, self.dense_shape, self.stride, self.padding, self.dilation, self.groups)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map ``[B, C_in, H, W]`` to ``[B, C_out, H', W']``, or the same without the batch dimension."""
+        """Map ``[B, C_in, H, W]`` to ``[B, C_out, H', W']``, or the same without the batch dimension.
+
+        The result is contiguous, also for ``channels_last``; only for the engine's batch-innermost format it has that.
+        """
         if not is_dense(x) or x.dim() not in (3, 4):
             raise InvalidArgumentError(f"x={shown(x)}; give a dense tensor [B, {self.in_channels}, H, W]")
         if x.dim() == 3:

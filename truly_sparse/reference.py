@@ -16,6 +16,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from .arguments import require, shown
 from .cpu.index import ConvIndex, LinearIndex
+from .cpu.memory import in_format_of
 from .cpu.stage import Gradients, Stage, Trace, check_kinds, check_pass, fitted
 from .errors import InvalidArgumentError
 
@@ -37,7 +38,7 @@ def forward(
         memory += [x, winners]
     if not stages[-1].relu or stages[-1].pool:
         memory[-2] = None  # the backward pass does not need it
-    return x, tuple(memory)
+    return in_format_of(cast(torch.Tensor, memory[0]), x), tuple(memory)
 
 
 def backward(
@@ -69,7 +70,7 @@ def backward(
             dx, *of_parameters = conv_backward(grad, x, y, winners, values, index, relu, want)
         grad = cast(torch.Tensor, dx)  # None only before the first stage, where it is not used again
         gradients = of_parameters + gradients
-    return Gradients(dx, gradients, traces)
+    return Gradients(None if dx is None else in_format_of(x, dx), gradients, traces)
 
 
 def linear_forward(

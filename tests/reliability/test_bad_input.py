@@ -94,6 +94,8 @@ WITHOUT_CASES = {
     "strides": "called in every pass with shapes that were checked; test_kernels.py",
     "borrow": "called in every pass with a size of its own; test_kernels.py",
     "empty_batch_innermost": "called in every pass with shapes that were checked; test_kernels.py",
+    "empty_in_format": "called in every pass with shapes that were checked; test_kernels.py",
+    "in_format_of": "called with tensors that the reference has checked; test_kernels.py",
     "backward": "takes what forward returned; test_kernels.py",
     "train_one": "one job of compare(), which checks it",
     "save_runs": "takes what compare() takes and returned",

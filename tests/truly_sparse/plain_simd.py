@@ -56,6 +56,15 @@ class Pointer:
         self.part(index, 1)[0] = number
 
 
+class Block(Pointer):
+    """The 8×8 floats of a function's own."""
+
+    def __init__(self) -> None:
+        self.numbers = np.full(64, np.nan, np.float32)
+        self.start = self.address = self.numbers.__array_interface__["data"][0]
+        self.end, self.dtype, self.bytes = self.start + self.numbers.nbytes, np.float32, 4
+
+
 def _pointer(dtype: type) -> Any:
     return lambda address: Pointer(address, dtype)
 
@@ -94,9 +103,13 @@ def store(pointer, index, vector):
     pointer.part(index, len(vector))[:] = vector
 
 
+def block():
+    return Block()
+
+
 def transpose(source, at, step, target, to, row):
-    block = [load(source, at + step * n, zeros(16)) for n in range(16)]
-    for m, vector in enumerate(np.transpose(block)):
+    rows = [load(source, at + step * n, zeros(8)) for n in range(8)]
+    for m, vector in enumerate(np.transpose(rows)):
         store(target, to + row * m, vector)
 
 

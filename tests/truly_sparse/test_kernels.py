@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 from torch.nn import functional as F
 
 from truly_sparse import InvalidArgumentError, reference
@@ -73,20 +74,30 @@ def dirty(x):
     return y.copy_(x)
 
 
-def agree(stages, parameters, x, g, need_input=True, scale=1.0, winners=True):
-    """Run a chain through both implementations; compare results, gradients and traces."""
-    results = []
-    for kernels, x_in, g_in in ((cpu, dirty(x), dirty(g)), (reference, x, g)):
+def agree(stages, parameters, x, g, need_input=True, scale=1.0, winners=True, formats=(dirty, dirty)):
+    """Run a chain through both implementations; compare results, gradients and traces, and the formats of tensors."""
+    results, (format_x, format_g) = [], formats
+    for kernels, x_in, g_in in ((cpu, format_x(x), format_g(g)), (reference, format_x(x), g)):
         y, passed = kernels.forward(x_in, stages, parameters, remember=True)
         of = kernels.backward(g_in, passed, stages, parameters, need_input, trace=True)
         close(kernels.forward(x_in, stages, parameters)[0], y)
         assert (of.x is None) == (not need_input) and len(of.traces) == len(stages)
+        for tensor in (y, of.x):
+            assert tensor is None or is_contiguous_or_ours(tensor, like=x_in)
         traced = [t for trace in of.traces for t in (trace.x, trace.grad if winners else None)]
         results.append((y, of.x, *of.parameters, *traced))
     for a, b in zip(*results, strict=True):
         assert (a is None) == (b is None)
         if a is not None:
             close(a, b, scale)
+
+
+def is_contiguous_or_ours(y, like):
+    """Whether ``y`` is batch innermost if ``like`` is, which is not contiguous at the same time; else contiguous."""
+    return y.is_contiguous() if like.is_contiguous() or not is_batch_innermost(like) else is_batch_innermost(y)
+
+
+formats = st.tuples(*[st.sampled_from([dirty, torch.clone])] * 2)
 
 
 @fuzz
@@ -100,13 +111,16 @@ def agree(stages, parameters, x, g, need_input=True, scale=1.0, winners=True):
     st.booleans(),
     st.booleans(),
     st.booleans(),
+    formats,
 )
-def test_linear_agrees_with_reference(batch, n_out, n_in, density, relu, with_bias, need_input, shared, in_blocks):
+def test_linear_agrees_with_reference(
+    batch, n_out, n_in, density, relu, with_bias, need_input, shared, in_blocks, formats
+):
     with treated_as_large(shared, in_blocks):
         of = LinearIndex.build(pick((n_out, n_in), density), (n_out, n_in))
         values, bias = torch.randn(of.nnz), torch.randn(n_out) if with_bias else None
         x, g = torch.randn(batch, n_in), torch.randn(batch, n_out)
-        agree([Stage(of, relu)], [values, bias], x, g, need_input, scale=batch)
+        agree([Stage(of, relu)], [values, bias], x, g, need_input, scale=batch, formats=formats)
 
 
 @st.composite
@@ -125,8 +139,8 @@ def geometries(draw):
 
 
 @fuzz
-@given(geometries(), batches, densities, st.booleans(), st.booleans(), st.booleans(), st.booleans())
-def test_conv_agrees_with_reference(geometry, batch, density, relu, pool, with_bias, need_input):
+@given(geometries(), batches, densities, st.booleans(), st.booleans(), st.booleans(), st.booleans(), formats)
+def test_conv_agrees_with_reference(geometry, batch, density, relu, pool, with_bias, need_input, formats):
     shape, stride, padding, dilation, groups, size = geometry
     index = ConvIndex.build(pick(shape, density), shape, stride, padding, dilation, groups)
     values, bias = torch.randn(index.nnz), torch.randn(shape[0]) if with_bias else None
@@ -135,7 +149,8 @@ def test_conv_agrees_with_reference(geometry, batch, density, relu, pool, with_b
     g = torch.randn(batch, shape[0], *((n // 2 for n in out) if pool else out))
     # equal pixels, where rounding decides who won, are likely only in between
     scale = batch * g[0].numel() ** 0.5 if batch else 1
-    agree([Stage(index, relu, pool)], [values, bias], x, g, need_input, scale, winners=density in (0.0, 1.0))
+    winners = density in (0.0, 1.0)
+    agree([Stage(index, relu, pool)], [values, bias], x, g, need_input, scale, winners, formats)
 
 
 @fuzz
@@ -148,8 +163,9 @@ def test_conv_agrees_with_reference(geometry, batch, density, relu, pool, with_b
     st.booleans(),
     st.booleans(),
     st.booleans(),
+    formats,
 )
-def test_chains_agree_with_reference(batch, widths, density, relu, pool, with_bias, shared, in_blocks):
+def test_chains_agree_with_reference(batch, widths, density, relu, pool, with_bias, shared, in_blocks, formats):
     shapes = [(3, 2, 3, 3), (4, 3, 2, 2)]
     stages = [
         Stage(ConvIndex.build(pick(s, 0.5), s, (1, 1), (1, 1)), relu, pool and i == 0) for i, s in enumerate(shapes)
@@ -166,9 +182,8 @@ def test_chains_agree_with_reference(batch, widths, density, relu, pool, with_bi
         for stage in stages:
             parameters += [torch.randn(stage.index.nnz), torch.randn(stage.index.shape[0]) if with_bias else None]
         scale = 10.0 ** len(stages) * max(batch, 1)
-        agree(
-            stages, parameters, torch.randn(batch, 2, 8, 10), torch.randn(batch, widths[-1]), True, scale, winners=False
-        )
+        x, g = torch.randn(batch, 2, 8, 10), torch.randn(batch, widths[-1])
+        agree(stages, parameters, x, g, True, scale, winners=False, formats=formats)
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -272,6 +287,32 @@ def test_odd_inputs_agree():
         close(cpu.forward(x, *chain)[0], reference.forward(x, *chain)[0])
 
 
+@pytest.mark.parametrize("batch", [1, 7, 16, 33, 64, 100])
+@pytest.mark.parametrize("size", [(90,), (6, 12, 12), (6, 7, 7), (6, 3, 5)], ids=str)
+def test_numbers_are_the_same_in_every_format(batch, size):
+    torch.manual_seed(1)
+    if len(size) == 1:
+        stage = Stage(LinearIndex.build(pick((70, 90), 0.1), (70, 90)), relu=True)
+    else:
+        stage = Stage(ConvIndex.build(pick((8, 6, 3, 3), 0.3), (8, 6, 3, 3), padding=(1, 1)), relu=True)
+    parameters = [torch.randn(stage.index.nnz), None]
+    x = torch.randn(batch, *size)
+    wide = torch.zeros(batch, *size[:-1], 2 * size[-1])
+    wide[..., ::2] = x
+    inputs = [x, dirty(x), wide[..., ::2], *([x.contiguous(memory_format=torch.channels_last)] if x.dim() == 4 else [])]
+    results = []
+    for x_in in inputs:
+        y, passed = cpu.forward(x_in, [stage], parameters, remember=True)
+        again, _ = cpu.forward(x_in, [stage], parameters)
+        dx = [cpu.backward(form(y), passed, [stage], parameters).x for form in (torch.clone, dirty)]
+        assert all(is_contiguous_or_ours(tensor, like=x_in) for tensor in (y, *dx))
+        results.append((y, again, *dx))
+    for one in results:
+        assert all(torch.equal(a, b) for a, b in zip(one, results[0], strict=True))
+        assert torch.equal(one[2], one[3])
+        assert torch.equal(one[0], one[1]) or batch == 1  # a single sample has a kernel of its own
+
+
 def test_samples_of_one_number_are_read_alike_in_both_passes():
     """Such a batch is contiguous and batch innermost at once, whatever its strides say."""
     index = LinearIndex.build(pick((9, 1), 1.0), (9, 1))
@@ -342,8 +383,8 @@ def test_threads_work_far_from_one_another(remember):
     convs = [Stage(ConvIndex.build(pick(shape, 0.5), shape, padding=(1, 1)), relu=True, pool=True) for shape in shapes]
     stages = [*convs, Stage(LinearIndex.build(pick((10, 6 * 49), 0.5), (10, 6 * 49)))]
     x = torch.randn(64, 1, 28, 28)
-    there = program.forward_program(stages, x, False, remember)
-    back = program.backward_program(stages, x, (False, True), need_input=True, trace=False)
+    there = program.forward_program(stages, x, (False, False), remember)
+    back = program.backward_program(stages, x, (False, False, True), need_input=True, trace=False)
     ours = (there, program.ARENA, there.bytes), (back, program.ROOM, back.bytes), (back, program.SCRATCH, back.scratch)
     for passed, base, size in ours:
         *_, bases, offsets, _, _ = passed.alive
@@ -422,6 +463,70 @@ def fake(*shape):
 
 class Harmless(torch.Tensor):
     """A subclass with memory of its own, as many libraries have one."""
+
+
+class Elsewhere(torch.Tensor):
+    """A subclass that decides itself where its numbers are."""
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        return super().__torch_dispatch__(function, types, args, kwargs or {})
+
+
+def functional(t):
+    with FunctionalTensorMode():
+        return FunctionalTensor.to_functional(t)
+
+
+WITHOUT_MEMORY = {
+    "fake": lambda t: fake(*t.shape),
+    "functional, in Python": functional,
+    "functional": torch._to_functional_tensor,
+    "meta": lambda t: t.to("meta"),
+    "zeros": lambda t: torch._efficientzerotensor(t.shape),
+    "sparse": torch.Tensor.to_sparse,
+    "mkldnn": torch.Tensor.to_mkldnn,
+    "quantized": lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+    "nested": lambda t: torch.nested.nested_tensor(list(t)),
+    "masked": lambda t: torch.masked.masked_tensor(t, t > 0),
+    "with a dispatcher": lambda t: t.as_subclass(Elsewhere),
+    "a list": torch.Tensor.tolist,
+}
+
+
+@pytest.mark.parametrize("name", ["x", "values", "bias", "gradient"])
+@pytest.mark.parametrize("kind", WITHOUT_MEMORY)
+@pytest.mark.filterwarnings("ignore")  # of prototypes
+def test_what_has_no_memory_is_refused(kind, name, survived):
+    stage = Stage(LinearIndex.build(torch.tensor([1, 2]), (3, 4)))
+    tensors = {"x": torch.randn(5, 4), "values": torch.randn(2), "bias": torch.randn(3), "gradient": torch.randn(5, 3)}
+    _, passed = cpu.forward(tensors["x"], [stage], [tensors["values"], None], remember=True)
+    tensors[name] = WITHOUT_MEMORY[kind](tensors[name])
+    x, values, bias, gradient = tensors.values()
+    with pytest.raises(InvalidArgumentError):
+        cpu.forward(x, [stage], [values, bias])
+        cpu.backward(gradient, passed, [stage], [values, bias])
+    survived("compiled code")
+
+
+def jvp(function):
+    return lambda t: torch.func.jvp(function, (t,), (t,))
+
+
+@pytest.mark.parametrize("transform", [torch.func.vmap, torch.func.grad, jvp])
+@pytest.mark.parametrize("name", ["x", "values"])
+def test_tensors_inside_transforms_are_refused(transform, name, survived):
+    stage = Stage(LinearIndex.build(torch.tensor([1, 2]), (3, 4)))
+    tensors = {"x": torch.randn(5, 4), "values": torch.randn(2)}
+    given = tensors[name] if transform is not torch.func.vmap else torch.stack([tensors[name]] * 3)
+
+    def total(tensor):
+        x, values = (tensors | {name: tensor}).values()
+        return cpu.forward(x, [stage], [values, None])[0].sum()
+
+    with pytest.raises(InvalidArgumentError, match="with memory"):
+        transform(total)(given)
+    survived("compiled code")
 
 
 @pytest.mark.parametrize("name", ["x", "values", "bias"])

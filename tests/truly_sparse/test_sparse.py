@@ -296,6 +296,34 @@ def test_a_chain_is_left_where_somebody_looks_inside():
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(
+    "shape", [(5, 20), (64, 20), (1, 20), (0, 20), (20,), (2, 7, 20), (3, 2, 2, 20), "conv", "one image", "no image"]
+)
+def test_results_are_laid_out_as_those_of_dense_layers(shape, relu, dtype):
+    """Code that views results, changes them in place or reads their memory works as with torch's layers."""
+    if isinstance(shape, str):
+        sparse = SparseConv2d(3, 4, 3, padding=1, sparsity=0.5, relu=relu, dtype=dtype)
+        x = torch.randn({"conv": (6, 3, 7, 5), "one image": (3, 7, 5), "no image": (0, 3, 7, 5)}[shape], dtype=dtype)
+    else:
+        sparse, x = SparseLinear(20, 24, sparsity=0.8, relu=relu, dtype=dtype), torch.randn(shape, dtype=dtype)
+    dense = densify(sparse)
+    forms = [x, x.flip(0), x[..., None].expand(*x.shape, 2)[..., 0], torch.stack([x, x], -1)[..., 1]]
+    for given in forms if x.dim() != 4 else [*forms, x.contiguous(memory_format=torch.channels_last)]:
+        given = given.detach().requires_grad_()
+        y, expected = sparse(given), dense(given)
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+        assert y.is_contiguous() and y.view(-1).shape == expected.reshape(-1).shape
+        assert y.detach().numpy().flags.c_contiguous
+        if not relu:  # in torch, too, ReLU's result must stay for its gradient
+            y += 1
+        (dx,) = torch.autograd.grad(y.sum(), given)
+        assert dx.is_contiguous() and dx.view(-1).shape == (x.numel(),)
+        with torch.no_grad():
+            assert sparse(given).is_contiguous()
+
+
 def test_between_sparse_layers_nothing_is_copied():
     fused = fuse(sparsify(mask_model(TutorialCNN(), 0.95)))
     x = torch.randn(64, 1, 28, 28)

@@ -18,26 +18,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-import numba
 import torch
 
 from ..errors import InvalidArgumentError
 from ..positions import Largest, contained, rewired, unranked
 from ..progress import progress_stream
-from .entry import checked_parameters, readable, use_threads
+from .entry import checked_parameters, readable
 from .index import LinearIndex
 from .kernel import made
 from .linear import make_all
-from .memory import CPU, borrow, empty_batch_innermost
+from .memory import CPU, borrow, empty_in_format
 from .passes import run_pass
 from .plan import ARENA, DX, GRAD, GRADIENTS, X, Y
 from .program import backward_program, forward_program
 from .stage import Gradients, Stage
+from .threads import in_turn, use_threads
 from .traces import traced
 from .training import Trainer
 from .workspace import fill_in, give_back, take
 
 __all__ = ["Trainer", "backward", "forward", "warmup"]
+
+_run_pass = in_turn(run_pass)
 
 
 def forward(
@@ -47,20 +49,21 @@ def forward(
 
     Args:
         x: float32 on the CPU, ``[B, in]`` or ``[B, C, H, W]``; read in place if it is contiguous or batch innermost,
-            otherwise copied.
+            otherwise copied and then treated as contiguous.
         stages: the layers, in order. A linear layer flattens the result of a convolution before it.
         parameters: values ``[nnz]``, in the order of the index, and bias ``[out]`` or None of each stage in turn.
         remember: whether to store what :func:`backward` needs.
 
     Returns:
-        The result, batch innermost, and the tensors that :func:`backward` needs.
+        The result, batch innermost if ``x`` is (and not contiguous at the same time), else contiguous; and the tensors
+        that :func:`backward` needs.
 
     Raises:
         InvalidArgumentError: a tensor is not float32 on the CPU, or shapes do not fit.
     """
     x, is_innermost = readable(x)
     parameters = checked_parameters(stages, parameters, with_bias=True)
-    program = forward_program(stages, x, is_innermost, remember)
+    program = forward_program(stages, x, (is_innermost, is_innermost), remember)
     batch, threads = x.shape[0], use_threads()
     y = program.empty_result()
     work = take(program, threads)
@@ -69,9 +72,10 @@ def forward(
         frame = work.frame
         frame[ARENA] = arena.data_ptr()
         fill_in(frame, {X: x, Y: y}, parameters)
-        run_pass(program.address, frame, threads)
+        _run_pass(program.address, frame, threads)
     give_back(program, work)
-    return y, (x, arena if remember else None, y if stages[-1].relu and not stages[-1].pool else None)
+    masks = program.innermost and stages[-1].relu and not stages[-1].pool  # otherwise the arena holds what is needed
+    return y, (x, arena if remember else None, y if masks else None)
 
 
 def backward(
@@ -82,10 +86,10 @@ def backward(
     need_input: bool = True,
     trace: bool = False,
 ) -> Gradients:
-    """Return the gradients of :func:`forward`.
+    """Return the gradients of :func:`forward`; that of ``x`` in the memory format of ``x``.
 
     Args:
-        grad: gradient of the result.
+        grad: gradient of the result, in any memory format.
         passed: the tensors that the forward pass returned with its result.
         stages: the layers, in order.
         parameters: as in the forward pass; the biases are not read.
@@ -98,20 +102,21 @@ def backward(
     x, arena, y = cast(tuple[torch.Tensor, torch.Tensor, torch.Tensor | None], tuple(passed))
     grad, grad_innermost = readable(grad)
     parameters = checked_parameters(stages, parameters, with_bias=False)
-    program = backward_program(stages, x, (not x.is_contiguous(), grad_innermost), need_input, trace)
+    innermost = not x.is_contiguous()
+    program = backward_program(stages, x, (innermost, innermost, grad_innermost), need_input, trace)
     batch, threads = x.shape[0], use_threads()
     if grad.shape != program.result:
         shapes = tuple(grad.shape), program.result
         raise InvalidArgumentError("the gradient has shape {}; give one of the result's, {}.".format(*shapes))
     numbers = sum(program.gradient_sizes)
     gradients = (torch.empty if batch else torch.zeros)(numbers, dtype=torch.float32, device=CPU)
-    dx = empty_batch_innermost(x.shape) if need_input else None
+    dx = empty_in_format(x.shape, innermost) if need_input else None
     work = take(program, threads)
     if batch:
         frame = work.frame
         frame[ARENA], frame[GRADIENTS] = arena.data_ptr(), gradients.data_ptr()
         fill_in(frame, {X: x, Y: y, GRAD: grad, DX: dx}, parameters)
-        run_pass(program.address, frame, threads)
+        _run_pass(program.address, frame, threads)
     traces = traced(program, stages, x, arena, y, work.memory, grad) if trace else []
     if not trace:
         give_back(program, work)
@@ -159,12 +164,4 @@ def _forget_stale_code() -> None:
                     stored.unlink()
 
 
-def _launch_threads() -> None:
-    """Start numba's threads and keep torch's number of threads, which starting them would change."""
-    threads = torch.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-    torch.set_num_threads(threads)
-
-
 _forget_stale_code()
-_launch_threads()

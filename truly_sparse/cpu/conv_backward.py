@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from .conv_shape import across, fill_zeros, windows, winners_at, y_at
-from .convert import hand_out, take_in_images
+from .convert import hand_out_images, take_in_images
 from .kernel import kernel
 from .records import CALL, PLAN, Call, Phase, Plan
 from .simd import (
@@ -303,7 +303,10 @@ def add_pieces(call, plan, first, last, thread):
 @kernel(CALL, PLAN)
 def hand_out_channels(call, plan, first, last, thread):
     """Copy channels of the input's gradient to the caller's tensor."""
-    hand_out(call, plan, first, last)
+    start = call.dx + 4 * (plan.pad_y * plan.columns + plan.pad_x) * call.dx_row
+    hand_out_images(
+        call, start, call.dx_row, call.x_group, plan.columns, plan.plane, plan.height, plan.width, first, last
+    )
 
 
 @kernel(CALL, PLAN)

@@ -10,8 +10,10 @@ pooling.
 
 from __future__ import annotations
 
+from typing import cast
+
 from .conv_shape import across, fill_zeros, window_rows, windows, winners_at, y_at
-from .convert import take_in_images
+from .convert import by_features, hand_out_result, take_in_images
 from .kernel import kernel
 from .records import CALL, PLAN, Call, Phase, Plan
 from .simd import (
@@ -42,6 +44,8 @@ def conv_forward(call: Call, plan: Plan, stage: int, lanes: int) -> list[Phase]:
         phases.append(Phase(clear_padding.address, stage, parts, plan.inputs * plan.plane * lanes // 4))
     rows = window_rows(plan, call.pool)
     phases.append(Phase(add_windows.address, stage, parts * rows, plan.nnz * plan.out_h * plan.out_w * lanes))
+    if call.result:
+        phases.append(by_features(hand_out_result, cast(int, call.result_sample), stage, lanes))
     return phases
 
 

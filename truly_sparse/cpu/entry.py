@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Sequence
 from typing import cast
 
-import numba
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..arguments import shown
 from ..errors import InvalidArgumentError
@@ -24,7 +20,7 @@ FLOAT = torch.float32
 
 
 def readable(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """Return ``x``, or a copy that compiled code can read, and whether it is batch innermost (else it is contiguous).
+    """Return ``x``, or a contiguous copy, and whether it is batch innermost (else it is contiguous).
 
     Raises:
         InvalidArgumentError: it is not float32 on the CPU, or not ``[B, F]`` or ``[B, C, H, W]``.
@@ -32,12 +28,13 @@ def readable(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
     x = our_kind("activations", x)
     if x.dim() not in (2, 4):
         raise InvalidArgumentError(f"activations have shape {tuple(x.shape)}; use [B, F] or [B, C, H, W].")
-    if x.is_contiguous():
-        memory.conversions += 1  # inside the compiled pass
-    elif not is_batch_innermost(x):
-        x = memory.to_batch_innermost(x)
     # A batch of single numbers is both; the backward pass must give the same answer for the same tensor.
-    return x, not x.is_contiguous()
+    if not x.is_contiguous():
+        if is_batch_innermost(x):
+            return x, True
+        x = x.contiguous()
+    memory.conversions += 1  # inside the compiled pass
+    return x, False
 
 
 def checked_parameters(
@@ -67,42 +64,41 @@ def _no_bias(outputs: int) -> torch.Tensor:
 def check_numbers(name: str, numbers: torch.Tensor, count: int) -> torch.Tensor:
     """Return ``numbers`` after checking that they are ``count`` contiguous float32 numbers on the CPU."""
     plain = type(numbers) in PLAIN and numbers.dtype is FLOAT and numbers.is_cpu and numbers.layout is torch.strided
-    if not plain or numbers.is_neg():
+    if not plain or numbers.is_neg() or not has_memory(numbers):
         numbers = our_kind(name, numbers)
     if numbers.dim() != 1 or numbers.numel() != count or not numbers.is_contiguous():
         raise InvalidArgumentError(f"{name} has shape {tuple(numbers.shape)}; give {count} contiguous numbers.")
     return numbers
 
 
-def our_kind(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor after checking that its memory holds float32 numbers; a negated view is resolved.
+def our_kind(name: str, tensor: torch.Tensor, dtype: torch.dtype = FLOAT) -> torch.Tensor:
+    """Return a tensor after checking that its memory holds numbers of this type; a negated view is resolved.
 
-    Subclasses of torch.Tensor may have no memory (FakeTensor, the wrappers of torch.func): reading it would crash.
+    Raises:
+        InvalidArgumentError: it has another type, or no memory that compiled code can read.
     """
-    if type(tensor) not in PLAIN and not _has_memory(tensor):
-        raise InvalidArgumentError(f"{name}={shown(tensor)}; give a torch.Tensor with memory, float32 on the CPU.")
-    if tensor.dtype is not torch.float32 or not tensor.is_cpu or tensor.layout is not torch.strided:
+    if not isinstance(tensor, torch.Tensor):
+        raise InvalidArgumentError(f"{name}={shown(tensor)}; give a torch.Tensor.")
+    if tensor.dtype is not dtype or not tensor.is_cpu or tensor.layout is not torch.strided:
         raise InvalidArgumentError(
-            f"{name} are {tensor.dtype} on {tensor.device}, {tensor.layout}; these kernels take float32 on the CPU, "
+            f"{name} are {tensor.dtype} on {tensor.device}, {tensor.layout}; these kernels take {dtype} on the CPU, "
             "torch.strided; use reference.py for any other."
         )
+    if not has_memory(tensor):
+        raise InvalidArgumentError(f"{name}={shown(tensor)}; give a torch.Tensor with memory, {dtype} on the CPU.")
     return tensor.resolve_neg() if tensor.is_neg() else tensor
 
 
-def _has_memory(tensor: object) -> bool:
-    """Tell whether an object is a tensor with memory of its own."""
-    if not isinstance(tensor, torch.Tensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+def has_memory(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor's numbers are in memory of its own.
+
+    Subclasses with ``__torch_dispatch__`` (FakeTensor, wrappers) decide themselves where they are. Tensors inside the
+    transforms of torch.func have no address, those of functionalization and zeros that are not stored the address 0.
+    """
+    kind = type(tensor)
+    if kind not in PLAIN and kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         return False
-    return not is_traceable_wrapper_subclass(tensor) and not isinstance(tensor, FakeTensor)
-
-
-def use_threads() -> int:
-    """Apply ``torch.set_num_threads`` to these kernels, and return the number of threads."""
-    threads: int = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-    if threads != getattr(_applied, "threads", 0):
-        numba.set_num_threads(threads)
-        _applied.threads = threads
-    return threads
-
-
-_applied = threading.local()  # numba's number of threads belongs to the thread that set it
+    try:
+        return not tensor.is_nested and (tensor.data_ptr() != 0 or tensor.numel() == 0)
+    except (RuntimeError, ValueError):
+        return False

@@ -7,6 +7,7 @@ program needs it. ``run`` calls a kernel in the calling thread, ``run_by_all`` d
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, cast
@@ -23,6 +24,7 @@ from .records import CALL, PASS, PHASE, PLAN, STEP, WEIGHTS
 from .simd import OPTIONS, compiled
 
 _INT = ir.IntType(64)
+_compiling = threading.Lock()
 made: list[Kernel] = []  # all kernels of this process
 
 
@@ -38,13 +40,16 @@ class Kernel:
     def __init__(self, function: Callable[..., None], call: np.dtype[Any] | None, plan: np.dtype[Any]) -> None:
         self.function = function
         self._kinds = [types.intp if kind is None else from_dtype(kind) for kind in (call, plan)]
+        self._loop: Any = None
         made.append(self)
 
     @cached_property
     def address(self) -> int:
         """The address of the compiled loop."""
         signature = types.void(*self._kinds, types.intp, types.intp, types.intp)
-        self._loop = cfunc(signature, cache=True, pipeline_class=_Announced, **OPTIONS)(self.function)
+        with _compiling:  # a second loop would take the place of the first, whose address may be in use
+            if self._loop is None:
+                self._loop = cfunc(signature, cache=True, pipeline_class=_Announced, **OPTIONS)(self.function)
         return cast(int, self._loop.address)
 
 

@@ -13,7 +13,7 @@ import functools
 
 import numpy as np
 
-from .convert import take_in
+from .convert import SIDE_BY_SIDE, by_features, hand_out, hand_out_result, take_in
 from .kernel import Kernel, kernel
 from .memory import LANES
 from .records import CALL, PLAN, Call, Phase, Plan
@@ -40,7 +40,6 @@ from .simd import (
 
 # Lanes of the batch per register tile; a CPU without AVX-512 has registers for at most 32.
 WIDTHS = (64, 32, 16) if NATIVE == 16 else (32, 16)
-SIDE_BY_SIDE = 64  # features that a thread copies at a time; blocks of 16 are transposed in registers
 
 
 def linear_forward(call: Call, plan: Plan, stage: int, lanes: int, single: bool) -> list[Phase]:
@@ -52,10 +51,12 @@ def linear_forward(call: Call, plan: Plan, stage: int, lanes: int, single: bool)
         return [Phase(one_sample(plan.col_bytes).address, stage, plan.row_pieces, LANES * plan.nnz)]
     phases = []
     if call.source:
-        phases.append(_by_features(take_in_features, plan.inputs, stage, lanes))
+        phases.append(by_features(take_in_features, plan.inputs, stage, lanes))
     for width, tiles in _tiles(lanes):
         loop = outputs_of(width, plan.col_bytes).address
         phases.append(Phase(loop, stage, tiles * plan.row_pieces, tiles * width * plan.nnz))
+    if call.result:
+        phases.append(by_features(hand_out_result, plan.outputs, stage, lanes))
     return phases
 
 
@@ -63,7 +64,7 @@ def linear_backward(call: Call, plan: Plan, stage: int, lanes: int, to_mask: boo
     """Return the kernels of the backward pass. ``to_mask``: whether to compute ``masked`` and ``dbias`` first."""
     phases = []
     if call.source:
-        phases.append(_by_features(take_in_gradients, plan.outputs, stage, lanes))
+        phases.append(by_features(take_in_gradients, plan.outputs, stage, lanes))
     if to_mask:
         phases.append(Phase(mask.address, stage, plan.row_pieces, lanes * plan.outputs))
     for width, tiles in _tiles(lanes):
@@ -72,11 +73,9 @@ def linear_backward(call: Call, plan: Plan, stage: int, lanes: int, to_mask: boo
             phases.append(Phase(inputs_of(width, plan.row_bytes).address, stage, plan.col_pieces, 2 * work))
         else:
             phases.append(Phase(dots_of(width, plan.col_bytes).address, stage, plan.row_pieces, work))
+    if call.result:
+        phases.append(by_features(hand_out_gradient, plan.inputs, stage, lanes))
     return phases
-
-
-def _by_features(loop: Kernel, features: int, stage: int, lanes: int) -> Phase:
-    return Phase(loop.address, stage, -(-features // SIDE_BY_SIDE), features * lanes)
 
 
 def _tiles(lanes: int) -> list[tuple[int, int]]:
@@ -98,14 +97,21 @@ def _first_lane(lanes, width):
 def take_in_features(call, plan, first, last, thread):
     """Copy the caller's input, ``SIDE_BY_SIDE`` features a piece."""
     start, end = first * SIDE_BY_SIDE, min(last * SIDE_BY_SIDE, plan.inputs)
-    take_in(call, start, call.x + 4 * start * call.x_row, call.x_row, call.x_group, end - start)
+    take_in(call, start, call.x + 4 * start * call.x_row, call.x_row, call.x_group, end - start, end - start, 0)
 
 
 @kernel(CALL, PLAN)
 def take_in_gradients(call, plan, first, last, thread):
     """Copy the caller's gradient of the result, ``SIDE_BY_SIDE`` features a piece."""
     start, end = first * SIDE_BY_SIDE, min(last * SIDE_BY_SIDE, plan.outputs)
-    take_in(call, start, call.g + 4 * start * call.g_row, call.g_row, call.g_group, end - start)
+    take_in(call, start, call.g + 4 * start * call.g_row, call.g_row, call.g_group, end - start, end - start, 0)
+
+
+@kernel(CALL, PLAN)
+def hand_out_gradient(call, plan, first, last, thread):
+    """Copy the input's gradient to the caller's tensor."""
+    start, end = first * SIDE_BY_SIDE, min(last * SIDE_BY_SIDE, plan.inputs)
+    hand_out(call, start, call.dx + 4 * start * call.dx_row, call.dx_row, call.x_group, end - start, end - start, 0)
 
 
 @functools.cache

@@ -1,9 +1,9 @@
 """The batch-innermost memory format: ``[B, F]`` and ``[B, C, H, W]`` tensors whose strides put the batch last.
 
-It is a memory format like torch's ``channels_last``: shapes and results are as usual, only the strides differ. The
-batch of one feature is one *row* of contiguous floats, so one nonzero weight is one multiply-add over a row. Rows are
-aligned to 64 bytes and padded to a multiple of 16 floats. The padding may hold any value; kernels mask it where it
-matters.
+It is a memory format like torch's ``channels_last``: shapes and results are as usual, only the strides differ. A layer
+whose input is in this format gives a result in it; for any other input the result is contiguous. The batch of one
+feature is one *row* of contiguous floats, so one nonzero weight is one multiply-add over a row. Rows are aligned to 64
+bytes and padded to a multiple of 16 floats. The padding may hold any value; kernels mask it where it matters.
 """
 
 from __future__ import annotations
@@ -51,6 +51,11 @@ def empty_batch_innermost(shape: tuple[int, ...], dtype: torch.dtype = torch.flo
     return torch.empty(floats, dtype=dtype, device=CPU).as_strided_(shape, of_format)
 
 
+def empty_in_format(shape: tuple[int, ...], innermost: bool) -> torch.Tensor:
+    """Return an uninitialised float32 CPU tensor, in the batch-innermost format or contiguous."""
+    return empty_batch_innermost(shape) if innermost else torch.empty(shape, dtype=torch.float32, device=CPU)
+
+
 @functools.lru_cache(1024)
 def _layout(shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
     """Return the floats and the strides of a tensor in this format."""
@@ -68,6 +73,15 @@ def is_batch_innermost(x: torch.Tensor) -> bool:
     # Kernels read the padding of the last row too, so the storage must hold it.
     read = x.storage_offset() + (math.prod(x.shape[1:]) - 1) * row + row_lanes(batch)
     return batch % LANES == 0 or bool(read * x.element_size() <= x.untyped_storage().nbytes())
+
+
+def in_format_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Return ``y`` in the memory format of results for ``x``: batch innermost if ``x`` is, else contiguous.
+
+    A tensor that is both, such as a batch of single numbers, counts as contiguous.
+    """
+    ours = x.is_cpu and not x.is_contiguous() and is_batch_innermost(x)
+    return to_batch_innermost(y) if ours else y.contiguous()
 
 
 def to_batch_innermost(x: torch.Tensor) -> torch.Tensor:

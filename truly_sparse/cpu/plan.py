@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -82,8 +83,12 @@ class Layer(NamedTuple):
 
 def callers_form(size: tuple[int, ...], row: int) -> Form:
     """Return the form of a caller's batch-innermost tensor."""
-    width, plane = (size[2], size[1] * size[2]) if len(size) == 3 else (1, 1)
-    return Form(size, (row, 0), width=width, plane=plane)
+    return Form(size, (row, 0), width=size[-1], plane=math.prod(size[1:])) if len(size) == 3 else Form(size, (row, 0))
+
+
+def buffer_form(size: tuple[int, ...], row: int) -> Form:
+    """Return the same form for a span in a buffer, with ``row`` floats from pixel to pixel."""
+    return callers_form(size, NOWHERE)._replace(row=row, floats=row * math.prod(size))
 
 
 def input_form(plan: Plan, span: int, row: int) -> Form:

@@ -24,7 +24,7 @@ from .conv_backward import conv_backward
 from .conv_forward import conv_forward
 from .index import LinearIndex
 from .linear import linear_backward, linear_forward
-from .memory import CPU, LANES, empty_batch_innermost, row_floats, row_lanes
+from .memory import LANES, empty_in_format, row_floats, row_lanes
 from .pass_record import recorded
 from .plan import (
     ARENA,
@@ -44,6 +44,7 @@ from .plan import (
     Layer,
     X,
     Y,
+    buffer_form,
     callers_form,
     input_form,
     layer_plan,
@@ -66,7 +67,7 @@ class Program(NamedTuple):
     Attributes:
         layers: the stages' layers, in the order of the chain.
         result: shape of the forward pass's result.
-        single: whether that result is one contiguous sample.
+        innermost: whether that result is batch innermost; else it is contiguous.
         span: samples of a span.
         spans: their number.
         address: of the record of the pass (``records.py``).
@@ -76,6 +77,7 @@ class Program(NamedTuple):
         bytes: bytes of a span in the arena (forward) or in the room (backward).
         kept: whether these are kept after the span; otherwise a thread reuses them for its next span.
         remembers: whether the caller gives the arena, because the backward pass needs it.
+        room: bytes of a thread for the result of a span, if it is not in the arena.
         idle: workspaces for the next runs (``workspace.py``).
         scratch: bytes of scratch memory per thread.
         gradient_sizes: sizes of the gradients of each stage's values and bias.
@@ -83,7 +85,7 @@ class Program(NamedTuple):
 
     layers: list[Layer]
     result: tuple[int, ...]
-    single: bool
+    innermost: bool
     span: int
     spans: int
     address: int
@@ -94,22 +96,32 @@ class Program(NamedTuple):
     kept: bool
     remembers: bool
     idle: list[Any]
+    room: int = 0
     scratch: int = 0
     gradient_sizes: tuple[int, ...] = ()
 
     def empty_result(self) -> torch.Tensor:
         """Return an uninitialised tensor for the forward pass's result."""
-        if self.single:  # one number per feature is written
-            return torch.empty(self.result, dtype=torch.float32, device=CPU)
-        return empty_batch_innermost(self.result)
+        return empty_in_format(self.result, self.innermost)
 
     def pieces(self, threads: int) -> int:
         """Return how many pieces of ``bytes`` a pass needs."""
         return self.spans if self.kept else threads
 
+    def own_bytes(self, threads: int) -> int:
+        """Return the bytes of a pass's buffers that the caller does not give."""
+        rooms = threads if self.spans > 1 else 1
+        return rooms * self.room if self.remembers else self.pieces(threads) * self.bytes
 
-def forward_program(stages: Sequence[Stage], x: torch.Tensor, innermost: bool, remember: bool) -> Program:
-    """Return the program of a forward pass on inputs like ``x``, which is batch innermost or contiguous.
+
+def forward_program(stages: Sequence[Stage], x: torch.Tensor, innermost: tuple[bool, bool], remember: bool) -> Program:
+    """Return the program of a forward pass on inputs like ``x``.
+
+    Args:
+        stages: the layers.
+        x: the input.
+        innermost: whether the input, and the result, is batch innermost; else it is contiguous.
+        remember: whether to store what the backward pass needs.
 
     Raises:
         InvalidArgumentError: a layer does not accept the result of the layer before it.
@@ -119,14 +131,17 @@ def forward_program(stages: Sequence[Stage], x: torch.Tensor, innermost: bool, r
 
 
 def backward_program(
-    stages: Sequence[Stage], x: torch.Tensor, innermost: tuple[bool, bool], need_input: bool, trace: bool
+    stages: Sequence[Stage], x: torch.Tensor, innermost: tuple[bool, bool, bool], need_input: bool, trace: bool
 ) -> Program:
-    """Return the program of the backward pass to inputs like ``x``; ``innermost`` describes ``x`` and the gradient."""
+    """Return the program of the backward pass to inputs like ``x``.
+
+    ``innermost`` describes ``x`` and its gradient, the result, and the gradient of the result.
+    """
     key = (need_input, innermost, trace, x.shape, *((stage.index.number, stage.relu, stage.pool) for stage in stages))
 
     def make() -> Program:
-        forward = forward_program(stages, x, innermost[0], remember=True)
-        return _backward_program(stages, forward, len(x), innermost[1], need_input, trace)
+        forward = forward_program(stages, x, innermost[:2], remember=True)
+        return _backward_program(stages, forward, len(x), (innermost[0], innermost[2]), need_input, trace)
 
     return _cached(stages[0], key, make)
 
@@ -143,8 +158,9 @@ def _cached(first: Stage, key: tuple[Any, ...], make: Callable[[], Program]) -> 
 
 
 def _forward_program(
-    stages: Sequence[Stage], batch: int, size: tuple[int, ...], innermost: bool, remember: bool
+    stages: Sequence[Stage], batch: int, size: tuple[int, ...], of: tuple[bool, bool], remember: bool
 ) -> Program:
+    innermost, result_innermost = of
     small = sum(stage.index.nnz for stage in stages) <= SMALL
     several = batch > SPAN and small and not (innermost and _is_shared(stages, batch, remember))
     span, row = (SPAN, SPAN) if several else (max(row_lanes(batch), LANES), row_floats(batch))
@@ -152,6 +168,12 @@ def _forward_program(
     memory, parts = _Memory(), _parts(stages, size)
     forms = _forms(parts, span, row, single)
     places = [(ARENA, memory.take(4 * form.floats)) for form in forms[:-1]] + [(Y, 0)]
+    room, one_sample = _Memory(), single and parts[-1][0].kind == LINEAR
+    if not result_innermost and not one_sample:
+        forms[-1] = buffer_form(parts[-1][1], row)
+        in_arena = not remember or (stages[-1].relu and not stages[-1].pool)  # the backward pass of ReLU reads it
+        base, buffer = (ARENA, memory) if in_arena else (ROOM, room)
+        places[-1] = base, buffer.take(4 * forms[-1].floats)
     in_place = _used_in_place(parts[0][0], innermost or single, several)
     if in_place:
         forms[0], places[0] = callers_form(size, X_ROW), (X, 0)
@@ -161,17 +183,20 @@ def _forward_program(
         layers.append(Layer(plan, forms[i], places[i], forms[i + 1], places[i + 1], image, winners, alive))
     calls = [Call(**_common(i, *of)) for i, of in enumerate(zip(stages, layers, strict=True))]
     if not in_place:
-        calls[0] = calls[0]._replace(**_source(X, X_ROW, size, innermost))
-    arena = memory.end(APART if several else 0)
-    by_span = {X: _step(span, size, innermost), Y: 4 * span, ARENA: arena if remember else 0}
-    by_thread = {ARENA: 0 if remember else arena}
+        calls[0] = calls[0]._replace(**_callers("source", X, X_ROW, size, innermost))
+    direct = places[-1] == (Y, 0)
+    if not direct:
+        calls[-1] = calls[-1]._replace(**_callers("result", Y, Y_ROW, forms[-1].size, innermost=False))
+    arena, rooms = memory.end(APART if several else 0), room.end(APART if several else 0) if room.size else 0
+    by_span = {X: _step(span, size, innermost), Y: _step(span, forms[-1].size, direct), ARENA: arena if remember else 0}
+    by_thread = {ARENA: 0 if remember else arena, ROOM: rooms if remember else 0}
     spans = -(-batch // span) if several else 1
     plans = [layer.plan for layer in layers]
     phases = _forward_phases(calls, plans, single)
     return Program(
         layers,
         (batch, *forms[-1].size),
-        single and plans[-1].kind == LINEAR,
+        direct and not one_sample,
         span,
         spans,
         **recorded((batch, span, spans), calls, plans, phases, by_span, by_thread),
@@ -179,6 +204,7 @@ def _forward_program(
         kept=remember or not several,
         remembers=remember,
         idle=[],
+        room=rooms,
     )
 
 
@@ -216,8 +242,9 @@ def _forms(parts: list[Part], span: int, row: int, single: bool) -> list[Form]:
 
 
 def _backward_program(
-    stages: Sequence[Stage], forward: Program, batch: int, innermost: bool, need_input: bool, trace: bool
+    stages: Sequence[Stage], forward: Program, batch: int, of: tuple[bool, bool], need_input: bool, trace: bool
 ) -> Program:
+    x_innermost, innermost = of
     several, span, result = forward.spans > 1, forward.span, forward.layers[-1]
     row = SPAN if several else row_floats(batch)
     sizes = [size for stage in stages for size in (stage.index.nnz, stage.index.shape[0])]
@@ -228,7 +255,8 @@ def _backward_program(
     in_place = _used_in_place(result.plan, innermost, several)
     form, at = callers_form(result.y.size, GRAD_ROW), (GRAD, 0)
     if not in_place:
-        form, at = form._replace(row=row), (ROOM, memory.take(4 * row * math.prod(result.y.size)))
+        form = buffer_form(form.size, row)
+        at = ROOM, memory.take(4 * form.floats)
     for i in reversed(range(len(stages))):
         layer = forward.layers[i]._replace(g=form, g_at=at)
         plan, first, last = layer.plan, i == 0, i == len(stages) - 1
@@ -236,12 +264,12 @@ def _backward_program(
         call = Call(
             **_common(i, stages[i], layer),
             **_gradient_of_result(layer, form, at),
-            **_gradient_of_input(layer, first, need_dx, memory),
+            **_gradient_of_input(layer, first, need_dx, x_innermost, memory),
             **_gradients_of_parameters(stages, forward, i, starts, PARTIAL if several else GRADIENTS),
         )
         if last:
             masked = {"masked": (ROOM, memory.take(4 * row * plan.outputs))} if in_place else {}
-            call = call._replace(**masked or _source(GRAD, GRAD_ROW, form.size, innermost))
+            call = call._replace(**masked or _callers("source", GRAD, GRAD_ROW, form.size, innermost))
         if not layer.linear:
             call = call._replace(pieces=(ROOM, memory.take(4 * span // LANES * (plan.nnz + plan.outputs))))
         calls.append(call._replace(masked_row=row, scratch=(SCRATCH, 0)))
@@ -252,15 +280,15 @@ def _backward_program(
     own.take(scratch)
     scratch, room = own.end(APART if several else 0), memory.end(APART if several else 0)
     calls = [call._replace(scratch_bytes=scratch) for call in calls]
-    by_span = {Y: 4 * span, ARENA: forward.bytes, DX: 4 * span, GRAD: _step(span, result.y.size, innermost)}
-    by_span |= {PARTIAL: starts[-1], ROOM: room if trace else 0}
+    by_span = {Y: 4 * span, ARENA: forward.bytes, PARTIAL: starts[-1], ROOM: room if trace else 0}
+    by_span |= {GRAD: _step(span, result.y.size, innermost), DX: _step(span, layers[0].x.size, x_innermost)}
     plans = [layer.plan for layer in reversed(layers)]
     phases = _backward_phases(calls, plans)
     cut, by_thread = (batch, span, forward.spans), {ROOM: 0 if trace else room}
     return Program(
         layers,
         forward.result,
-        forward.single,
+        forward.innermost,
         span,
         forward.spans,
         **recorded(cut, calls, plans, phases, by_span, by_thread, sum(sizes)),
@@ -289,14 +317,14 @@ def _gradient_of_result(layer: Layer, form: Form, at: Address) -> dict[str, Any]
     return {"g": (at[0], at[1] + 4 * form.start), **form.fields("g", layer.image), "masked": at}
 
 
-def _gradient_of_input(layer: Layer, first: bool, need_dx: bool, memory: _Memory) -> dict[str, Any]:
+def _gradient_of_input(layer: Layer, first: bool, need_dx: bool, innermost: bool, memory: _Memory) -> dict[str, Any]:
     """Return the fields of a call that say where the gradient of the layer's input goes."""
     if not need_dx:
-        return {"dx": 0, "dx_row": 0, "result": 0, "result_row": (DX_ROW, 0)}
-    if first and layer.linear:  # written directly into the caller's tensor
-        return {"dx": (DX, 0), "dx_row": (DX_ROW, 0), "result": 0, "result_row": (DX_ROW, 0)}
-    dx = (ROOM, memory.take(4 * layer.x.floats))
-    return {"dx": dx, "dx_row": layer.x.row, "result": (DX, 0) if first else 0, "result_row": (DX_ROW, 0)}
+        return {"dx": 0}
+    if first and layer.linear and innermost:  # written directly into the caller's tensor
+        return {"dx": (DX, 0), "dx_row": (DX_ROW, 0)}
+    dx = {"dx": (ROOM, memory.take(4 * layer.x.floats)), "dx_row": layer.x.row}
+    return dx | (_callers("result", DX, DX_ROW, layer.x.size, innermost) if first else {})
 
 
 def _gradients_of_parameters(
@@ -343,10 +371,10 @@ def _used_in_place(plan: Plan, innermost: bool, several: bool) -> bool:
     return innermost and not several and plan.kind == LINEAR
 
 
-def _source(base: int, row: int, size: tuple[int, ...], innermost: bool) -> dict[str, Any]:
-    """Return the fields of a call that describe a caller's tensor to be copied."""
+def _callers(prefix: str, base: int, row: int, size: tuple[int, ...], innermost: bool) -> dict[str, Any]:
+    """Return the fields of a call that describe a caller's tensor to copy from (``source``) or to (``result``)."""
     sample, pixel = (0, (row, 0)) if innermost else (math.prod(size), 1)
-    return {"source": (base, 0), "source_sample": sample, "source_pixel": pixel}
+    return {prefix: (base, 0), f"{prefix}_sample": sample, f"{prefix}_pixel": pixel}
 
 
 def _step(span: int, size: tuple[int, ...], innermost: bool) -> int:

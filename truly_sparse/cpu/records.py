@@ -41,6 +41,10 @@ class Call(NamedTuple):
     source: Field = 0
     source_sample: Field = 0  # floats from sample to sample (0: batch innermost), and from pixel to pixel
     source_pixel: Field = 0
+    # where to copy y (forward) or dx (backward) in the end; 0: it is there already
+    result: Field = 0
+    result_sample: Field = 0  # likewise
+    result_pixel: Field = 0
     # backward
     g: Field = 0  # gradient of y
     g_row: Field = 0
@@ -51,8 +55,6 @@ class Call(NamedTuple):
     masked_row: Field = 0
     dx: Field = 0  # in the form of x, except for its row; 0: not needed
     dx_row: Field = 0
-    result: Field = 0  # where to copy dx in the end; 0: dx is there already
-    result_row: Field = 0
     dvalues: Field = 0
     dbias: Field = 0
     dbias_before: Field = 0  # of the layer before, if both are linear

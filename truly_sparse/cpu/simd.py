@@ -134,20 +134,38 @@ def store(context: Any, pointer: Any, index: Any, vector: Any) -> Any:
 
 
 @intrinsic
-def transpose(context: Any, source: Any, at: Any, step: Any, target: Any, to: Any, row: Any) -> Any:
-    """Write the 16×16 numbers ``source[at + step·n + m]`` to ``target[to + row·m + n]``."""
+def block(context: Any) -> Any:
+    """``block()``: a pointer to 8×8 floats of the calling function's own."""
 
     def emit(b: Any, v: list[Any]) -> Any:
-        def place(start: Any, stride: Any, n: int) -> Any:
-            return b.add(start, b.mul(stride, stride.type(n)))
+        with b.goto_entry_block():
+            numbers = b.alloca(ir.ArrayType(_FLOAT, 64))
+        numbers.align = 64
+        return b.bitcast(numbers, _FLOAT.as_pointer())
 
-        block = [b.load(_at(b, v[0], place(v[1], v[2], n), _FLOAT, 16), align=4) for n in range(16)]
-        halves = [[lane for n in range(first, first + 8) for lane in (n, 16 + n)] for first in (0, 8)]
-        halves = [ir.Constant(ir.VectorType(_INT, 16), lanes) for lanes in halves]
-        for _ in range(4):  # to interleave the first half of the rows with the second, four times, transposes
-            block = [b.shuffle_vector(block[n], block[n + 8], half) for n in range(8) for half in halves]
-        for n, vector in enumerate(block):
-            b.store(vector, _at(b, v[3], place(v[4], v[5], n), _FLOAT, 16), align=4)
+    return _word(types.CPointer(types.float32), (), emit)
+
+
+@intrinsic
+def transpose(context: Any, source: Any, at: Any, step: Any, target: Any, to: Any, row: Any) -> Any:
+    """Write the 8×8 numbers ``source[at + step·n + m]`` to ``target[to + row·m + n]``."""
+
+    def emit(b: Any, v: list[Any]) -> Any:
+        def place(pointer: Any, start: Any, stride: Any, n: int) -> Any:
+            return _at(b, pointer, b.add(start, b.mul(stride, stride.type(n))), _FLOAT, 8)
+
+        def mixed(rows: list[Any], far: int, *choices: list[int]) -> list[Any]:
+            """Each row with the one ``far`` behind it: each choice from the lanes of the two, for all such pairs."""
+            pairs = [(n, n + far) for n in range(8) if n & far == 0]
+            lanes = [ir.Constant(ir.VectorType(_INT, 8), choice) for choice in choices]
+            return [b.shuffle_vector(rows[n], rows[m], choice) for n, m in pairs for choice in lanes]
+
+        rows = [b.load(place(v[0], v[1], v[2], n), align=4) for n in range(8)]
+        rows = mixed(rows, 1, [0, 8, 1, 9, 4, 12, 5, 13], [2, 10, 3, 11, 6, 14, 7, 15])
+        rows = mixed(rows, 2, [0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15])
+        rows = mixed(rows, 4, [0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15])
+        for n, vector in zip((0, 4, 1, 5, 2, 6, 3, 7), rows, strict=True):
+            b.store(vector, place(v[3], v[4], v[5], n), align=4)
 
     return _word(types.void, (source, types.intp, types.intp, target, types.intp, types.intp), emit)
 

@@ -30,10 +30,9 @@ def traced(
     for layer, stage in zip(backward.layers, stages, strict=True):
         last = layer is backward.layers[-1]
         shape = (batch, *layer.image)
-        result, g = y, grad
-        if not last:
-            result = _copy(arena, layer.y_at, layer.y, shape, backward, spans[ARENA])
-            g = _copy(room, layer.g_at, cast(Form, layer.g), shape, backward, spans[ROOM])
+        kept = layer.y_at[0] == ARENA
+        result = _copy(arena, layer.y_at, layer.y, shape, backward, spans[ARENA]) if kept else y
+        g = grad if last else _copy(room, layer.g_at, cast(Form, layer.g), shape, backward, spans[ROOM])
         if isinstance(layer.winners, tuple):
             pixels = math.prod(layer.image[1:])
             form = Form(layer.image, LANES, layer.image[0] * pixels * LANES, layer.image[2], pixels)

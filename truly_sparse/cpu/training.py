@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,16 +12,18 @@ import torch
 
 from ..arguments import shown
 from ..errors import InvalidArgumentError
-from .entry import readable, use_threads
+from .entry import has_memory, our_kind, readable
 from .memory import CPU, borrow, empty_batch_innermost
 from .passes import run_step, run_step_spans, update
 from .plan import ARENA, GRAD, GRADIENTS, PARTIAL, STEPS, X_ROW, X, Y, address
 from .program import Program, backward_program, forward_program
 from .records import Step, Weights
 from .stage import Stage, Trained
+from .threads import in_turn, use_threads
 from .workspace import fill_in, take
 
 LABELS = Step._fields.index("labels")
+_run_step = in_turn(run_step)
 
 
 class _Ready(NamedTuple):
@@ -62,6 +65,7 @@ class Trainer:
 
     def __init__(self) -> None:
         self._ready: _Ready | None = None
+        self._one_at_a_time = threading.Lock()  # the addresses of a step's batch are written into its records
 
     @property
     def gradients(self) -> Sequence[torch.Tensor]:
@@ -94,13 +98,25 @@ class Trainer:
         Raises:
             InvalidArgumentError: ``x`` is not float32 on the CPU, or shapes do not fit.
         """
+        with self._one_at_a_time:
+            return self._step(x, labels, stages, weights, settings)
+
+    def _step(
+        self,
+        x: torch.Tensor,
+        labels: torch.Tensor,
+        stages: Sequence[Stage],
+        weights: Sequence[Trained | None],
+        settings: tuple[float, float, float, float, float],
+    ) -> tuple[float, int] | None:
         x, innermost = readable(x)
         batch, ready, inputs = x.shape[0], self._ready, (x.shape, innermost)
         if ready is not None and ready.stages is stages and ready.inputs == inputs:
             programs = ready.programs
         else:
-            there = forward_program(stages, x, innermost, remember=True)
-            programs = there, backward_program(stages, x, (innermost, True), need_input=False, trace=False)
+            # The logits stay in this function, so that they are batch innermost for any x.
+            there = forward_program(stages, x, (innermost, True), remember=True)
+            programs = there, backward_program(stages, x, (innermost, True, True), need_input=False, trace=False)
         result = programs[0].result
         if len(result) != 2 or batch == 0 or labels.shape != (batch,) or labels.dtype is not torch.int64:
             raise InvalidArgumentError(
@@ -112,12 +128,12 @@ class Trainer:
             self._ready = ready = _prepared(stages, inputs, programs, weights)
         if ready is None:
             return None
-        labels = labels.contiguous()
+        labels = our_kind("labels", labels, torch.int64).contiguous()
         for frame in ready.frames:
             frame[X], frame[X_ROW] = x.data_ptr(), x.stride(-1)
         ready.settings[:] = settings
         ready.step[LABELS] = labels.data_ptr()
-        loss, right, outside = run_step(address(ready.step), ready.places[0])
+        loss, right, outside = _run_step(address(ready.step), ready.places[0])
         return (loss / batch, int(right)) if math.isfinite(loss) and not outside else None
 
 
@@ -178,6 +194,7 @@ def _records(weights: Sequence[Trained | None], sizes: Sequence[int]) -> np.ndar
         if each is not None:
             for tensor, count in zip(each, (size, size, size, 1), strict=True):
                 ours = tensor.dtype is torch.float32 and tensor.is_cpu and tensor.layout is torch.strided
+                ours = ours and has_memory(tensor)
                 if not ours or tensor.numel() != count or not tensor.is_contiguous() or tensor.is_neg():
                     return None
                 records.append(tensor.data_ptr())

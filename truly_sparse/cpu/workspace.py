@@ -63,7 +63,7 @@ def fill_in(
 
 
 def _made(program: Program, threads: int) -> Workspace:
-    own = 0 if program.remembers else program.pieces(threads) * program.bytes
+    own = program.own_bytes(threads)
     scratch = threads * program.scratch
     partial = 4 * sum(program.gradient_sizes) * program.spans if program.spans > 1 else 0
     memory = borrow(own + scratch + partial)

@@ -35,8 +35,8 @@ from truly_sparse import (
 )
 from truly_sparse.cpu import chain, entry, passes, program, threads, workspace
 from truly_sparse.cpu.memory import to_batch_innermost
-from truly_sparse.layers import parameters_of, stages_of
-from truly_sparse.ops import run
+from truly_sparse.eager import run_eagerly
+from truly_sparse.ops import parameters_of, run, stages_in
 from tutorial_lib import Benchmark, Digits, TutorialCNN, benchmark, fit, load_data, torch_csr
 
 SIZES, BATCHES = (256, 512, 1000, 2048, 4096), (1, 16, 64, 256)
@@ -126,7 +126,7 @@ def call_path() -> dict[str, float]:
     """Return the microseconds of each part of a call without gradients: ``SparseLinear(64, 64)``, 8 samples."""
     torch.manual_seed(0)
     layer, x = SparseLinear(64, 64, sparsity=0.95), torch.randn(8, 64)
-    stages, parameters = stages_of((layer,)), parameters_of((layer,))
+    stages, parameters = stages_in((layer,)), parameters_of((layer,))
     contiguous = False, False
     prepared = program.forward_program(stages, x, contiguous, remember=False)
     work, y = workspace.take(prepared, threads.use_threads()), prepared.empty_result()
@@ -136,7 +136,8 @@ def call_path() -> dict[str, float]:
 
     parts = {
         "layer(x)": lambda: layer(x),
-        "ops.run": lambda: run(x, stages, (layer,), parameters),
+        "ops.run": lambda: run(x, (layer,)),
+        "eager.run_eagerly": lambda: run_eagerly(x, stages, (layer,), parameters),
         "cpu.chain.forward, of which": lambda: chain.forward(x, stages, parameters),
         "entry.readable: check the input": lambda: entry.readable(x),
         "entry.checked_parameters": lambda: entry.checked_parameters(stages, parameters, with_bias=True),

@@ -9,7 +9,7 @@ from tutorial_lib.project import ROOT
 # From the bottom up: a module may import from its own package only modules that stand before it.
 ENGINE = (
     "errors progress arguments position_loops positions interface topology interrupt rules schedule dst recipes report "
-    "init optim cpu reference backend ops layers convert fuse step"
+    "init optim cpu reference backend eager places ops sparse_layer layers convert fuse step"
 ).split()
 
 LIBRARY = (

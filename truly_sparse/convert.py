@@ -12,7 +12,8 @@ from torch import nn
 from .arguments import require
 from .errors import InvalidArgumentError
 from .interface import SparsifiableLayer, check_has_numbers, sparse_layers, weight_layers
-from .layers import SparseConv2d, SparseLayer, SparseLinear
+from .layers import SparseConv2d, SparseLinear
+from .sparse_layer import SparseLayer
 from .topology import random_topology, to_connections
 
 

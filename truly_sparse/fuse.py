@@ -10,8 +10,9 @@ from torch import fx, nn
 
 from .convert import copied
 from .errors import InvalidArgumentError
-from .layers import SparseConv2d, SparseLayer, SparseLinear, parameters_of, stages_of
+from .layers import SparseConv2d, SparseLinear
 from .ops import run
+from .sparse_layer import SparseLayer
 
 RELU = (F.relu, torch.relu, "relu")
 MAX_POOL = (F.max_pool2d, torch.max_pool2d)
@@ -187,8 +188,7 @@ def run_chain(x: torch.Tensor, layers: tuple[nn.Module, ...]) -> torch.Tensor:
             flat = before is not None and _is_linear(layer) and not _is_linear(before)
             x = layer(x.flatten(1) if flat else x)
         return x
-    sparse = cast(tuple[SparseLayer, ...], layers)
-    return run(x, stages_of(sparse), sparse, parameters_of(sparse))
+    return run(x, cast(tuple[SparseLayer, ...], layers))
 
 
 def _can_run_at_once(x: torch.Tensor, layers: tuple[nn.Module, ...]) -> bool:

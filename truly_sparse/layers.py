@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import reduce
 from typing import Any
 
@@ -12,181 +12,18 @@ from torch import nn
 from torch.nn.grad import conv2d_weight
 from typing_extensions import override
 
-from .arguments import check_count, check_memory, is_dense, pair, require, shown
-from .cpu.index import MOST, ConvIndex, LinearIndex
+from .arguments import check_count, is_dense, pair, require, shown
+from .cpu.index import ConvIndex, LinearIndex
 from .cpu.stage import Stage
-from .errors import InvalidArgumentError, TrainingError
-from .interface import Carry, SparsifiableLayer
-from .ops import run, values_gradient
+from .eager import values_gradient
+from .errors import InvalidArgumentError
+from .ops import run
+from .places import Sizes
 from .positions import check_places
-from .topology import check_rewiring, check_sparsity, check_values, sample_distinct
+from .sparse_layer import SparseLayer
 
 # Numbers in one block of gradient_rows: 16 MiB of float32.
 GRADIENT_BLOCK = 2**22
-
-
-class SparseLayer(SparsifiableLayer):
-    """Common base of SparseLinear and SparseConv2d.
-
-    Attributes:
-        values: parameter, the active weights in the order of their flat indices, ``[nnz]``.
-        bias: parameter ``[out]`` or None.
-        index: the positions of the weights, in the orders that the kernels need.
-        relu: whether the layer applies ReLU to its result.
-        pool: whether the layer reduces its result by 2×2 max-pooling (convolutions only).
-    """
-
-    values: nn.Parameter
-    bias: nn.Parameter | None
-    index: LinearIndex | ConvIndex
-    relu: bool = False
-    pool: bool = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._record_gradient = False
-        self._recorded: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def build_index(self, connections: torch.Tensor) -> LinearIndex | ConvIndex:
-        """Return the index of sorted flat ``connections`` after checking them."""
-        raise NotImplementedError
-
-    def _start(
-        self,
-        connections: torch.Tensor | None,
-        sparsity: float,
-        bias: bool,
-        device: str | torch.device | None,
-        dtype: torch.dtype | None,
-    ) -> None:
-        """Draw the topology if none is given, and draw values and bias as a dense torch layer does."""
-        size, out = math.prod(self.dense_shape), self.dense_shape[0]
-        check_sparsity(sparsity)
-        nnz = round((1 - sparsity) * size) if connections is None else len(connections)
-        remedy = f"it leaves {nnz:,} weights of {self.dense_shape}; use a higher one, or a smaller layer"
-        require(nnz < MOST, "sparsity", sparsity, remedy)
-        needed = 64 * nnz + 32 * (out + size // max(1, out))  # positions, two orders, pointers to rows and columns
-        check_memory("shape", self.dense_shape, needed, "cpu")
-        if connections is None:
-            connections = sample_distinct(size, nnz, torch.default_generator)
-        self.index = self.build_index(connections)
-        bound = 1 / math.sqrt(max(1, math.prod(self.dense_shape[1:])))
-        values = torch.empty(self.index.nnz, device=device, dtype=dtype)
-        require(values.is_floating_point(), "dtype", dtype, "use a floating type such as torch.float32")
-        self.values = nn.Parameter(values.uniform_(-bound, bound))
-        drawn = torch.empty(out, device=device, dtype=dtype).uniform_(-bound, bound) if bias else None
-        self.register_parameter("bias", None if drawn is None else nn.Parameter(drawn))
-
-    @property
-    @override
-    def weight_parameter(self) -> nn.Parameter:
-        return self.values
-
-    @property
-    @override
-    def index_bytes(self) -> int:
-        return self.index.nbytes
-
-    @override
-    def active(self) -> torch.Tensor:
-        return self.index.flat().to(self.values.device)
-
-    @override
-    def active_values(self) -> torch.Tensor:
-        return self.values.detach().clone()
-
-    @property
-    def record_gradient(self) -> bool:
-        """While True, backward passes record their batches; see :class:`SparsifiableLayer`."""
-        return self._record_gradient
-
-    @record_gradient.setter
-    def record_gradient(self, value: bool) -> None:
-        self._record_gradient, self._recorded = value, []
-
-    def record(self, x: torch.Tensor, gradient: torch.Tensor) -> None:
-        """Store a batch: the layer's input, and the gradient of its result before ReLU and pooling."""
-        self._recorded.append((x, gradient))
-
-    @override
-    def set_active_values(self, values: torch.Tensor) -> None:
-        check_values(values, self.index.nnz)
-        with torch.no_grad():
-            self.values.copy_(values)
-
-    @override
-    def fade_gradient(self, factor: float) -> None:
-        require(math.isfinite(factor), "factor", factor, "use a finite number")
-        self._recorded = [(x, grad * factor) for x, grad in self._recorded]
-
-    def _batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        if not self._recorded:
-            raise TrainingError("no gradient was recorded; set record_gradient = True before forward and backward")
-        return self._recorded
-
-    @override
-    def rewire(self, kept: torch.Tensor, grown: torch.Tensor, values: torch.Tensor) -> Carry:
-        after, was = check_rewiring(self, kept, grown, values)
-        if len(kept) + len(grown) != self.index.nnz:
-            raise InvalidArgumentError(
-                f"kept={shown(kept)} and grown={shown(grown)} are {len(kept) + len(grown)} connections; "
-                f"this layer holds exactly {self.index.nnz}, give as many"
-            )
-        self.index = self.build_index(after)
-        del after  # a large layer's is large
-
-        def carry(state: torch.Tensor, fresh: float) -> torch.Tensor:
-            return torch.cat([state, state.new_full((len(grown),), fresh)]).index_select(0, was)
-
-        with torch.no_grad():
-            self.values.copy_(torch.cat([self.values, values]).index_select(0, was))
-        return carry
-
-    def to_dense(self) -> torch.Tensor:
-        """Return the dense weight, for inspection; no computation uses it."""
-        dense = self.values.detach().new_zeros(math.prod(self.dense_shape))
-        dense[self.active()] = self.values.detach()
-        return dense.view(self.dense_shape)
-
-    def _with_activation(self, dense: nn.Linear | nn.Conv2d) -> nn.Module:
-        """Give a dense layer this layer's tensors, and add modules for ReLU and pooling."""
-        dense.weight = nn.Parameter(self.to_dense(), self.values.requires_grad)
-        dense.bias = None if self.bias is None else nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)
-        parts = [dense, *([nn.ReLU()] if self.relu else []), *([nn.MaxPool2d(2)] if self.pool else [])]
-        return dense if len(parts) == 1 else nn.Sequential(*parts)
-
-    def get_extra_state(self) -> torch.Tensor:
-        """Return the topology for ``state_dict``: flat indices, int64 ``[nnz]``."""
-        return self.index.flat()
-
-    def set_extra_state(self, state: torch.Tensor) -> None:
-        """Restore a saved topology.
-
-        Raises:
-            InvalidArgumentError: it is not a valid topology of this layer.
-        """
-        index = self.build_index(state)
-        if index.nnz != len(self.values):
-            raise InvalidArgumentError(
-                f"state={shown(state)}: the saved topology has {index.nnz} connections, this layer {len(self.values)}; "
-                "build the layer with the same number of connections before loading"
-            )
-        self.index = index
-
-
-def stages_of(layers: Sequence[SparseLayer]) -> list[Stage]:
-    """Return what each layer computes, in the form that kernels take."""
-    return [Stage(layer.index, layer.relu, layer.pool) for layer in layers]
-
-
-def parameters_of(layers: Sequence[SparseLayer]) -> list[nn.Parameter | None]:
-    """Return values and bias of each layer in turn. Reads torch's dictionary, 8 times faster than attribute access."""
-    found: list[nn.Parameter | None] = []
-    for layer in layers:
-        own = layer._parameters
-        plain = "values" in own and "bias" in own  # False where a parametrization replaces one of them
-        found += (own["values"], own["bias"]) if plain else (layer.values, layer.bias)
-    return found
 
 
 class SparseLinear(SparseLayer):
@@ -232,6 +69,12 @@ class SparseLinear(SparseLayer):
     def dense_shape(self) -> tuple[int, int]:
         return self.out_features, self.in_features
 
+    @property
+    @override
+    def sizes(self) -> Sizes:
+        own = {"bias": int(self.bias is not None), "relu": int(self.relu)}
+        return Sizes(self.out_features, self.in_features, **own)
+
     @override
     def build_index(self, connections: torch.Tensor) -> LinearIndex:
         return LinearIndex.build(connections, self.dense_shape)
@@ -244,7 +87,7 @@ class SparseLinear(SparseLayer):
         if not is_dense(x) or x.dim() == 0:
             raise InvalidArgumentError(f"x={shown(x)}; give a dense tensor [..., {self.in_features}]")
         rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1]).contiguous()
-        y = run(rows, stages_of((self,)), (self,), parameters_of((self,)))
+        y = run(rows, (self,))
         return y if x.dim() == 2 else y.reshape(*x.shape[:-1], self.out_features)
 
     @override
@@ -342,6 +185,12 @@ class SparseConv2d(SparseLayer):
     def dense_shape(self) -> tuple[int, int, int, int]:
         return self.out_channels, self.in_channels // self.groups, *self.kernel_size
 
+    @property
+    @override
+    def sizes(self) -> Sizes:
+        geometry = (*self.stride, *self.padding, *self.dilation, self.groups)
+        return Sizes(*self.dense_shape, *geometry, int(self.bias is not None), int(self.relu), int(self.pool))
+
     @override
     def build_index(self, connections: torch.Tensor) -> ConvIndex:
         return ConvIndex.build(connections, self.dense_shape, self.stride, self.padding, self.dilation, self.groups)
@@ -355,7 +204,7 @@ class SparseConv2d(SparseLayer):
             raise InvalidArgumentError(f"x={shown(x)}; give a dense tensor [B, {self.in_channels}, H, W]")
         if x.dim() == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
-        return run(x, stages_of((self,)), (self,), parameters_of((self,)))
+        return run(x, (self,))
 
     @override
     def gradient_rows(self) -> Iterator[torch.Tensor]:

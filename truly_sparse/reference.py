@@ -6,6 +6,7 @@ sparse; the convolution builds its small dense weight anew in each call.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -210,9 +211,8 @@ def _of_stage(memory: Sequence[torch.Tensor | None], i: int) -> tuple[Any, Any, 
 
 
 def _dense(values: torch.Tensor, index: ConvIndex) -> torch.Tensor:
-    weight = values.new_zeros(index.shape)
-    weight.view(-1)[index.places(values.device)] = values
-    return weight
+    weight = values.new_zeros(math.prod(index.shape))
+    return weight.index_copy(0, index.places(values.device), values).view(index.shape)
 
 
 def _windows(y: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,9 @@ from .backend import kernels_for
 from .cpu.stage import Stage, Trained
 from .errors import InvalidArgumentError
 from .fuse import chain_of
-from .layers import SparseLayer, SparseLinear, parameters_of, stages_of
+from .layers import SparseLinear
+from .ops import parameters_of, stages_in
+from .sparse_layer import SparseLayer
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 GLOBAL_HOOKS = (
@@ -171,7 +173,7 @@ class TrainingStep:
             groups=(self.optimizer.param_groups, group),
             hooks=[(vars(module), name) for module in (self.model, *layers) for name in HOOKS],
             held=(group["params"], list(group["params"])),
-            stages=stages_of(layers),
+            stages=stages_in(layers),
             parameters=trained,
             weights=[None if each is None else (each, *(state[each][name] for name in MOMENTS)) for each in parameters],
             dim=2 if isinstance(layers[0], SparseLinear) else 4,

@@ -87,8 +87,6 @@ WITHOUT_CASES = {
     "random_topology": "called by sparsify and mask_model",
     "smallest": "called by magnitude_prune and DynamicSparsity",
     "run_chain": "called in every pass; test_sparse.py",
-    "stages_of": "called in every pass; test_sparse.py",
-    "parameters_of": "called in every pass; test_sparse.py",
     "hooks_of": "called in every pass; test_step.py",
     "chain_of": "asked by TrainingStep, which checks the model; test_step.py",
     "strides": "called in every pass with shapes that were checked; test_kernels.py",

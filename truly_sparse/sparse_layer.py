@@ -1,0 +1,244 @@
+"""What the two truly sparse layers share: the active weights and their positions, and no dense weight."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from typing_extensions import override
+
+from .arguments import check_memory, require, shown
+from .cpu.index import MOST, ConvIndex, LinearIndex
+from .errors import InvalidArgumentError, TrainingError
+from .interface import Carry, SparsifiableLayer
+from .ops import numbered
+from .places import Places, Sizes, places_of
+from .topology import check_rewiring, check_sparsity, check_values, sample_distinct
+
+NO_WEIGHT = "a truly sparse layer has no dense weight"
+USE_INSTEAD = "use layer.values, the parameter of the active weights, or layer.to_dense(), a copy"
+# Attributes that copies and pickles make anew.
+OF_ONE_OBJECT = ("_pointers", "_positions", "number")
+
+
+class DenseWeight:
+    """What other code may ask about the dense weight of a truly sparse layer: there is no such tensor.
+
+    Code that looks at ``layer.weight`` before it chooses its way, as ``nn.TransformerEncoderLayer`` does, gets an
+    answer and leaves the computation to the layer. torch's functions refuse it.
+
+    Attributes:
+        shape: of the dense weight.
+        ndim: the number of its dimensions.
+        dtype, device, requires_grad: of the active weights.
+    """
+
+    def __init__(self, shape: tuple[int, ...], values: torch.Tensor) -> None:
+        self.shape, self.ndim = torch.Size(shape), len(shape)
+        self.dtype, self.device, self.requires_grad = values.dtype, values.device, values.requires_grad
+
+    def dim(self) -> int:
+        """Return the number of dimensions."""
+        return self.ndim
+
+    def size(self, dim: int | None = None) -> torch.Size | int:
+        """Return the shape, or one of its numbers."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def numel(self) -> int:
+        """Return the number of weights of a dense layer."""
+        return math.prod(self.shape)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"{NO_WEIGHT}, and so no weight.{name}; {USE_INSTEAD}")
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Refuse every function of torch.
+
+        Raises:
+            InvalidArgumentError: always.
+        """
+        name = getattr(func, "__name__", str(func))
+        raise InvalidArgumentError(f"{NO_WEIGHT}, which {name} would read; {USE_INSTEAD}")
+
+
+class SparseLayer(SparsifiableLayer):
+    """Common base of SparseLinear and SparseConv2d.
+
+    Attributes:
+        values: parameter, the active weights in the order of their flat indices, ``[nnz]``.
+        bias: parameter ``[out]`` or None.
+        index: the positions of the weights, in the orders that the kernels need.
+        relu: whether the layer applies ReLU to its result.
+        pool: whether the layer reduces its result by 2×2 max-pooling (convolutions only).
+    """
+
+    values: nn.Parameter
+    bias: nn.Parameter | None
+    index: LinearIndex | ConvIndex
+    relu: bool = False
+    pool: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._record_gradient = False
+        self._recorded: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.number = numbered(self)
+
+    def build_index(self, connections: torch.Tensor) -> LinearIndex | ConvIndex:
+        """Return the index of sorted flat ``connections`` after checking them."""
+        raise NotImplementedError
+
+    @property
+    def sizes(self) -> Sizes:
+        """The layer's plain numbers, as operators take them."""
+        raise NotImplementedError
+
+    @property
+    def places(self) -> Places:
+        """The positions of the weights as tensors that share the index's memory; they must not be changed."""
+        return self._pointers, self._positions
+
+    def _adopt(self, index: LinearIndex | ConvIndex) -> None:
+        self.index = index
+        self._pointers, self._positions = places_of(index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy or a pickle, which makes its own of what belongs to this object."""
+        return {name: value for name, value in vars(self).items() if name not in OF_ONE_OBJECT}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy or a pickle."""
+        super().__setstate__(state)
+        self._adopt(self.index)
+        self.number = numbered(self)
+
+    def _start(
+        self,
+        connections: torch.Tensor | None,
+        sparsity: float,
+        bias: bool,
+        device: str | torch.device | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        """Draw the topology if none is given, and draw values and bias as a dense torch layer does."""
+        size, out = math.prod(self.dense_shape), self.dense_shape[0]
+        check_sparsity(sparsity)
+        nnz = round((1 - sparsity) * size) if connections is None else len(connections)
+        remedy = f"it leaves {nnz:,} weights of {self.dense_shape}; use a higher one, or a smaller layer"
+        require(nnz < MOST, "sparsity", sparsity, remedy)
+        needed = 64 * nnz + 32 * (out + size // max(1, out))  # positions, two orders, pointers to rows and columns
+        check_memory("shape", self.dense_shape, needed, "cpu")
+        if connections is None:
+            connections = sample_distinct(size, nnz, torch.default_generator)
+        self._adopt(self.build_index(connections))
+        bound = 1 / math.sqrt(max(1, math.prod(self.dense_shape[1:])))
+        values = torch.empty(self.index.nnz, device=device, dtype=dtype)
+        require(values.is_floating_point(), "dtype", dtype, "use a floating type such as torch.float32")
+        self.values = nn.Parameter(values.uniform_(-bound, bound))
+        drawn = torch.empty(out, device=device, dtype=dtype).uniform_(-bound, bound) if bias else None
+        self.register_parameter("bias", None if drawn is None else nn.Parameter(drawn))
+
+    @property
+    @override
+    def weight_parameter(self) -> nn.Parameter:
+        return self.values
+
+    @property
+    def weight(self) -> DenseWeight:
+        """Shape, dtype, device and ``requires_grad`` of the dense weight, which does not exist itself."""
+        return DenseWeight(self.dense_shape, self.values)
+
+    @property
+    @override
+    def index_bytes(self) -> int:
+        return self.index.nbytes
+
+    @override
+    def active(self) -> torch.Tensor:
+        return self.index.flat().to(self.values.device)
+
+    @override
+    def active_values(self) -> torch.Tensor:
+        return self.values.detach().clone()
+
+    @property
+    def record_gradient(self) -> bool:
+        """While True, backward passes record their batches; see :class:`SparsifiableLayer`."""
+        return self._record_gradient
+
+    @record_gradient.setter
+    def record_gradient(self, value: bool) -> None:
+        self._record_gradient, self._recorded = value, []
+
+    def record(self, x: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Store a batch: the layer's input, and the gradient of its result before ReLU and pooling."""
+        self._recorded.append((x, gradient))
+
+    @override
+    def set_active_values(self, values: torch.Tensor) -> None:
+        check_values(values, self.index.nnz)
+        with torch.no_grad():
+            self.values.copy_(values)
+
+    @override
+    def fade_gradient(self, factor: float) -> None:
+        require(math.isfinite(factor), "factor", factor, "use a finite number")
+        self._recorded = [(x, grad * factor) for x, grad in self._recorded]
+
+    def _batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        if not self._recorded:
+            raise TrainingError("no gradient was recorded; set record_gradient = True before forward and backward")
+        return self._recorded
+
+    @override
+    def rewire(self, kept: torch.Tensor, grown: torch.Tensor, values: torch.Tensor) -> Carry:
+        after, was = check_rewiring(self, kept, grown, values)
+        if len(kept) + len(grown) != self.index.nnz:
+            raise InvalidArgumentError(
+                f"kept={shown(kept)} and grown={shown(grown)} are {len(kept) + len(grown)} connections; "
+                f"this layer holds exactly {self.index.nnz}, give as many"
+            )
+        self._adopt(self.build_index(after))
+        del after  # a large layer's is large
+
+        def carry(state: torch.Tensor, fresh: float) -> torch.Tensor:
+            return torch.cat([state, state.new_full((len(grown),), fresh)]).index_select(0, was)
+
+        with torch.no_grad():
+            self.values.copy_(torch.cat([self.values, values]).index_select(0, was))
+        return carry
+
+    def to_dense(self) -> torch.Tensor:
+        """Return the dense weight, for inspection; no computation uses it."""
+        dense = self.values.detach().new_zeros(math.prod(self.dense_shape))
+        dense[self.active()] = self.values.detach()
+        return dense.view(self.dense_shape)
+
+    def _with_activation(self, dense: nn.Linear | nn.Conv2d) -> nn.Module:
+        """Give a dense layer this layer's tensors, and add modules for ReLU and pooling."""
+        dense.weight = nn.Parameter(self.to_dense(), self.values.requires_grad)
+        dense.bias = None if self.bias is None else nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)
+        parts = [dense, *([nn.ReLU()] if self.relu else []), *([nn.MaxPool2d(2)] if self.pool else [])]
+        return dense if len(parts) == 1 else nn.Sequential(*parts)
+
+    def get_extra_state(self) -> torch.Tensor:
+        """Return the topology for ``state_dict``: flat indices, int64 ``[nnz]``."""
+        return self.index.flat()
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        """Restore a saved topology.
+
+        Raises:
+            InvalidArgumentError: it is not a valid topology of this layer.
+        """
+        index = self.build_index(state)
+        if index.nnz != len(self.values):
+            raise InvalidArgumentError(
+                f"state={shown(state)}: the saved topology has {index.nnz} connections, this layer {len(self.values)}; "
+                "build the layer with the same number of connections before loading"
+            )
+        self._adopt(index)

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from truly_sparse import SparseConv2d, SparseLinear, TrainingStep, fuse
-from truly_sparse.topology import random_topology
+from truly_sparse.topology import initial_topology
 from tutorial_lib import TutorialCNN, mask_model, save_result
 
 NETWORKS, WIDTHS, BATCH, SPARSITY = ("dense", "masked", "truly sparse"), (1, 4, 10), 64, 0.95
@@ -35,7 +35,7 @@ def sparse_network(width: float) -> nn.Module:
     with torch.device("meta"):
         shapes = TutorialCNN(width)
     layers: list[nn.Module] = []
-    for name, active in random_topology(shapes, SPARSITY).items():
+    for name, active in initial_topology(shapes, SPARSITY).items():
         layer, settings = shapes.get_submodule(name), {"connections": active, "relu": name != "fc4"}
         if isinstance(layer, nn.Conv2d):
             layers.append(SparseConv2d(layer.in_channels, layer.out_channels, 3, padding=1, pool=True, **settings))

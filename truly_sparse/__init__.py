@@ -1,14 +1,19 @@
 """Truly sparse neural networks for PyTorch: layers that hold only their nonzeros, and algorithms that rewire them."""
 
+from .adapters import register_adapter
+from .attention import Attention
+from .averages import AveragedSparseModel
 from .backend import warmup
+from .conv1d import SparseConv1d
 from .convert import densify, sparsify
-from .dst import DynamicSparsity, GradualPruning, Rewirer
+from .dst import DynamicSparsity, Rewirer
 from .errors import InvalidArgumentError, SparseTrainingError, TrainingError
 from .fuse import fuse
+from .gradual import GradualPruning
 from .init import sparse_init
 from .interface import SparsifiableLayer, sparse_layers
 from .layers import SparseConv2d, SparseLinear
-from .optim import PerWeightAdam
+from .optim import PerWeightAdam, decay_groups
 from .recipes import SET, SNFS, GradualMagnitudePruning, RigL, Static
 from .rules import GrowRule, gradient_grow, magnitude_prune, random_grow
 from .schedule import Epochs
@@ -18,6 +23,8 @@ from .topology import layer_nnz
 __all__ = [
     "SET",
     "SNFS",
+    "Attention",
+    "AveragedSparseModel",
     "DynamicSparsity",
     "Epochs",
     "GradualMagnitudePruning",
@@ -27,6 +34,7 @@ __all__ = [
     "PerWeightAdam",
     "Rewirer",
     "RigL",
+    "SparseConv1d",
     "SparseConv2d",
     "SparseLinear",
     "SparseTrainingError",
@@ -34,12 +42,14 @@ __all__ = [
     "Static",
     "TrainingError",
     "TrainingStep",
+    "decay_groups",
     "densify",
     "fuse",
     "gradient_grow",
     "layer_nnz",
     "magnitude_prune",
     "random_grow",
+    "register_adapter",
     "sparse_init",
     "sparse_layers",
     "sparsify",

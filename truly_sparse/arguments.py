@@ -64,10 +64,12 @@ def check_count(name: str, value: int, least: int) -> int:
     return int(value)
 
 
-def check_patterns(name: str, patterns: Iterable[str]) -> None:
-    """Refuse one text where a list of patterns is meant: its letters would be taken for patterns."""
-    fits = not isinstance(patterns, (str, bytes)) and all(isinstance(pattern, str) for pattern in patterns)
-    require(fits, name, patterns, f"give a list of name patterns, such as {name}=['conv*']")
+def check_patterns(name: str, patterns: Iterable[str | type[nn.Module]]) -> None:
+    """Refuse one text or class where a list is meant: the letters of a text would be taken for patterns."""
+    fits = not isinstance(patterns, (str, bytes)) and all(
+        isinstance(each, str) or (isinstance(each, type) and issubclass(each, nn.Module)) for each in patterns
+    )
+    require(fits, name, patterns, f"give a list of name patterns or classes, such as {name}=['conv*', nn.Linear]")
 
 
 def pair(name: str, size: int | tuple[int, int], least: int) -> tuple[int, int]:

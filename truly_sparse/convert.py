@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from .adapters import adapted
 from .arguments import require
+from .computed import is_trained, tensor_of
+from .conv1d import SparseConv1d
+from .copies import copied
 from .errors import InvalidArgumentError
-from .interface import SparsifiableLayer, check_has_numbers, sparse_layers, weight_layers
+from .interface import Names, SparsifiableLayer, check_has_numbers, sparse_layers, untied_layers
 from .layers import SparseConv2d, SparseLinear
+from .report import tell_what_stays_dense
 from .sparse_layer import SparseLayer
-from .topology import random_topology, to_connections
+from .topology import initial_topology, own_topology
 
 
 def sparsify(
@@ -22,47 +25,59 @@ def sparsify(
     sparsity: float | None = None,
     scheme: str = "uniform",
     seed: int = 0,
-    include: Sequence[str] = ("*",),
-    exclude: Sequence[str] = (),
+    include: Names = ("*",),
+    exclude: Names = (),
+    topology: str = "random",
 ) -> nn.Module:
-    """Return a copy of ``model`` with truly sparse layers in place of its Linear and Conv2d layers.
+    """Return a copy of ``model`` with truly sparse layers in place of its Linear, Conv1d and Conv2d layers.
 
     Without ``sparsity`` the copy computes the same function: masked layers keep their topology, and in dense layers the
-    nonzero weights are the topology. With ``sparsity`` the topology of a dense model is drawn at random; the
-    remaining weights keep their values. No mask and no copy
-    of a dense weight is made then; without ``sparsity`` there are temporary ones, one layer at a time.
+    nonzero weights are the topology. With ``sparsity`` the topology of a dense model is drawn at random, or holds the
+    largest weights; the remaining weights keep their values. No mask and, but for a random topology, no copy of a dense
+    weight larger than one layer is made.
+
+    A layer pruned by ``torch.nn.utils.prune`` keeps its mask, also where ``sparsity`` says something else. A layer with
+    ``weight_norm`` keeps the weight that it computes now, as a plain weight. ``nn.MultiheadAttention`` becomes
+    :class:`Attention`, and other kinds of module what their adapter makes of them (:func:`register_adapter`). All else
+    stays dense, as does a layer that shares a parameter with an embedding: one line, on standard output in a notebook
+    and on standard error elsewhere, names what was not excluded and stays dense.
 
     ReLU and 2×2 max-pooling after a sparse layer stay separate modules; :func:`fuse` moves them into the layer.
 
     Args:
-        model: any module with ``nn.Linear``, ``nn.Conv2d`` or sparsifiable layers, nested or not. It is not changed.
+        model: any module with such layers, masked or dense, nested or not. It is not changed.
         sparsity: share of the weights to remove from a dense model, in [0, 1); None: see above.
         scheme: how the layers share the remaining weights, see :func:`layer_nnz`.
         seed: seed of the random topology.
-        include: shell-style name patterns of the layers to convert.
-        exclude: shell-style name patterns of layers that stay as they are.
+        include: name patterns or classes of the layers to convert, or of modules that contain them.
+        exclude: the same of layers that stay as they are.
+        topology: ``"random"``, or ``"magnitude"``: the largest weights of each layer.
 
     Raises:
-        InvalidArgumentError: no such layers, a convolution with a ``padding_mode`` other than zeros or a
-            text as ``padding``, a model on the meta device, or a
+        InvalidArgumentError: no such layers, layers that share a parameter, a convolution with a
+            ``padding_mode`` other than zeros or a text as ``padding``, a model on the meta device, or a
             ``sparsity`` for a model that holds masked or truly sparse layers already.
     """
     check_has_numbers(model)
+    chosen: dict[str, torch.Tensor] = {}
     if sparsity is None:
-        require((scheme, seed) == ("uniform", 0), "sparsity", None, "give a number, or leave scheme and seed out")
-        topology: dict[str, torch.Tensor] = {}
+        plain = (scheme, seed, topology) == ("uniform", 0, "random")
+        require(plain, "sparsity", None, "give a number, or leave scheme, seed and topology out")
     elif sparse_layers(model):
         raise InvalidArgumentError(
             f"model={type(model).__name__} holds sparse layers; leave sparsity={sparsity} out, or densify(model) first"
         )
-    else:
-        topology = random_topology(model, sparsity, scheme, seed, include, exclude)
+    model = adapted(model, include, exclude)
+    if sparsity is not None:
+        chosen = initial_topology(model, sparsity, scheme, seed, include, exclude, topology)
     layers = {
-        name: _sparse_layer(layer, topology.get(name)).train(layer.training)
-        for name, layer in weight_layers(model, include, exclude).items()
+        name: _sparse_layer(layer, chosen.get(name)).train(layer.training)
+        for name, layer in untied_layers(model, include, exclude).items()
         if not isinstance(layer, SparseLayer)
     }
-    return copied(model, layers)
+    sparse = copied(model, layers)
+    tell_what_stays_dense(sparse, include, exclude)
+    return sparse
 
 
 def densify(model: nn.Module) -> nn.Module:
@@ -76,52 +91,35 @@ def densify(model: nn.Module) -> nn.Module:
     return copied(model, layers)
 
 
-def copied(model: nn.Module, layers: Mapping[str, nn.Module] | None = None) -> nn.Module:
-    """Return a copy of ``model`` that shares no tensors with it.
-
-    Args:
-        model: is not changed.
-        layers: by name, modules that take the place of the model's own in the copy. The model's are not copied.
-
-    Raises:
-        InvalidArgumentError: the model holds something that cannot be copied.
-    """
-    layers = layers or {}
-    replaced = {id(model.get_submodule(name)): layer for name, layer in layers.items()}  # deepcopy inserts these
-    try:
-        return copy.deepcopy(model, dict(replaced))
-    except (RuntimeError, TypeError) as error:  # a computed tensor, such as weight_norm's; an open file
-        why = " ".join(str(error).split())[:200]
-        raise InvalidArgumentError(
-            f"model={type(model).__name__} cannot be copied ({why}); "
-            "use one that stores its tensors as parameters or buffers"
-        ) from error
-
-
 def _sparse_layer(layer: nn.Module, connections: torch.Tensor | None) -> SparseLayer:
     """Return the truly sparse layer of a dense or sparsifiable one, with these connections or its own."""
     dense: Any = layer.to_dense_layer() if isinstance(layer, SparsifiableLayer) else layer
-    linear = isinstance(dense, nn.Linear)
-    if not linear and not isinstance(dense, nn.Conv2d):
+    if not isinstance(dense, (nn.Linear, nn.Conv1d, nn.Conv2d)):
         what = f"{type(layer).__name__}.to_dense_layer() returns {type(dense).__name__}"
-        raise InvalidArgumentError(f"{what}; it must return nn.Linear or nn.Conv2d")
-    trained = dense.weight.requires_grad
+        raise InvalidArgumentError(f"{what}; it must return nn.Linear, nn.Conv1d or nn.Conv2d")
     if isinstance(layer, SparsifiableLayer):
         connections, values, trained = layer.active(), layer.active_values(), layer.weight_parameter.requires_grad
     else:
-        weight = dense.weight.detach()
-        connections = to_connections(weight != 0) if connections is None else connections.to(weight.device)
+        weight, trained = tensor_of(layer, "weight"), is_trained(layer, "weight")
+        connections = own_topology(layer) if connections is None else connections.to(weight.device)
         values = weight[torch.unravel_index(connections, weight.shape)]  # a flat view may not exist
-    has_bias = dense.bias is not None
-    sparse: SparseLayer
-    if linear:
-        sparse = SparseLinear(dense.in_features, dense.out_features, has_bias, connections=connections, device="meta")
-    elif dense.padding_mode != "zeros" or isinstance(dense.padding, str):
-        raise InvalidArgumentError(f"SparseConv2d does not support the padding of {dense}; use zeros and numbers")
-    else:
-        sizes, geometry = (dense.in_channels, dense.out_channels), (dense.kernel_size, dense.stride, dense.padding)
-        more = (dense.dilation, dense.groups, has_bias)
-        sparse = SparseConv2d(*sizes, *geometry, *more, connections=connections, device="meta")
+    sparse, bias = _like(dense, connections), tensor_of(dense, "bias")
     sparse.values = nn.Parameter(values.clone(), trained)
-    sparse.bias = nn.Parameter(dense.bias.detach().clone(), dense.bias.requires_grad) if has_bias else None
+    sparse.bias = None if bias is None else nn.Parameter(bias.clone(), is_trained(dense, "bias"))
     return sparse
+
+
+def _like(dense: nn.Linear | nn.Conv1d | nn.Conv2d, connections: torch.Tensor) -> SparseLayer:
+    """Return a sparse layer of the same sizes whose values and bias are on the meta device."""
+    has_bias = dense.bias is not None
+    if isinstance(dense, nn.Linear):
+        return SparseLinear(dense.in_features, dense.out_features, has_bias, connections=connections, device="meta")
+    if dense.padding_mode != "zeros" or isinstance(dense.padding, str):
+        kind = f"Sparse{'Conv1d' if isinstance(dense, nn.Conv1d) else 'Conv2d'}"
+        raise InvalidArgumentError(f"{kind} does not support the padding of {dense}; use zeros and numbers")
+    sizes: Any = (dense.in_channels, dense.out_channels, dense.kernel_size)
+    geometry: Any = (dense.stride, dense.padding, dense.dilation, dense.groups, has_bias)
+    if isinstance(dense, nn.Conv1d):
+        sizes, geometry = (*sizes[:2], *sizes[2]), (*(size for (size,) in geometry[:3]), *geometry[3:])
+        return SparseConv1d(*sizes, *geometry, connections=connections, device="meta")
+    return SparseConv2d(*sizes, *geometry, connections=connections, device="meta")

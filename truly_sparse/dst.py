@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -15,9 +16,9 @@ from .errors import InvalidArgumentError, TrainingError
 from .interface import Carry, SparsifiableLayer, sparse_layers
 from .interrupt import undivided
 from .positions import contained, without
-from .rules import GROW_RULES, PRUNE_SCORES, GrowChoice, GrowRule, PruneScore, grow_rule, magnitude_prune, smallest
+from .rules import GROW_RULES, PRUNE_SCORES, GrowChoice, GrowRule, PruneScore, grow_rule, over_all_ranks, smallest
 from .schedule import DECAYS, Epochs, in_steps
-from .topology import SCHEMES, check_sparsity, generator_of, layer_nnz
+from .topology import carry_between, generator_of
 
 # Arguments of SparsifiableLayer.rewire: kept connections, grown connections, weights of the grown ones.
 Plan: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -25,6 +26,10 @@ Plan: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 class Rewirer(ABC):
     """Changes the topology of a model's sparse layers every ``every`` steps, up to the step ``until``.
+
+    A layer that does not train keeps its weights and its topology: one that is frozen or not in the optimizer, and, in
+    a step in which other layers have a gradient, one without. After ``model.load_state_dict`` the optimizer's state
+    stays with its connection, or starts afresh, unless the optimizer's own state was loaded since the last step.
 
     Attributes:
         layers: the model's sparse layers by name.
@@ -39,8 +44,11 @@ class Rewirer(ABC):
             raise InvalidArgumentError(
                 f"model={type(model).__name__} has no sparse layers; call sparsify(model, sparsity=0.95) first"
             )
-        _check_optimizer(optimizer, self.layers)
         self.optimizer, self.every, self.until = optimizer, every, until
+        self._check_optimizer()
+        self._state_in_use = optimizer.state
+        for layer in self.layers.values():
+            layer.watch_loading(self)
         self.steps = 0
         self.rewirings = 0
 
@@ -56,21 +64,23 @@ class Rewirer(ABC):
             TrainingError: a weight or gradient is not finite; the topology is unchanged then.
         """
         self.steps += 1
+        self._state_in_use = self.optimizer.state  # load_state_dict puts another object in its place
         due = self._due(self.steps)
         if due:
             self.rewire()
         return due
 
     def rewire(self) -> None:
-        """Change the topology of all layers now. All choices are made before the first layer changes.
+        """Change the topology of all layers that train now. All choices are made before the first layer changes.
 
         Raises:
             TrainingError: a weight or gradient is not finite; the topology is unchanged then.
         """
-        for name, layer in self.layers.items():
+        layers = self._in_training()
+        for name, layer in layers.items():
             if not layer.active_values().isfinite().all():
                 raise TrainingError(f"a weight of {name!r} is not finite; lower the learning rate")
-        plans = self._plans()
+        plans = self._plans(layers) if layers else {}
         with undivided():
             for name, plan in plans.items():
                 layer = self.layers[name]
@@ -78,8 +88,32 @@ class Rewirer(ABC):
             self.rewirings += 1
 
     @abstractmethod
-    def _plans(self) -> dict[str, Plan]:
-        """Return the arguments of each layer's ``rewire``, by layer name."""
+    def _plans(self, layers: Mapping[str, SparsifiableLayer]) -> dict[str, Plan]:
+        """Return the arguments of ``rewire`` for each of these layers, by name; there is at least one."""
+
+    def _in_training(self) -> dict[str, SparsifiableLayer]:
+        """Return the layers that train; of these, if any has a gradient in any process, those that have one.
+
+        Where gradients were cleared already, the recorded ones tell the same; without them all layers count.
+        """
+        held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        layers = {name: layer for name, layer in self.layers.items() if id(layer.weight_parameter) in held}
+        layers = {name: layer for name, layer in layers.items() if layer.weight_parameter.requires_grad}
+        if not layers:
+            return layers
+        signs = [[layer.has_gradient for layer in layers.values()], [layer.has_record for layer in layers.values()]]
+        device = next(iter(layers.values())).weight_parameter.device
+        reached = over_all_ranks(torch.tensor(signs, dtype=torch.float32, device=device)).tolist()
+        for flags in reached:
+            if any(flags):
+                return {name: layers[name] for name, flag in zip(layers, flags, strict=True) if flag}
+        return layers
+
+    def topology_loaded(self, layer: SparsifiableLayer, before: torch.Tensor) -> None:
+        """Move the optimizer's state after ``load_state_dict`` gave a layer another topology than ``before``."""
+        after = layer.active()
+        if self.optimizer.state is self._state_in_use and not torch.equal(before, after):
+            self._carry_optimizer_state(layer.weight_parameter, carry_between(before, after, layer.dense_shape))
 
     def settings(self) -> dict[str, Any]:
         """Return all settings, to compare them with those of another run."""
@@ -110,8 +144,20 @@ class Rewirer(ABC):
     def _due(self, step: int) -> bool:
         return step % self.every == 0 and (self.until is None or step <= self.until)
 
+    def _check_optimizer(self) -> None:
+        held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        trained = {name: p for name, layer in self.layers.items() if (p := layer.weight_parameter).requires_grad}
+        missing = [name for name, parameter in trained.items() if id(parameter) not in held]
+        if missing:
+            raise InvalidArgumentError(
+                f"optimizer={type(self.optimizer).__name__} does not hold the weights of {', '.join(missing)}; "
+                "build it from this model's parameters, after mask_model, or freeze these layers"
+            )
+
     def _carry_optimizer_state(self, parameter: nn.Parameter, carry: Carry) -> None:
-        group = next(g for g in self.optimizer.param_groups if any(p is parameter for p in g["params"]))
+        group = next((g for g in self.optimizer.param_groups if any(p is parameter for p in g["params"])), None)
+        if group is None:
+            return  # a frozen layer that is not in the optimizer
         fresh = {
             "sum": group.get("initial_accumulator_value", 0.0),  # Adagrad
             "step_size": group["lr"],  # Rprop
@@ -239,21 +285,21 @@ class DynamicSparsity(Rewirer):
         self._record_if_wanted()
 
     @override
-    def _plans(self) -> dict[str, Plan]:
-        active = {name: layer.active() for name, layer in self.layers.items()}
-        pruned = self._pruned({name: len(connections) for name, connections in active.items()})
-        return {name: self._plan(layer, active[name], pruned[name]) for name, layer in self.layers.items()}
+    def _plans(self, layers: Mapping[str, SparsifiableLayer]) -> dict[str, Plan]:
+        active = {name: layer.active() for name, layer in layers.items()}
+        pruned = self._pruned(layers, {name: len(connections) for name, connections in active.items()})
+        return {name: self._plan(layer, active[name], pruned[name]) for name, layer in layers.items()}
 
-    def _pruned(self, nnz: dict[str, int]) -> dict[str, torch.Tensor]:
+    def _pruned(self, layers: Mapping[str, SparsifiableLayer], nnz: dict[str, int]) -> dict[str, torch.Tensor]:
         """Return the positions to prune among each layer's active weights."""
-        scores = {name: _checked_score(self.score(layer), name, nnz[name]) for name, layer in self.layers.items()}
+        scores = {name: _checked_score(self.score(layer), name, nnz[name]) for name, layer in layers.items()}
         counts = {name: int(self.fraction() * len(score)) for name, score in scores.items()}
         if self.scope == "global":
             lowest = smallest(torch.cat(list(scores.values())), sum(counts.values()))
             ends = torch.tensor([len(score) for score in scores.values()]).cumsum(0).to(lowest.device)
             of_layer = torch.searchsorted(ends, lowest, right=True)
             counts = {name: int((of_layer == i).sum()) for i, name in enumerate(scores)}
-        rooms = {name: math.prod(self.layers[name].dense_shape) - len(score) for name, score in scores.items()}
+        rooms = {name: math.prod(layers[name].dense_shape) - len(score) for name, score in scores.items()}
         return {name: smallest(score, min(counts[name], rooms[name])) for name, score in scores.items()}
 
     def _plan(self, layer: SparsifiableLayer, active: torch.Tensor, pruned: torch.Tensor) -> Plan:
@@ -280,73 +326,8 @@ class DynamicSparsity(Rewirer):
         for layer in self.layers.values():
             if layer.record_gradient:
                 layer.fade_gradient(self.grow.momentum)
-            else:
+            elif layer.weight_parameter.requires_grad:
                 layer.record_gradient = True
-
-
-class GradualPruning(Rewirer):
-    """Gradual magnitude pruning: from a dense topology to a sparse one while training (Zhu & Gupta, 2017, eq. 1).
-
-    The sparsity rises as ``s(t) = S · (1 − (1 − t / until)³)``. Every ``every`` steps each layer keeps its largest
-    weights; pruned weights never return. The layers must be masked ones, so training saves no memory and no time.
-
-    Args:
-        model: a model with masked layers, ``mask_model(model, sparsity=0.0)``.
-        optimizer: a ``torch.optim`` optimizer that holds their parameters.
-        sparsity: ``S``, reached at ``until``.
-        until: step at which the final sparsity is reached.
-        every: steps between prunings.
-        scheme: how the layers share the remaining weights, see :func:`layer_nnz`.
-
-    Raises:
-        InvalidArgumentError: truly sparse layers, whose number of weights is fixed; or an argument outside its range.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        *,
-        sparsity: float,
-        until: int,
-        every: int = 100,
-        scheme: str = "uniform",
-    ) -> None:
-        every, until = in_steps("every", every, None, least=1), in_steps("until", until, None, least=1)
-        super().__init__(model, optimizer, every, until)
-        fixed = [name for name, layer in self.layers.items() if not layer.can_shrink]
-        if fixed:
-            raise InvalidArgumentError(
-                f"{', '.join(fixed)}: the number of weights of a truly sparse layer is fixed; "
-                "gradual pruning starts from mask_model(model, sparsity=0.0)"
-            )
-        check_choice("scheme", scheme, SCHEMES)
-        self.model, self.end, self.sparsity, self.scheme = model, until, check_sparsity(sparsity), scheme
-        self.final = self._nnz(sparsity)
-
-    @override
-    def settings(self) -> dict[str, Any]:
-        return super().settings() | {"sparsity": self.sparsity, "scheme": self.scheme}
-
-    def _nnz(self, sparsity: float) -> dict[str, int]:
-        return layer_nnz(self.model, sparsity, self.scheme, include=list(self.layers))
-
-    @override
-    def _plans(self) -> dict[str, Plan]:
-        progress = min(self.steps / self.end, 1)
-        allowed = self._nnz(self.sparsity * (1 - (1 - progress) ** 3))
-        plans = {}
-        for name, layer in self.layers.items():
-            active, values = layer.active(), layer.active_values()
-            # Rounding may give a layer one weight fewer now than at the end, and pruned weights never return.
-            target = max(allowed[name], self.final[name])
-            pruned = magnitude_prune(values, max(0, len(active) - target))
-            plans[name] = without(active, pruned), active[:0], values[:0]
-        return plans
-
-    @override
-    def _due(self, step: int) -> bool:
-        return super()._due(step) or step == self.end  # the final sparsity is reached at any interval
 
 
 def _checked_score(score: torch.Tensor, name: str, nnz: int) -> torch.Tensor:
@@ -375,13 +356,3 @@ def _check_settings(prune_fraction: float, prune: object, scope: str, grow: obje
     if not callable(grow) and not isinstance(grow, GrowRule) and grow not in GROW_RULES:
         raise InvalidArgumentError(f"grow={grow!r}; use one of {', '.join(GROW_RULES)}, a function, or a GrowRule")
     check_choice("decay", decay, DECAYS)
-
-
-def _check_optimizer(optimizer: torch.optim.Optimizer, layers: dict[str, SparsifiableLayer]) -> None:
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    missing = [name for name, layer in layers.items() if id(layer.weight_parameter) not in held]
-    if missing:
-        raise InvalidArgumentError(
-            f"optimizer={type(optimizer).__name__} does not hold the weights of {', '.join(missing)}; "
-            "build it from this model's parameters, after mask_model"
-        )

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from .convert import copied
+from .copies import copied
 from .errors import InvalidArgumentError
 from .layers import SparseConv2d, SparseLinear
 from .ops import run

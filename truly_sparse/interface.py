@@ -7,20 +7,37 @@ Masked layers (``tutorial_lib.masked``) and truly sparse layers (``layers.py``) 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from .arguments import check_patterns
+from .computed import has_known_weight
 from .errors import InvalidArgumentError
 
 # Moves one tensor of per-weight optimizer state to a new topology. ``carry(state, fresh)`` returns a tensor in which
 # each kept weight has its old entry, and each grown weight (and each empty place) has the value ``fresh``.
 Carry: TypeAlias = Callable[[torch.Tensor, float], torch.Tensor]
+
+# Which layers: shell-style name patterns, or classes.
+Names: TypeAlias = Sequence[str | type[nn.Module]]
+
+
+class LoadWatcher(Protocol):
+    """Who holds numbers that belong to the connections of a layer, as a driver does."""
+
+    def topology_loaded(self, layer: SparsifiableLayer, before: torch.Tensor) -> None:
+        """Take note that ``load_state_dict`` may have changed the topology; it was ``before``."""
+
+
+# Not attributes of the layers, because these are copied and pickled.
+_watchers: WeakKeyDictionary[SparsifiableLayer, WeakSet[LoadWatcher]] = WeakKeyDictionary()
 
 
 class SparsifiableLayer(nn.Module, ABC):
@@ -30,8 +47,8 @@ class SparsifiableLayer(nn.Module, ABC):
     and without duplicates. ``nnz`` is the number of active connections.
     """
 
-    #: While True, backward passes record what :meth:`gradient_rows` needs. Setting it to False discards the record.
-    record_gradient: bool = False
+    _record_gradient: bool = False
+    _recorded: Sequence[Any] = ()  # what backward passes recorded
 
     #: Whether :meth:`rewire` may reduce the number of connections.
     can_shrink: bool = False
@@ -45,6 +62,25 @@ class SparsifiableLayer(nn.Module, ABC):
     @abstractmethod
     def weight_parameter(self) -> nn.Parameter:
         """The parameter that holds this layer's weights, as the optimizer sees it."""
+
+    @property
+    def record_gradient(self) -> bool:
+        """While True, backward passes record what :meth:`gradient_rows` needs. Setting it discards the record."""
+        return self._record_gradient
+
+    @record_gradient.setter
+    def record_gradient(self, value: bool) -> None:
+        self._record_gradient, self._recorded = value, []
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether the weights have a gradient and, while :attr:`record_gradient` is True, one is recorded as well."""
+        return self.weight_parameter.grad is not None and (self.has_record or not self.record_gradient)
+
+    @property
+    def has_record(self) -> bool:
+        """Whether a backward pass has recorded a gradient."""
+        return len(self._recorded) > 0
 
     @property
     def index_bytes(self) -> int:
@@ -102,8 +138,20 @@ class SparsifiableLayer(nn.Module, ABC):
     def to_dense_layer(self) -> nn.Module:
         """Return a dense torch layer that computes the same function."""
 
+    def watch_loading(self, watcher: LoadWatcher) -> None:
+        """Call ``watcher.topology_loaded`` after each ``load_state_dict``. A watcher is not kept alive."""
+        _watchers.setdefault(self, WeakSet()).add(watcher)
 
-WeightLayer: TypeAlias = nn.Linear | nn.Conv2d | SparsifiableLayer
+    def _load_from_state_dict(self, *args: Any, **more: Any) -> None:
+        watchers = list(_watchers.get(self, ()))
+        before = self.active() if watchers else torch.empty(0, dtype=torch.int64)
+        super()._load_from_state_dict(*args, **more)
+        for watcher in watchers:
+            watcher.topology_loaded(self, before)
+
+
+WeightLayer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | SparsifiableLayer
+DENSE_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
 def sparse_layers(model: nn.Module) -> dict[str, SparsifiableLayer]:
@@ -111,63 +159,113 @@ def sparse_layers(model: nn.Module) -> dict[str, SparsifiableLayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, SparsifiableLayer)}
 
 
-def weight_layers(
-    model: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
-) -> dict[str, WeightLayer]:
-    """Return the Linear, Conv2d and sparse layers of ``model`` by name, including nested ones.
+def is_weight_layer(module: nn.Module) -> bool:
+    """Tell whether ``module`` is a Linear, Conv1d, Conv2d or sparse layer.
+
+    A subclass of a torch layer is none: it may use its weight in its own way. Nor is a layer whose weight is computed,
+    except by ``torch.nn.utils.prune`` or ``weight_norm``.
+    """
+    known = type_before_parametrizations(module) in DENSE_LAYERS and has_known_weight(module)
+    return isinstance(module, SparsifiableLayer) or known
+
+
+def is_chosen(name: str, modules: Mapping[str, nn.Module], include: Names, exclude: Names) -> bool:
+    """Tell whether a layer, or a module that contains it, is included, and none of them is excluded.
+
+    Args:
+        name: of the layer, as in ``named_modules``.
+        modules: all modules of the model by name.
+        include: see :func:`weight_layers`.
+        exclude: see :func:`weight_layers`.
+    """
+    parts = name.split(".")
+    around = {"", *(".".join(parts[: n + 1]) for n in range(len(parts)))}
+    kinds = {place: getattr(modules[place], "adapted_from", type(modules[place])) for place in around}
+
+    def is_named(wanted: str | type[nn.Module]) -> bool:
+        if isinstance(wanted, str):
+            return any(fnmatchcase(place, wanted) for place in around)
+        return any(issubclass(kind, wanted) for kind in kinds.values())
+
+    return any(map(is_named, include)) and not any(map(is_named, exclude))
+
+
+def weight_layers(model: nn.Module, include: Names = ("*",), exclude: Names = ()) -> dict[str, WeightLayer]:
+    """Return the Linear, Conv1d, Conv2d and sparse layers of ``model`` by name, including nested ones.
 
     Subclasses of the torch layers are left out. A subclass may use its weight in its own way, as
     ``nn.MultiheadAttention`` does, and a mask would have no effect there.
 
     Args:
-        model: any module; it may itself be a Linear or Conv2d (its name is then ``""``).
-        include: shell-style name patterns; a layer must match at least one.
-        exclude: shell-style name patterns; a layer must match none.
+        model: any module; it may itself be such a layer (its name is then ``""``).
+        include: shell-style name patterns and classes; at least one must fit a layer, or a module that contains it.
+        exclude: the same; none must fit.
 
     Raises:
-        InvalidArgumentError: no layer is left, a layer is used in two places, or two layers share a parameter.
+        InvalidArgumentError: no layer is left, or a layer is used in two places.
     """
     check_patterns("include", include)
     check_patterns("exclude", exclude)
-    _check_places(model)
-    layers: dict[str, WeightLayer] = {
+    modules = dict(model.named_modules())
+    layers: dict[str, Any] = {
         name: module
-        for name, module in model.named_modules()
-        if (isinstance(module, SparsifiableLayer) or type(module) is nn.Linear or type(module) is nn.Conv2d)
-        and any(fnmatchcase(name, pattern) for pattern in include)
-        and not any(fnmatchcase(name, pattern) for pattern in exclude)
+        for name, module in modules.items()
+        if is_weight_layer(module) and is_chosen(name, modules, include, exclude)
     }
     if not layers:
         raise InvalidArgumentError(
-            f"model={type(model).__name__} has no nn.Linear or nn.Conv2d layer that matches include={list(include)}, "
-            f"exclude={list(exclude)}; give a model that has one"
+            f"model={type(model).__name__} has no nn.Linear, nn.Conv1d or nn.Conv2d layer that matches "
+            f"include={list(include)}, exclude={list(exclude)}; give a model that has one"
         )
-    _check_owners(model, layers)
+    first_names = {layer: name for name, layer in layers.items()}
+    for name, module in model.named_modules(remove_duplicate=False):
+        first = first_names.get(module, name)
+        if first != name:
+            raise InvalidArgumentError(
+                f"{first!r} and {name!r} are the same layer; give each place a layer of its own, or exclude it"
+            )
     return layers
 
 
-def _check_places(model: nn.Module) -> None:
-    """Refuse a model that uses one layer in two places: it would be replaced in one of them only."""
-    places: dict[nn.Module, str] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, (nn.Linear, nn.Conv2d, SparsifiableLayer)) and places.setdefault(module, name) != name:
-            raise InvalidArgumentError(
-                f"{places[module]!r} and {name!r} are the same layer; give each place a layer of its own"
-            )
+def untied_layers(model: nn.Module, include: Names = ("*",), exclude: Names = ()) -> dict[str, WeightLayer]:
+    """Return those of :func:`weight_layers` that can become sparse: all that share no parameter with another module.
+
+    The head of a language model whose weight is also its embedding is left out.
+
+    Raises:
+        InvalidArgumentError: no layer is left, or two layers share a parameter: a mask on one would not apply to the
+            other.
+    """
+    layers, owners = weight_layers(model, include, exclude), owners_of(model)
+    tied = set()
+    for name in layers:
+        for parameter in model.get_submodule(name).parameters():
+            others = [other for other in owners[parameter] if not _is_inside(other, name)]
+            if any(is_weight_layer(model.get_submodule(other.rpartition(".")[0])) for other in others):
+                same = " and ".join(map(repr, owners[parameter]))
+                raise InvalidArgumentError(
+                    f"model={type(model).__name__}: {same} are the same parameter; "
+                    "give each layer its own, or exclude these layers"
+                )
+            tied |= {name} if others else set()
+    if len(tied) == len(layers):
+        raise InvalidArgumentError(
+            f"model={type(model).__name__}: {', '.join(tied)} share their weights with other modules, so nothing can "
+            "be sparse; give a model with other layers"
+        )
+    return {name: layer for name, layer in layers.items() if name not in tied}
 
 
-def _check_owners(model: nn.Module, layers: dict[str, WeightLayer]) -> None:
-    """Refuse layers that share a parameter: a mask on one of them would not apply to the other."""
+def owners_of(model: nn.Module) -> dict[nn.Parameter, list[str]]:
+    """Return all names of each parameter of ``model``."""
     owners: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(parameter, []).append(name)
-    for layer in layers:
-        for parameter in model.get_submodule(layer).parameters(recurse=False):
-            if len(owners[parameter]) > 1:
-                same = " and ".join(map(repr, owners[parameter]))
-                raise InvalidArgumentError(
-                    f"model={type(model).__name__}: {same} are the same parameter; give each layer its own"
-                )
+    return owners
+
+
+def _is_inside(parameter: str, module: str) -> bool:
+    return not module or parameter.startswith(f"{module}.")
 
 
 def weight_shape(layer: WeightLayer) -> tuple[int, ...]:

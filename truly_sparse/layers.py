@@ -182,18 +182,20 @@ class SparseConv2d(SparseLayer):
 
     @property
     @override
-    def dense_shape(self) -> tuple[int, int, int, int]:
+    def dense_shape(self) -> tuple[int, ...]:
         return self.out_channels, self.in_channels // self.groups, *self.kernel_size
 
     @property
     @override
     def sizes(self) -> Sizes:
         geometry = (*self.stride, *self.padding, *self.dilation, self.groups)
-        return Sizes(*self.dense_shape, *geometry, int(self.bias is not None), int(self.relu), int(self.pool))
+        shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+        return Sizes(*shape, *geometry, int(self.bias is not None), int(self.relu), int(self.pool))
 
     @override
     def build_index(self, connections: torch.Tensor) -> ConvIndex:
-        return ConvIndex.build(connections, self.dense_shape, self.stride, self.padding, self.dilation, self.groups)
+        shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+        return ConvIndex.build(connections, shape, self.stride, self.padding, self.dilation, self.groups)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``[B, C_in, H, W]`` to ``[B, C_out, H', W']``, or the same without the batch dimension.
@@ -209,14 +211,14 @@ class SparseConv2d(SparseLayer):
     @override
     def gradient_rows(self) -> Iterator[torch.Tensor]:
         batches = self._batches()
-        out_per_group, (_, channels, *kernel) = self.out_channels // self.groups, self.dense_shape
+        out_per_group, channels = self.out_channels // self.groups, self.in_channels // self.groups
         step = max(1, GRADIENT_BLOCK // max(1, math.prod(self.dense_shape[1:])))
         geometry: Any = (self.stride, self.padding, self.dilation)
         for group in range(self.groups):
             inputs = slice(group * channels, (group + 1) * channels)
             for first in range(group * out_per_group, (group + 1) * out_per_group, step):
                 outputs = slice(first, min(first + step, (group + 1) * out_per_group))
-                shape = (outputs.stop - outputs.start, channels, *kernel)
+                shape = (outputs.stop - outputs.start, channels, *self.kernel_size)
                 of_batches = [
                     conv2d_weight(x[:, inputs], shape, grad[:, outputs], *geometry).flatten(1) for x, grad in batches
                 ]

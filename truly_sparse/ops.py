@@ -25,6 +25,7 @@ from .cpu.index import LinearIndex
 from .cpu.stage import Stage
 from .eager import Recorder, run_eagerly
 from .places import Places, Sizes, sizes_of, stages_of
+from .seal import Seal
 
 Parameters = Sequence[torch.Tensor | None]
 
@@ -36,6 +37,7 @@ class Layer(Recorder, Protocol):
         index, relu, pool: as in :class:`Stage`.
         values, bias: its parameters.
         number: by which the operator finds a layer that records its gradient.
+        seal: tells whether its values belong to its topology.
     """
 
     index: Any
@@ -44,6 +46,7 @@ class Layer(Recorder, Protocol):
     values: Any
     bias: Any
     number: int
+    seal: Seal
     _parameters: Any
 
     @property
@@ -56,7 +59,13 @@ class Layer(Recorder, Protocol):
 
 
 def stages_in(layers: Sequence[Layer]) -> list[Stage]:
-    """Return what each layer computes, in the form that kernels take."""
+    """Return what each layer computes, in the form that kernels take.
+
+    Raises:
+        TrainingError: a layer holds values of another topology.
+    """
+    for layer in layers:
+        layer.seal.check(layer)
     return [Stage(layer.index, layer.relu, layer.pool) for layer in layers]
 
 

@@ -1,4 +1,4 @@
-"""Adam with a step count per weight."""
+"""Adam with a step count per weight, and groups of parameters for weight decay."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .arguments import shown
+from .arguments import require, shown
 from .errors import InvalidArgumentError
+from .interface import sparse_layers
 
 
 class PerWeightAdam(torch.optim.Optimizer):
@@ -67,3 +68,29 @@ class PerWeightAdam(torch.optim.Optimizer):
                 square = state["exp_avg_sq"] / (1 - beta2 ** state["age"])
                 parameter.addcdiv_(mean, square.sqrt_().add_(group["eps"]), value=-group["lr"])
         return loss
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the parameters of ``model`` in two groups for an optimizer: those that decay, and those that do not.
+
+    Weights decay: parameters of two or more dimensions, and the values of sparse layers, which have one dimension.
+    Biases and the parameters of norms do not. A parameter that is used twice appears once.
+
+    Args:
+        model: any module.
+        weight_decay: of the first group, at least 0; that of the second is 0.
+
+    Returns:
+        Two groups with named parameters, as ``torch.optim`` optimizers take them.
+
+    Raises:
+        InvalidArgumentError: ``weight_decay`` is negative or not finite.
+    """
+    require(0 <= weight_decay < math.inf, "weight_decay", weight_decay, "use a finite number of at least 0")
+    sparse = {layer.weight_parameter for layer in sparse_layers(model).values()}
+    decay: list[tuple[str, nn.Parameter]] = []
+    no_decay: list[tuple[str, nn.Parameter]] = []
+    for name, parameter in model.named_parameters():
+        group = decay if parameter in sparse or parameter.dim() > 1 else no_decay
+        group.append((name, parameter))
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]

@@ -13,7 +13,8 @@ from torch import nn
 from typing_extensions import override
 
 from .arguments import require
-from .dst import DynamicSparsity, GradualPruning, Rewirer
+from .dst import DynamicSparsity, Rewirer
+from .gradual import GradualPruning
 from .rules import GrowChoice, GrowRule, PruneScore
 from .schedule import Epochs
 

@@ -1,4 +1,4 @@
-"""What is sparse in a model, and how sparse."""
+"""What is sparse in a model, and what stays dense."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from typing import NamedTuple
 
 from torch import nn
 
-from .interface import SparsifiableLayer, weight_layers, weight_shape
+from .errors import InvalidArgumentError
+from .interface import Names, is_chosen, owners_of, sparse_layers
+from .progress import progress_stream
+
+NAMED = 6  # modules at most in the line about what stays dense
 
 
 class LayerSparsity(NamedTuple):
@@ -27,16 +31,58 @@ class LayerSparsity(NamedTuple):
 
 
 def sparsity_by_layer(model: nn.Module) -> dict[str, LayerSparsity]:
-    """Return weights and active weights of each Linear, Conv2d and sparse layer, and of all together (``"total"``).
+    """Return weights and active weights of each sparse layer, of each dense weight, and of all together (``"total"``).
+
+    Every parameter of two or more dimensions is a weight, whatever holds it: an LSTM, an embedding, a layer that was
+    excluded. Biases and the parameters of norms have one dimension and are not counted. A weight has the name of its
+    parameter, without ``.weight`` at the end; one that is used in several places is counted once, under its first name.
 
     Raises:
-        InvalidArgumentError: the model has no such layers.
+        InvalidArgumentError: the model has no weights.
     """
-    rows = {}
-    for name, layer in weight_layers(model).items():
-        shape = weight_shape(layer)
-        weights = math.prod(shape)
-        active = len(layer.active()) if isinstance(layer, SparsifiableLayer) else weights
-        rows[name] = LayerSparsity(shape, weights, active, 1 - active / weights)
+    rows: dict[str, LayerSparsity] = {}
+    sparse = {layer.weight_parameter: (name, layer) for name, layer in sparse_layers(model).items()}
+    for name, parameter in model.named_parameters():
+        module, _, own = name.rpartition(".")
+        if parameter in sparse:
+            place, layer = sparse[parameter]
+            rows[place] = _row(layer.dense_shape, len(layer.active()))
+        elif parameter.dim() > 1:
+            rows[module if own == "weight" else name] = _row(tuple(parameter.shape), parameter.numel())
+    if not rows:
+        raise InvalidArgumentError(f"model={type(model).__name__} has no weights; give a model that has some")
     weights, active = (sum(getattr(row, column) for row in rows.values()) for column in ("weights", "active"))
     return rows | {"total": LayerSparsity((), weights, active, 1 - active / weights)}
+
+
+def _row(shape: tuple[int, ...], active: int) -> LayerSparsity:
+    weights = math.prod(shape)
+    return LayerSparsity(shape, weights, active, 1 - active / weights)
+
+
+def tell_what_stays_dense(model: nn.Module, include: Names, exclude: Names) -> None:
+    """Print one line that names the modules which were to become sparse and did not; nothing if there are none.
+
+    Args:
+        model: after its layers became sparse.
+        include: see :func:`weight_layers`.
+        exclude: see :func:`weight_layers`.
+    """
+    modules, sparse = dict(model.named_modules()), {layer.weight_parameter for layer in sparse_layers(model).values()}
+    found: dict[str, str] = {}
+    dense = 0
+    for parameter, names in owners_of(model).items():
+        places = [name.rpartition(".")[0] for name in names]
+        chosen = [place for place in places if is_chosen(place, modules, include, exclude)]
+        if parameter in sparse or parameter.dim() < 2 or not chosen:
+            continue
+        dense += parameter.numel()
+        for place in chosen:
+            others = " and ".join(repr(other) for other in places if other != place)
+            shares = f", shares its weight with {others}" if others else ""
+            found[place] = f"{place} ({type(modules[place]).__name__}{shares})".strip()
+    if found:
+        more = f" and {len(found) - NAMED} more, see sparsity_report" if len(found) > NAMED else ""
+        total = sparsity_by_layer(model)["total"].weights
+        line = f"{dense:,} of {total:,} weights stay dense: {', '.join(list(found.values())[:NAMED])}{more}"
+        print(line, file=progress_stream(), flush=True)

@@ -156,7 +156,7 @@ def _choose_at_random(
 def _choose_by_gradient(
     layer: SparsifiableLayer, active: torch.Tensor, count: int, generator: torch.Generator
 ) -> torch.Tensor:
-    return gradient_grow(map(_over_all_ranks, layer.gradient_rows()), active, count)
+    return gradient_grow(map(over_all_ranks, layer.gradient_rows()), active, count)
 
 
 def _choose_by_sampled_gradient(
@@ -164,13 +164,13 @@ def _choose_by_sampled_gradient(
 ) -> torch.Tensor:
     size = math.prod(layer.dense_shape)
     candidates = random_grow(active, size, min(CANDIDATES * count, size - len(active)), generator)
-    score = _over_all_ranks(layer.gradient_at(candidates)).abs()
+    score = over_all_ranks(layer.gradient_at(candidates)).abs()
     if len(score) and not score.max().isfinite():  # NaN is the largest of all
         _refuse(float(score[~score.isfinite()][0]))
     return candidates[largest(score, count)]
 
 
-def _over_all_ranks(gradient: torch.Tensor) -> torch.Tensor:
+def over_all_ranks(gradient: torch.Tensor) -> torch.Tensor:
     """Sum a gradient over the processes of data-parallel training, so that all grow the same connections."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         gradient = gradient.clone(memory_format=torch.contiguous_format)  # the recorded gradient must not change

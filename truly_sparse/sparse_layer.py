@@ -15,6 +15,7 @@ from .errors import InvalidArgumentError, TrainingError
 from .interface import Carry, SparsifiableLayer
 from .ops import numbered
 from .places import Places, Sizes, places_of
+from .seal import Seal
 from .topology import check_rewiring, check_sparsity, check_values, sample_distinct
 
 NO_WEIGHT = "a truly sparse layer has no dense weight"
@@ -81,11 +82,12 @@ class SparseLayer(SparsifiableLayer):
     index: LinearIndex | ConvIndex
     relu: bool = False
     pool: bool = False
+    _recorded: list[tuple[torch.Tensor, torch.Tensor]]
 
     def __init__(self) -> None:
         super().__init__()
         self._record_gradient = False
-        self._recorded: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._recorded = []
         self.number = numbered(self)
 
     def build_index(self, connections: torch.Tensor) -> LinearIndex | ConvIndex:
@@ -102,8 +104,8 @@ class SparseLayer(SparsifiableLayer):
         """The positions of the weights as tensors that share the index's memory; they must not be changed."""
         return self._pointers, self._positions
 
-    def _adopt(self, index: LinearIndex | ConvIndex) -> None:
-        self.index = index
+    def _hold(self, index: LinearIndex | ConvIndex, connections: torch.Tensor) -> None:
+        self.index, self.seal = index, Seal(self, connections)
         self._pointers, self._positions = places_of(index)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -113,7 +115,7 @@ class SparseLayer(SparsifiableLayer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copy or a pickle."""
         super().__setstate__(state)
-        self._adopt(self.index)
+        self._pointers, self._positions = places_of(self.index)
         self.number = numbered(self)
 
     def _start(
@@ -134,7 +136,7 @@ class SparseLayer(SparsifiableLayer):
         check_memory("shape", self.dense_shape, needed, "cpu")
         if connections is None:
             connections = sample_distinct(size, nnz, torch.default_generator)
-        self._adopt(self.build_index(connections))
+        self._hold(self.build_index(connections), connections)
         bound = 1 / math.sqrt(max(1, math.prod(self.dense_shape[1:])))
         values = torch.empty(self.index.nnz, device=device, dtype=dtype)
         require(values.is_floating_point(), "dtype", dtype, "use a floating type such as torch.float32")
@@ -165,15 +167,6 @@ class SparseLayer(SparsifiableLayer):
     def active_values(self) -> torch.Tensor:
         return self.values.detach().clone()
 
-    @property
-    def record_gradient(self) -> bool:
-        """While True, backward passes record their batches; see :class:`SparsifiableLayer`."""
-        return self._record_gradient
-
-    @record_gradient.setter
-    def record_gradient(self, value: bool) -> None:
-        self._record_gradient, self._recorded = value, []
-
     def record(self, x: torch.Tensor, gradient: torch.Tensor) -> None:
         """Store a batch: the layer's input, and the gradient of its result before ReLU and pooling."""
         self._recorded.append((x, gradient))
@@ -202,7 +195,7 @@ class SparseLayer(SparsifiableLayer):
                 f"kept={shown(kept)} and grown={shown(grown)} are {len(kept) + len(grown)} connections; "
                 f"this layer holds exactly {self.index.nnz}, give as many"
             )
-        self._adopt(self.build_index(after))
+        self._hold(self.build_index(after), after)
         del after  # a large layer's is large
 
         def carry(state: torch.Tensor, fresh: float) -> torch.Tensor:
@@ -218,7 +211,7 @@ class SparseLayer(SparsifiableLayer):
         dense[self.active()] = self.values.detach()
         return dense.view(self.dense_shape)
 
-    def _with_activation(self, dense: nn.Linear | nn.Conv2d) -> nn.Module:
+    def _with_activation(self, dense: nn.Linear | nn.Conv1d | nn.Conv2d) -> nn.Module:
         """Give a dense layer this layer's tensors, and add modules for ReLU and pooling."""
         dense.weight = nn.Parameter(self.to_dense(), self.values.requires_grad)
         dense.bias = None if self.bias is None else nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)
@@ -241,4 +234,4 @@ class SparseLayer(SparsifiableLayer):
                 f"state={shown(state)}: the saved topology has {index.nnz} connections, this layer {len(self.values)}; "
                 "build the layer with the same number of connections before loading"
             )
-        self._adopt(index)
+        self._hold(index, state)

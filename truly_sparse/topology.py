@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
 from torch import nn
 
+from .adapters import adapted
 from .arguments import check_choice, check_count, check_memory, require, shown
+from .computed import pruning_mask, tensor_of
 from .errors import InvalidArgumentError
-from .interface import SparsifiableLayer, weight_layers, weight_shape
-from .positions import check_connections, check_places, rewired
+from .interface import Carry, Names, SparsifiableLayer, WeightLayer, untied_layers, weight_shape
+from .positions import check_connections, check_places, contained, largest, rewired
 
 SCHEMES = ("uniform", "er", "erk")
+TOPOLOGIES = ("random", "magnitude")
 
 
 def check_sparsity(sparsity: float) -> float:
@@ -28,8 +31,8 @@ def layer_nnz(
     model: nn.Module,
     sparsity: float,
     scheme: str = "uniform",
-    include: Sequence[str] = ("*",),
-    exclude: Sequence[str] = (),
+    include: Names = ("*",),
+    exclude: Names = (),
 ) -> dict[str, int]:
     """Distribute a budget of active weights over the layers of a model. The counts add up to the budget exactly.
 
@@ -43,12 +46,15 @@ def layer_nnz(
     A layer whose share exceeds its size stays dense, and the rest is distributed again. Shares are rounded by the
     method of largest remainders.
 
+    Layers pruned by ``torch.nn.utils.prune`` keep their masks; the budget is for the others. Layers that
+    share a parameter with another module are left out (:func:`untied_layers`).
+
     Args:
-        model: any module with ``nn.Linear`` or ``nn.Conv2d`` layers, nested or not.
+        model: any module with ``nn.Linear``, ``nn.Conv1d`` or ``nn.Conv2d`` layers, nested or not.
         sparsity: share of the weights that are not active, in [0, 1).
         scheme: ``"uniform"``, ``"er"`` or ``"erk"``.
-        include: shell-style name patterns of the layers.
-        exclude: shell-style name patterns of layers that are left out.
+        include: name patterns or classes of the layers, or of modules that contain them; see :func:`weight_layers`.
+        exclude: the same of layers that are left out.
 
     Returns:
         Number of active weights by layer name, from 1 to the layer's size.
@@ -59,16 +65,24 @@ def layer_nnz(
     """
     check_sparsity(sparsity)
     check_choice("scheme", scheme, SCHEMES)
-    layers = weight_layers(model, include, exclude)
-    shapes = [weight_shape(layer) for layer in layers.values()]
-    sizes = np.array([math.prod(shape) for shape in shapes])
+    layers = untied_layers(adapted(model, include, exclude), include, exclude)
+    pruned = {name: int(mask.sum()) for name, layer in layers.items() if (mask := pruning_mask(layer)) is not None}
+    return {name: 0 for name in layers} | pruned | _shared_out(layers, pruned.keys(), sparsity, scheme)
+
+
+def _shared_out(
+    layers: Mapping[str, WeightLayer], fixed: Collection[str], sparsity: float, scheme: str
+) -> dict[str, int]:
+    """Distribute the budget over the layers that are not fixed."""
+    shapes = {name: weight_shape(layer) for name, layer in layers.items() if name not in fixed}
+    sizes = np.array([math.prod(shape) for shape in shapes.values()], dtype=np.int64)
     budget = round((1 - sparsity) * int(sizes.sum()))
     if budget < len(sizes):
         raise InvalidArgumentError(
             f"sparsity={sparsity} leaves {budget} weights for {len(sizes)} layers; lower it so that each layer has one"
         )
-    ideal = _share_out(np.array([_demand(shape, scheme) for shape in shapes]), sizes, budget)
-    return dict(zip(layers, _round_to_sum(ideal, sizes, budget).tolist(), strict=True))
+    ideal = _share_out(np.array([_demand(shape, scheme) for shape in shapes.values()]), sizes, budget)
+    return dict(zip(shapes, _round_to_sum(ideal, sizes, budget).tolist(), strict=True))
 
 
 def _demand(shape: tuple[int, ...], scheme: str) -> float:
@@ -143,23 +157,27 @@ def _sorted_distinct(numbers: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(array[np.concatenate([[True], ~repeated])]) if repeated.any() else numbers
 
 
-def random_topology(
+def initial_topology(
     model: nn.Module,
     sparsity: float,
     scheme: str = "uniform",
     seed: int = 0,
-    include: Sequence[str] = ("*",),
-    exclude: Sequence[str] = (),
+    include: Names = ("*",),
+    exclude: Names = (),
+    topology: str = "random",
 ) -> dict[str, torch.Tensor]:
-    """Draw the active connections of a model's layers at random; :func:`layer_nnz` decides how many each layer has.
+    """Choose the active connections of a model's layers; :func:`layer_nnz` decides how many each layer has.
+
+    A layer pruned by ``torch.nn.utils.prune`` keeps its mask.
 
     Args:
-        model: any module with ``nn.Linear`` or ``nn.Conv2d`` layers, nested or not.
+        model: any module with ``nn.Linear``, ``nn.Conv1d`` or ``nn.Conv2d`` layers, nested or not.
         sparsity: share of the weights to leave out, in [0, 1).
         scheme: how the layers share the remaining weights, see :func:`layer_nnz`.
-        seed: seed of the draw.
-        include: shell-style name patterns of the layers.
-        exclude: shell-style name patterns of layers that stay dense.
+        seed: seed of a random draw.
+        include: see :func:`layer_nnz`.
+        exclude: see :func:`layer_nnz`.
+        topology: ``"random"``, or ``"magnitude"``: the largest weights of each layer, of equal ones the first.
 
     Returns:
         Sorted flat indices, int64 ``[nnz]``, by layer name.
@@ -167,10 +185,27 @@ def random_topology(
     Raises:
         InvalidArgumentError: see :func:`layer_nnz`.
     """
-    generator = generator_of(seed)
-    shapes = {name: weight_shape(layer) for name, layer in weight_layers(model, include, exclude).items()}
-    counts = layer_nnz(model, sparsity, scheme, include, exclude)
-    return {name: sample_distinct(math.prod(shapes[name]), nnz, generator) for name, nnz in counts.items()}
+    check_choice("topology", topology, TOPOLOGIES)
+    model, generator = adapted(model, include, exclude), generator_of(seed)
+    layers, chosen = untied_layers(model, include, exclude), {}
+    for name, nnz in layer_nnz(model, sparsity, scheme, include, exclude).items():
+        if pruning_mask(layers[name]) is not None:
+            chosen[name] = own_topology(layers[name])
+        elif topology == "random":
+            chosen[name] = sample_distinct(math.prod(weight_shape(layers[name])), nnz, generator)
+        else:
+            chosen[name] = largest(tensor_of(layers[name], "weight").abs().reshape(-1), nnz)
+    return chosen
+
+
+def own_topology(layer: nn.Module) -> torch.Tensor:
+    """Return the topology that a dense layer has already: the mask of ``torch.nn.utils.prune``, or the nonzeros.
+
+    Returns:
+        Sorted flat indices, int64 ``[nnz]``.
+    """
+    mask = pruning_mask(layer)
+    return to_connections(tensor_of(layer, "weight") != 0 if mask is None else mask)
 
 
 def to_mask(connections: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
@@ -220,6 +255,31 @@ def check_rewiring(
             f"values are {tuple(values.shape)} on {values.device} for {len(grown)} grown connections; give one for each"
         )
     return changed
+
+
+def carry_between(before: torch.Tensor, after: torch.Tensor, shape: tuple[int, ...]) -> Carry:
+    """Return the function that moves per-weight optimizer state from one topology to another.
+
+    Args:
+        before: int64, sorted.
+        after: int64, sorted.
+        shape: of the dense weight. State of this shape is that of a masked layer, other state one number per
+            connection.
+    """
+    kept = contained(after, before)
+    places = torch.searchsorted(before, after[kept])
+
+    def carry(state: torch.Tensor, fresh: float) -> torch.Tensor:
+        dense = state.shape == shape
+        moved = state.new_full(after.shape, fresh)
+        moved[kept] = (state[torch.unravel_index(before, shape)] if dense else state)[places]
+        if not dense:
+            return moved
+        whole = torch.full_like(state, fresh)  # keeps the strides
+        whole[torch.unravel_index(after, shape)] = moved
+        return whole
+
+    return carry
 
 
 def check_values(values: torch.Tensor, count: int) -> None:

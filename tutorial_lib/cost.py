@@ -99,5 +99,9 @@ def training_multiply_adds(
 
 def _pixels(conv: Any, x: torch.Tensor) -> int:
     """Return the number of positions at which a convolution applies its kernel, before any pooling."""
-    meta = nn.Conv2d(1, 1, conv.kernel_size, conv.stride, conv.padding, conv.dilation, device="meta")
+    dims = len(weight_shape(conv)) - 2
+    kind: Any = nn.Conv1d if dims == 1 else nn.Conv2d
+    sizes: Any = [size[-dims:] for size in (conv.kernel_size, conv.stride)]
+    padding: Any = conv.padding if isinstance(conv.padding, str) else conv.padding[-dims:]
+    meta = kind(1, 1, *sizes, padding, conv.dilation[-dims:], device="meta")
     return meta(torch.empty(1, 1, *x.shape[2:], device="meta")).numel()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from truly_sparse.arguments import is_dense, require, shown
-from truly_sparse.convert import copied
+from truly_sparse.copies import copied
 from truly_sparse.errors import InvalidArgumentError
 from truly_sparse.interface import SparsifiableLayer, check_has_numbers, sparse_layers
 from truly_sparse.topology import to_mask

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 import torch
@@ -12,13 +12,15 @@ import torch.nn.functional as F
 from torch import nn
 from typing_extensions import override
 
+from truly_sparse.adapters import adapted
 from truly_sparse.arguments import check_memory, pair, require, shown
-from truly_sparse.convert import copied
+from truly_sparse.computed import with_tensors_of
+from truly_sparse.copies import copied
 from truly_sparse.errors import InvalidArgumentError, TrainingError
-from truly_sparse.interface import Carry, SparsifiableLayer, check_has_numbers, sparse_layers
+from truly_sparse.interface import Carry, Names, SparsifiableLayer, check_has_numbers, sparse_layers, untied_layers
 from truly_sparse.positions import check_places
-from truly_sparse.report import sparsity_by_layer
-from truly_sparse.topology import check_rewiring, check_values, random_topology, to_connections, to_mask
+from truly_sparse.report import sparsity_by_layer, tell_what_stays_dense
+from truly_sparse.topology import check_rewiring, check_values, initial_topology, own_topology, to_connections, to_mask
 
 ROWS_PER_BLOCK = 1024
 
@@ -29,8 +31,7 @@ class MaskedLayer(SparsifiableLayer):
     can_shrink = True
     weight: Any
     mask: torch.Tensor
-    _gradient: torch.Tensor | None = None
-    _record_gradient: bool = False
+    _recorded: Sequence[torch.Tensor] = ()  # at most one: the sum
 
     def set_mask(self, mask: torch.Tensor) -> None:
         """Set the mask, and set the weights that it removes to zero.
@@ -52,16 +53,7 @@ class MaskedLayer(SparsifiableLayer):
         return product
 
     def _add_gradient(self, gradient: torch.Tensor) -> None:
-        self._gradient = gradient if self._gradient is None else self._gradient + gradient
-
-    @property
-    def record_gradient(self) -> bool:
-        """While True, backward passes record the dense gradient; see :class:`SparsifiableLayer`."""
-        return self._record_gradient
-
-    @record_gradient.setter
-    def record_gradient(self, value: bool) -> None:
-        self._record_gradient, self._gradient = value, None
+        self._recorded = [sum(self._recorded, gradient)]
 
     @property
     @override
@@ -91,22 +83,21 @@ class MaskedLayer(SparsifiableLayer):
     @override
     def fade_gradient(self, factor: float) -> None:
         require(math.isfinite(factor), "factor", factor, "use a finite number")
-        if self._gradient is not None:
-            self._gradient = self._gradient * factor
+        self._recorded = [gradient * factor for gradient in self._recorded]
 
-    def _recorded(self) -> torch.Tensor:
-        if self._gradient is None:
+    def _rows(self) -> torch.Tensor:
+        if not self._recorded:
             raise TrainingError("no gradient was recorded; set record_gradient = True before forward and backward")
-        return self._gradient.reshape(self.weight.shape[0], -1)
+        return self._recorded[0].reshape(self.weight.shape[0], -1)
 
     @override
     def gradient_rows(self) -> Iterator[torch.Tensor]:
-        yield from self._recorded().split(ROWS_PER_BLOCK)
+        yield from self._rows().split(ROWS_PER_BLOCK)
 
     @override
     def gradient_at(self, connections: torch.Tensor) -> torch.Tensor:
         check_places("connections", connections, self.dense_shape)
-        return self._recorded().reshape(-1)[connections]
+        return self._rows().reshape(-1)[connections]
 
     @override
     def rewire(self, kept: torch.Tensor, grown: torch.Tensor, values: torch.Tensor) -> Carry:
@@ -120,6 +111,13 @@ class MaskedLayer(SparsifiableLayer):
             self.weight[torch.unravel_index(grown, shape)] = values
         # clone keeps the strides, which fused optimizers require to be those of the weight.
         return lambda state, fresh: state.clone().masked_fill_(moved, fresh)
+
+    @override
+    def to_dense_layer(self) -> nn.Module:
+        dense = with_tensors_of(self, next(kind for kind in MASKED if isinstance(self, kind)))
+        with torch.no_grad():
+            dense.weight.mul_(self.mask)
+        return dense
 
     def extra_repr(self) -> str:
         """Return the dense layer's description and the number of active weights."""
@@ -144,11 +142,6 @@ class MaskedLinear(MaskedLayer, nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``[..., in]`` to ``[..., out]``."""
         return F.linear(x, self.masked_weight(), self.bias)
-
-    @override
-    def to_dense_layer(self) -> nn.Linear:
-        dense = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        return _with_tensors(dense, self.masked_weight(), self.bias, self.weight.requires_grad)
 
 
 class MaskedConv2d(MaskedLayer, nn.Conv2d):
@@ -181,56 +174,50 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         """Map ``[B, C_in, H, W]`` to ``[B, C_out, H', W']``."""
         return self._conv_forward(x, self.masked_weight(), self.bias)
 
-    @override
-    def to_dense_layer(self) -> nn.Conv2d:
-        dense = nn.Conv2d(**_conv_arguments(self))
-        return _with_tensors(dense, self.masked_weight(), self.bias, self.weight.requires_grad)
+
+class MaskedConv1d(MaskedLayer, nn.Conv1d):
+    """``nn.Conv1d`` whose weight is multiplied by the boolean buffer ``mask`` in every forward pass."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.register_buffer("mask", torch.ones_like(self.weight, dtype=torch.bool))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``[B, C_in, L]`` to ``[B, C_out, L']``."""
+        return self._conv_forward(x, self.masked_weight(), self.bias)
 
 
-Layer = TypeVar("Layer", bound=nn.Module)
-
-
-def _conv_arguments(layer: nn.Conv2d) -> dict[str, Any]:
-    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-    return {name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None, "device": "meta"}
-
-
-def _with_tensors(layer: Layer, weight: torch.Tensor, bias: torch.Tensor | None, trained: bool) -> Layer:
-    """Give a layer that was made on the meta device its tensors. Nothing is drawn, so torch's random state stays."""
-    layer.weight = nn.Parameter(weight.detach().clone(), trained)
-    drawn = None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad)
-    layer.register_parameter("bias", drawn)
-    return layer
+MASKED: dict[Any, type[MaskedLayer]] = {nn.Linear: MaskedLinear, nn.Conv1d: MaskedConv1d, nn.Conv2d: MaskedConv2d}
 
 
 def _masked_layer(layer: Any, connections: torch.Tensor) -> MaskedLayer:
-    empty: MaskedLayer
-    if isinstance(layer, nn.Linear):
-        empty = MaskedLinear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-    else:
-        empty = MaskedConv2d(**_conv_arguments(layer))
-    masked = _with_tensors(empty, layer.weight, layer.bias, layer.weight.requires_grad)
+    masked = with_tensors_of(layer, next(MASKED[kind] for kind in MASKED if isinstance(layer, kind)))
     masked.set_mask(to_mask(connections, masked.dense_shape))
     return masked.train(layer.training)
 
 
 def mask_model(
     model: nn.Module,
-    sparsity: float = 0.95,
+    sparsity: float | None = 0.95,
     scheme: str = "uniform",
     seed: int = 0,
-    include: Sequence[str] = ("*",),
-    exclude: Sequence[str] = (),
+    include: Names = ("*",),
+    exclude: Names = (),
+    topology: str = "random",
 ) -> nn.Module:
-    """Return a copy of ``model`` with random masks on its Linear and Conv2d weights. Biases and norms stay dense.
+    """Return a copy of ``model`` with masks on its Linear, Conv1d and Conv2d weights. Biases and norms stay dense.
+
+    One line names what else stays dense. Layers pruned by ``torch.nn.utils.prune``, ``weight_norm``, attention and
+    registered kinds of module are taken over as :func:`sparsify` takes them.
 
     Args:
-        model: any module with ``nn.Linear`` or ``nn.Conv2d`` layers, nested or not. It is not changed.
-        sparsity: share of the weights to remove, in [0, 1).
+        model: any module with such layers, nested or not. It is not changed.
+        sparsity: share of the weights to remove, in [0, 1); None: the weights that are zero now, and no others.
         scheme: how the layers share the remaining weights, see :func:`layer_nnz`.
         seed: seed of the random masks.
-        include: shell-style name patterns of the layers to mask.
-        exclude: shell-style name patterns of layers that stay dense.
+        include: name patterns or classes of the layers to mask, or of modules that contain them.
+        exclude: the same of layers that stay dense.
+        topology: ``"random"``, or ``"magnitude"``: the largest weights of each layer.
 
     Raises:
         InvalidArgumentError: see :func:`layer_nnz`; or the model is masked already, or on the meta device.
@@ -240,20 +227,24 @@ def mask_model(
         raise InvalidArgumentError(
             f"model={type(model).__name__} holds sparse layers already; mask the dense model, or densify(model) first"
         )
-    topology = random_topology(model, sparsity, scheme, seed, include, exclude)
-    layers = {name: _masked_layer(model.get_submodule(name), connections) for name, connections in topology.items()}
-    return copied(model, layers)
+    model = adapted(model, include, exclude)
+    if sparsity is None:
+        chosen = {name: own_topology(layer) for name, layer in untied_layers(model, include, exclude).items()}
+    else:
+        chosen = initial_topology(model, sparsity, scheme, seed, include, exclude, topology)
+    layers = {name: _masked_layer(model.get_submodule(name), connections) for name, connections in chosen.items()}
+    masked = copied(model, layers)
+    tell_what_stays_dense(masked, include, exclude)
+    return masked
 
 
 def sparsity_report(model: nn.Module) -> pd.DataFrame:
-    """Return a table of weights and active weights per Linear and Conv2d layer, and in total.
+    """Return a table of weights and active weights per sparse layer, per dense weight, and in total.
 
-    Columns: ``shape``, ``weights``, ``active``, ``sparsity`` (share of weights that are not active).
+    Columns: ``shape``, ``weights``, ``active``, ``sparsity`` (share of weights that are not active). Biases and norms
+    are not counted, see :func:`truly_sparse.report.sparsity_by_layer`.
     """
-    return pd.DataFrame.from_dict(
-        {
-            name: row._asdict() | {"shape": "×".join(map(str, row.shape))}
-            for name, row in sparsity_by_layer(model).items()
-        },
-        orient="index",
-    )
+    rows = {
+        name: row._asdict() | {"shape": "×".join(map(str, row.shape))} for name, row in sparsity_by_layer(model).items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")

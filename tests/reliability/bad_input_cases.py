@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,8 +16,21 @@ from torch import nn
 
 import truly_sparse as engine
 import tutorial_lib as lib
+from truly_sparse import (
+    adapters,
+    convert,
+    copies,
+    dst,
+    gradual,
+    init,
+    interface,
+    optim,
+    recipes,
+    reference,
+    rules,
+    topology,
+)
 from truly_sparse import backend as kernels
-from truly_sparse import convert, dst, init, interface, optim, recipes, reference, rules, topology
 from truly_sparse.cpu import chain as cpu
 from truly_sparse.cpu import index, memory
 from truly_sparse.cpu.stage import Stage
@@ -44,6 +58,10 @@ from tutorial_lib.exercises import predictions as predict
 
 class Stranger:
     """What no function expects."""
+
+
+class Unknown(nn.Module):
+    """A kind of module that nothing is registered for."""
 
 
 class Door(NamedTuple):
@@ -154,9 +172,9 @@ def tied() -> nn.Module:
 
 
 def uncopyable() -> nn.Module:
-    """A model with a tensor that was computed from another, as the old weight_norm leaves it."""
+    """A model that holds a lock, which cannot be copied."""
     made = nn.Sequential(nn.Linear(4, 4), lib.MaskedLinear(4, 4))
-    made.computed = made[0].weight * 2
+    made.lock = threading.Lock()
     return made
 
 
@@ -166,6 +184,7 @@ def recorder() -> lib.TopologyRecorder:
     return made
 
 
+AVERAGED = sparse_net()
 ACTIVE = torch.tensor([0, 5, 7, 11])
 WRONG_RUNS = [runs().assign(accuracy="x"), runs().assign(accuracy=math.nan), runs().assign(contender=1.0)]
 LINEAR = index.LinearIndex.build(ACTIVE, (3, 4))
@@ -270,7 +289,7 @@ DOORS = [
         },
     ),
     Door(interface.check_has_numbers, lambda: {"model": net()}, {"model": [*MODEL, META]}),
-    Door(convert.copied, lambda: {"model": net()}, {"model": [uncopyable()]}),
+    Door(copies.copied, lambda: {"model": net()}, {"model": [uncopyable()]}),
     Door(interface.sparse_layers, lambda: {"model": net()}, {"model": MODEL}),
     # simulated and truly sparse layers
     Door(
@@ -346,6 +365,34 @@ DOORS = [
         engine.sparsify,
         lambda: {"model": net()},
         {"model": [*MODEL, DENSE, META, LAZY, tied(), uncopyable()]},
+    ),
+    Door(
+        adapters.register_adapter,
+        lambda: {"kind": Unknown, "adapt": lambda module: None},
+        {"kind": [None, "x", 3, Stranger, nn.Linear(2, 2)], "adapt": [None, 3, "x", [1]]},
+    ),
+    Door(
+        engine.Attention,
+        lambda: {"attention": nn.MultiheadAttention(4, 2)},
+        {"attention": [*MODEL, nn.MultiheadAttention(4, 2, add_zero_attn=True)]},
+    ),
+    Door(
+        engine.SparseConv1d,
+        lambda: {"in_channels": 2, "out_channels": 4, "kernel_size": 3},
+        {
+            "in_channels": [*COUNT, 10**12],
+            "out_channels": [*COUNT, 10**12],
+            "kernel_size": [*COUNT, 0],
+            "stride": [*COUNT, 0],
+            "padding": COUNT,
+            "dilation": [*COUNT, 0],
+            "groups": [*POSITIVE, 3],
+            "bias": FLAG,
+            "connections": TOPOLOGY[1:],
+            "sparsity": SHARE,
+            "relu": FLAG,
+            "device": DEVICE,
+        },
     ),
     Door(engine.fuse, lambda: {"model": engine.sparsify(net())}, {"model": [*MODEL, uncopyable()]}),
     # kernels
@@ -466,7 +513,7 @@ DOORS = [
         },
     ),
     Door(
-        dst.GradualPruning,
+        gradual.GradualPruning,
         lambda: driver(sparsity=0.8, until=5),
         DRIVER_BAD | {"sparsity": SHARE, "until": POSITIVE, "every": POSITIVE, "scheme": CHOICE},
     ),
@@ -487,6 +534,16 @@ DOORS = [
         lambda: {"params": list(net().parameters())},
         {"params": [None, 3, "x", [], [3], Stranger()], "lr": [*NUMBER, 0, -1.0], "eps": [*NUMBER, 0, -1.0]}
         | {"betas": [None, 3, (0.9,), (0.9, 1.0), (0.9, math.nan), "ab", (-0.1, 0.9)]},
+    ),
+    Door(
+        optim.decay_groups,
+        lambda: {"model": sparse_net(), "weight_decay": 0.1},
+        {"model": [*MODEL], "weight_decay": [*NUMBER, -1.0]},
+    ),
+    Door(
+        engine.AveragedSparseModel.update_parameters,
+        lambda: {"self": engine.AveragedSparseModel(AVERAGED), "model": AVERAGED},
+        {"model": [*MODEL, net()]},
     ),
     # CSR and costs
     Door(

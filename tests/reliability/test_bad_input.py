@@ -33,7 +33,8 @@ from tutorial_lib.contenders import Contender
 from tutorial_lib.exercises.checking import CheckFailedError
 
 ENGINE = (
-    "backend convert dst fuse init layers optim recipes reference rules step topology cpu.chain cpu.index cpu.memory"
+    "adapters attention averages backend conv1d convert copies dst fuse gradual init layers optim recipes reference "
+    "rules step topology cpu.chain cpu.index cpu.memory"
 )
 LIBRARY = (
     "bench checkpoint compare contenders cost csr data masked models player project recorder referee_plots schematics "
@@ -84,7 +85,13 @@ WITHOUT_CASES = {
     "expect": "used by the checks of exercises",
     "result": "used by the checks of exercises",
     "grow_rule": "called by DynamicSparsity",
-    "random_topology": "called by sparsify and mask_model",
+    "initial_topology": "called by sparsify and mask_model",
+    "own_topology": "called by sparsify and mask_model",
+    "adapted": "called by sparsify and mask_model",
+    "carry_between": "called by drivers",
+    "over_all_ranks": "called by drivers and rules",
+    "MaskedConv1d": "made by mask_model",
+    "AveragedSparseModel": "its arguments are torch's",
     "smallest": "called by magnitude_prune and DynamicSparsity",
     "run_chain": "called in every pass; test_sparse.py",
     "hooks_of": "called in every pass; test_step.py",
@@ -199,6 +206,7 @@ STORED = {
     "DynamicSparsity": "seed",
     "MaskedLinear": "dtype",
     "ask": "question unit",
+    "decay_groups": "weight_decay",
     "compare": "seeds",
     "fit": "seed",
     "in_words": "mean",

@@ -125,7 +125,7 @@ def test_a_sparsity_out_of_range(sparsity):
 def test_a_foreign_sparsifiable_layer_must_have_a_plain_form():
     masked = mask_model(nn.Sequential(nn.Linear(6, 6)), 0.5)
     masked[0].to_dense_layer = nn.ReLU
-    with pytest.raises(InvalidArgumentError, match=r"return nn\.Linear or nn\.Conv2d"):
+    with pytest.raises(InvalidArgumentError, match=r"return nn\.Linear, nn\.Conv1d or nn\.Conv2d"):
         sparsify(masked)
 
 

@@ -73,7 +73,7 @@ def test_unknown_scheme():
 
 
 def test_model_without_weights():
-    with pytest.raises(InvalidArgumentError, match=r"no nn\.Linear or nn\.Conv2d"):
+    with pytest.raises(InvalidArgumentError, match=r"no nn\.Linear, nn\.Conv1d or nn\.Conv2d"):
         layer_nnz(nn.Sequential(nn.ReLU()), 0.9)
 
 

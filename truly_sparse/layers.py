@@ -214,13 +214,16 @@ class SparseConv2d(SparseLayer):
         out_per_group, channels = self.out_channels // self.groups, self.in_channels // self.groups
         step = max(1, GRADIENT_BLOCK // max(1, math.prod(self.dense_shape[1:])))
         geometry: Any = (self.stride, self.padding, self.dilation)
-        for group in range(self.groups):
-            inputs = slice(group * channels, (group + 1) * channels)
-            for first in range(group * out_per_group, (group + 1) * out_per_group, step):
-                outputs = slice(first, min(first + step, (group + 1) * out_per_group))
+        at_once = max(1, step // max(1, out_per_group))  # groups in one block
+        for group in range(0, self.groups, at_once):
+            end = min(group + at_once, self.groups)
+            inputs = slice(group * channels, end * channels)
+            for first in range(group * out_per_group, end * out_per_group, step):
+                outputs = slice(first, min(first + step, end * out_per_group))
                 shape = (outputs.stop - outputs.start, channels, *self.kernel_size)
                 of_batches = [
-                    conv2d_weight(x[:, inputs], shape, grad[:, outputs], *geometry).flatten(1) for x, grad in batches
+                    conv2d_weight(x[:, inputs], shape, grad[:, outputs], *geometry, end - group).flatten(1)
+                    for x, grad in batches
                 ]
                 yield reduce(torch.add, of_batches)
 

@@ -524,3 +524,18 @@ def test_a_chain_hands_over_the_dense_gradient_of_the_simulation(batch):
         expected = torch.cat(list(simulated.gradient_rows()))
         found = torch.cat(list(sparse.gradient_rows()))
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 1000])  # rows: part of a group, one, three, all
+@pytest.mark.parametrize("groups", [1, 3, 6])
+def test_the_gradient_of_grouped_convolutions_is_torchs_in_blocks_of_any_size(groups, block, monkeypatch):
+    torch.manual_seed(0)
+    layer = SparseConv2d(6, 12, 3, padding=1, groups=groups, sparsity=0.5)
+    monkeypatch.setattr("truly_sparse.layers.GRADIENT_BLOCK", block * 6 // groups * 9)
+    dense, x = layer.to_dense_layer(), torch.randn(2, 6, 5, 4)
+    layer.record_gradient = True
+    for each in (layer, dense):
+        each(x).square().sum().backward()
+    rows = list(layer.gradient_rows())
+    assert all(len(part) <= block for part in rows)
+    torch.testing.assert_close(torch.cat(rows), dense.weight.grad.flatten(1), rtol=1e-4, atol=1e-4)

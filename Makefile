@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help tutorial test claims test-browser test-colab test-floor fuzz reliability slides solutions lab site full referee bench bench-gpu lint clean
+.PHONY: help tutorial test claims test-browser test-zoo test-colab test-floor fuzz reliability slides solutions lab site full referee bench bench-gpu lint clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -31,6 +31,10 @@ test-browser: $(INSTALLED) ## Run the tests that need a headless Chromium, and i
 	@$(BIN)/python -m pip install --quiet --editable '.[test,browser,site]'
 	@command -v chromium chromium-browser google-chrome >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || { echo "no Chromium here; install one, on Debian: apt install chromium"; exit 1; }
 	@$(BIN)/python -m pytest tests -m browser
+
+test-zoo: $(INSTALLED) ## Run the tests with networks and trainers of timm, transformers, Lightning, accelerate, and install these
+	@$(BIN)/python -m pip install --quiet --editable '.[test,zoo]'
+	@$(BIN)/python -m pytest tests -m zoo $(RECORD)
 
 # torch and torchvision are the registry's builds: Colab's own, for CUDA 12.8, are not there.
 .venv-colab/.installed: tests/colab-constraints.txt

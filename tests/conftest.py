@@ -2,7 +2,8 @@
 
 ``survived("fuzzing")`` counts one case that ended well; the sum per class is printed after the tests, and
 ``--record-reliability`` writes it to ``figures/reliability.json`` if nothing failed. ``--hypothesis-profile=long``
-draws many more examples and repeats long runs more often.
+draws many more examples and repeats long runs more often. ``--record-zoo`` writes what ``tests/zoo``
+found to ``figures/zoo.json``.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import multiprocessing
 import os
 import struct
 from collections import Counter
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from tools.lab import chromium_browser, chromium_program
 from tutorial_lib import data, load_data, save_result
 
 SURVIVED = pytest.StashKey[Counter]()
+ZOO = pytest.StashKey[dict]()
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=40)
 settings.register_profile("long", deadline=None, max_examples=1500)
 settings.load_profile("default")
@@ -28,10 +31,12 @@ settings.load_profile("default")
 
 def pytest_addoption(parser):
     parser.addoption("--record-reliability", action="store_true", help="write figures/reliability.json")
+    parser.addoption("--record-zoo", action="store_true", help="write figures/zoo.json")
 
 
 def pytest_configure(config):
     config.stash[SURVIVED] = Counter()
+    config.stash[ZOO] = {}
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -43,6 +48,10 @@ def pytest_sessionfinish(session, exitstatus):
     if session.config.getoption("--record-reliability") and exitstatus == 0:
         counts = dict(sorted(session.config.stash[SURVIVED].items()))
         save_result("reliability", {"cases": counts}, command="make reliability")
+    if session.config.getoption("--record-zoo") and exitstatus == 0:
+        versions = {name: version(name) for name in ("timm", "transformers", "lightning", "accelerate", "onnxruntime")}
+        found = {"networks": session.config.stash[ZOO], "versions": versions}
+        save_result("zoo", found, command="make test-zoo RECORD=--record-zoo")
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +77,12 @@ def survived(pytestconfig):
         pytestconfig.stash[SURVIVED][name] += cases
 
     return count
+
+
+@pytest.fixture(scope="session")
+def zoo(pytestconfig):
+    """Return a function that notes what was found about a network; call it after what could fail."""
+    return pytestconfig.stash[ZOO].__setitem__
 
 
 @pytest.fixture(scope="session")

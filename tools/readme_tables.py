@@ -30,6 +30,7 @@ GUIDE = ROOT / "docs" / "instructor-guide.md"
 BENCHMARKS = ROOT / "docs" / "benchmarks.md"
 RESULTS = ROOT / "docs" / "results.md"
 HELP = ROOT / "docs" / "help.md"
+OWN_NETWORK = ROOT / "docs" / "your-own-network.md"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TO_RUN = re.compile(r"\d+ seconds to run \(measured: quick profile, two cores\)")
 BREAK, QUESTIONS = "break", "questions"
@@ -439,6 +440,25 @@ def survived_table() -> str:
     return markdown(["class", "cases", "what is done"], rows)
 
 
+def zoo_table() -> str:
+    """Return, for each network of the model zoos, what its tests found."""
+    recorded = load_result("zoo")
+    header = ["network", "package", "sparse layers", "weights", "of these in sparse layers %"]
+    if recorded is None:
+        return markdown(header, [["all", NOT_MEASURED, "", "", ""]])
+    rows = [
+        [
+            name,
+            f"{row['package']} {recorded['versions'][row['package']]}",
+            str(row["layers"]),
+            f"{row['weights']:,}",
+            f"{100 * row['covered'] / row['weights']:.1f}",
+        ]
+        for name, row in recorded["networks"].items()
+    ]
+    return markdown(header, rows)
+
+
 def _yes(reached: bool) -> str:
     return "yes" if reached else "no"
 
@@ -456,6 +476,8 @@ RESULTS_TABLES: dict[str, Callable[[], str]] = {
     "limits": limits_words,
 }
 HELP_TABLES: dict[str, Callable[[], str]] = {"survived": survived_table}
+
+OWN_NETWORK_TABLES: dict[str, Callable[[], str]] = {"zoo": zoo_table}
 
 BENCHMARK_TABLES: dict[str, Callable[[], str]] = {
     "overheads": overheads_table,
@@ -484,6 +506,7 @@ DOCUMENTS = {
     RESULTS: RESULTS_TABLES,
     BENCHMARKS: BENCHMARK_TABLES,
     HELP: HELP_TABLES,
+    OWN_NETWORK: OWN_NETWORK_TABLES,
     GUIDE: GUIDE_TABLES,
 }
 

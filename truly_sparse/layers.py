@@ -213,17 +213,16 @@ class SparseConv2d(SparseLayer):
         batches = self._batches()
         out_per_group, channels = self.out_channels // self.groups, self.in_channels // self.groups
         step = max(1, GRADIENT_BLOCK // max(1, math.prod(self.dense_shape[1:])))
-        geometry: Any = (self.stride, self.padding, self.dilation)
         at_once = max(1, step // max(1, out_per_group))  # groups in one block
         for group in range(0, self.groups, at_once):
             end = min(group + at_once, self.groups)
             inputs = slice(group * channels, end * channels)
+            geometry: Any = (self.stride, self.padding, self.dilation, end - group)
             for first in range(group * out_per_group, end * out_per_group, step):
                 outputs = slice(first, min(first + step, end * out_per_group))
                 shape = (outputs.stop - outputs.start, channels, *self.kernel_size)
                 of_batches = [
-                    conv2d_weight(x[:, inputs], shape, grad[:, outputs], *geometry, end - group).flatten(1)
-                    for x, grad in batches
+                    conv2d_weight(x[:, inputs], shape, grad[:, outputs], *geometry).flatten(1) for x, grad in batches
                 ]
                 yield reduce(torch.add, of_batches)
 

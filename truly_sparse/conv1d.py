@@ -30,6 +30,7 @@ class SparseConv1d(SparseConv2d):
         connections: the active weights, as sorted flat indices into the dense ``(out, in // groups, kernel)`` weight,
             int64 ``[nnz]``; None draws them at random.
         sparsity: share of the weights that do not exist, in [0, 1); used if ``connections`` is None.
+        structure: as in :class:`SparseConv2d`.
         relu: whether to apply ReLU to the result in the same pass.
         device: device of values and bias.
         dtype: their dtype. float32 on a CPU uses the compiled kernels.
@@ -51,6 +52,7 @@ class SparseConv1d(SparseConv2d):
         *,
         connections: torch.Tensor | None = None,
         sparsity: float = 0.95,
+        structure: tuple[int, int] = (1, 1),
         relu: bool = False,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
@@ -66,6 +68,7 @@ class SparseConv1d(SparseConv2d):
             bias,
             connections=connections,
             sparsity=sparsity,
+            structure=structure,
             relu=relu,
             device=device,
             dtype=dtype,

@@ -13,6 +13,7 @@ from torch.nn.grad import conv2d_weight
 from typing_extensions import override
 
 from .arguments import check_count, is_dense, pair, require, shown
+from .cpu.blocks import check_structure
 from .cpu.index import ConvIndex, LinearIndex
 from .cpu.stage import Stage
 from .eager import values_gradient
@@ -36,6 +37,7 @@ class SparseLinear(SparseLayer):
         connections: the active weights, as sorted flat indices into the dense ``(out, in)`` weight, int64 ``[nnz]``;
             None draws them at random.
         sparsity: share of the weights that do not exist, in [0, 1); used if ``connections`` is None.
+        structure: the weights exist in whole blocks of so many outputs × inputs, which must divide the layer.
         relu: whether to apply ReLU to the result in the same pass.
         device: device of values and bias.
         dtype: their dtype. float32 on a CPU uses the compiled kernels.
@@ -54,6 +56,7 @@ class SparseLinear(SparseLayer):
         *,
         connections: torch.Tensor | None = None,
         sparsity: float = 0.95,
+        structure: tuple[int, int] = (1, 1),
         relu: bool = False,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
@@ -61,7 +64,7 @@ class SparseLinear(SparseLayer):
         super().__init__()
         self.in_features = check_count("in_features", in_features, least=0)
         self.out_features = check_count("out_features", out_features, least=0)
-        self.relu = bool(relu)
+        self.relu, self.structure = bool(relu), check_structure(structure, self.dense_shape)
         self._start(connections, sparsity, bias, device, dtype)
 
     @property
@@ -73,11 +76,11 @@ class SparseLinear(SparseLayer):
     @override
     def sizes(self) -> Sizes:
         own = {"bias": int(self.bias is not None), "relu": int(self.relu)}
-        return Sizes(self.out_features, self.in_features, **own)
+        return Sizes(*self.dense_shape, tall=self.structure[0], wide=self.structure[1], **own)
 
     @override
     def build_index(self, connections: torch.Tensor) -> LinearIndex:
-        return LinearIndex.build(connections, self.dense_shape)
+        return LinearIndex.build(connections, self.dense_shape, self.structure)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``[..., in]`` to ``[..., out]``.
@@ -107,7 +110,7 @@ class SparseLinear(SparseLayer):
             places, inverse = connections.unique(return_inverse=True)
         found, step = self.values.detach().new_empty(len(places)), GRADIENT_BLOCK // 8
         for part, result in zip(places.split(step), found.split(step), strict=True):
-            stages = [Stage(self.build_index(part))]
+            stages = [Stage(LinearIndex.build(part, self.dense_shape))]
             result.copy_(reduce(torch.add, [values_gradient(x, grad, stages) for x, grad in batches]))
         return found if inverse is None else found[inverse]
 
@@ -139,6 +142,8 @@ class SparseConv2d(SparseLayer):
         connections: the active weights, as sorted flat indices into the dense
             ``(out, in // groups, kernel_h, kernel_w)`` weight, int64 ``[nnz]``; None draws them at random.
         sparsity: share of the weights that do not exist, in [0, 1); used if ``connections`` is None.
+        structure: the weights exist in whole blocks of so many output × input channels, for each position in the
+            kernel; they must divide the channels of a group.
         relu: whether to apply ReLU to the result in the same pass.
         pool: whether to apply 2×2 max-pooling in the same pass (an odd last row or column is dropped).
         device: device of values and bias.
@@ -164,6 +169,7 @@ class SparseConv2d(SparseLayer):
         *,
         connections: torch.Tensor | None = None,
         sparsity: float = 0.95,
+        structure: tuple[int, int] = (1, 1),
         relu: bool = False,
         pool: bool = False,
         device: str | torch.device | None = None,
@@ -178,6 +184,7 @@ class SparseConv2d(SparseLayer):
         self.kernel_size, self.stride = pair("kernel_size", kernel_size, 1), pair("stride", stride, 1)
         self.padding, self.dilation = pair("padding", padding, 0), pair("dilation", dilation, 1)
         self.relu, self.pool = bool(relu), bool(pool)
+        self.structure = check_structure(structure, self.dense_shape, groups)
         self._start(connections, sparsity, bias, device, dtype)
 
     @property
@@ -188,14 +195,15 @@ class SparseConv2d(SparseLayer):
     @property
     @override
     def sizes(self) -> Sizes:
-        geometry = (*self.stride, *self.padding, *self.dilation, self.groups)
+        geometry = (*self.stride, *self.padding, *self.dilation, self.groups, *self.structure)
         shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
         return Sizes(*shape, *geometry, int(self.bias is not None), int(self.relu), int(self.pool))
 
     @override
     def build_index(self, connections: torch.Tensor) -> ConvIndex:
         shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
-        return ConvIndex.build(connections, shape, self.stride, self.padding, self.dilation, self.groups)
+        geometry = self.stride, self.padding, self.dilation, self.groups
+        return ConvIndex.build(connections, shape, *geometry, self.structure)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``[B, C_in, H, W]`` to ``[B, C_out, H', W']``, or the same without the batch dimension.

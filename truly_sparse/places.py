@@ -16,6 +16,7 @@ import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .arguments import require
+from .cpu.blocks import joined
 from .cpu.index import ConvIndex, LinearIndex
 from .cpu.stage import Stage
 
@@ -30,6 +31,7 @@ class Sizes(NamedTuple):
         inputs: columns of the dense weight, or channels of one group.
         kernel_y, kernel_x: size of the kernel; 0 for a linear layer.
         stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, groups: of a convolution.
+        tall, wide: outputs × inputs of the blocks in which weights exist.
         bias, relu, pool: 1 if the layer has a bias, applies ReLU, applies 2×2 max-pooling; else 0.
     """
 
@@ -44,6 +46,8 @@ class Sizes(NamedTuple):
     dilation_y: int = 1
     dilation_x: int = 1
     groups: int = 1
+    tall: int = 1
+    wide: int = 1
     bias: int = 0
     relu: int = 0
     pool: int = 0
@@ -110,8 +114,8 @@ def places_of(index: LinearIndex | ConvIndex) -> Places:
     """Return the positions of an index as tensors that share its memory. They must not be changed.
 
     Returns:
-        Where the weights of each output begin, int64 ``[out + 1]``; their inputs, int16 or int32 ``[nnz]`` (to be read
-        without sign), or their ``(channel, dy, dx)``, int32 ``[nnz, 3]``.
+        Where the weights of each block row of ``R`` outputs begin, int64 ``[out / R + 1]``; their inputs, int16 or
+        int32 ``[nnz / R]`` (to be read without sign), or their ``(channel, dy, dx)``, int32 ``[nnz / R, 3]``.
     """
     with torch.inference_mode(False):  # tensors of inference mode cannot be saved for a backward pass
         pointers, positions = torch.from_numpy(index.indptr), torch.from_numpy(_signed(index))
@@ -165,8 +169,10 @@ def _geometry(sizes: Sizes) -> tuple[int, ...]:
 
 def _geometry_of(index: LinearIndex | ConvIndex) -> tuple[int, ...]:
     if isinstance(index, LinearIndex):
-        return _geometry(Sizes(*index.shape))
-    return _geometry(Sizes(*index.shape, *index.stride, *index.padding, *index.dilation, index.groups))
+        sizes = Sizes(*index.shape)
+    else:
+        sizes = Sizes(*index.shape, *index.stride, *index.padding, *index.dilation, index.groups)
+    return _geometry(sizes._replace(tall=index.structure[0], wide=index.structure[1]))
 
 
 def _rebuilt(pointers: torch.Tensor, positions: torch.Tensor, sizes: Sizes) -> LinearIndex | ConvIndex:
@@ -176,24 +182,28 @@ def _rebuilt(pointers: torch.Tensor, positions: torch.Tensor, sizes: Sizes) -> L
         InvalidArgumentError: they are no positions of a layer of these sizes.
     """
     starts, places = pointers.detach().cpu().numpy(), positions.detach().cpu().numpy()
-    nnz = len(places)
-    right = starts.dtype == np.int64 and starts.shape == (sizes.outputs + 1,) and starts[0] == 0 and starts[-1] == nnz
-    require(right and (np.diff(starts) >= 0).all(), "pointers", pointers, f"give the borders of {nnz} weights, int64")
-    outputs = np.repeat(np.arange(sizes.outputs), np.diff(starts))
-    inputs = sizes.inputs
+    listed, tall, kernel = len(places), max(1, sizes.tall), (sizes.kernel_y, sizes.kernel_x)
+    block_rows = sizes.outputs // tall
+    right = starts.dtype == np.int64 and starts.shape == (block_rows + 1,) and starts[0] == 0 and starts[-1] == listed
+    require(
+        right and (np.diff(starts) >= 0).all(), "pointers", pointers, f"give the borders of {listed} weights, int64"
+    )
+    inputs, structure = sizes.inputs, (sizes.tall, sizes.wide)
     if sizes.linear:
         unsigned = places.view(np.uint16 if inputs <= 2**16 else np.uint32) if places.ndim == 1 else places
-        fits = unsigned.shape == (nnz,) and unsigned.itemsize == places.itemsize
+        fits = unsigned.shape == (listed,) and unsigned.itemsize == places.itemsize
         require(fits and (unsigned < inputs).all(), "positions", positions, f"give inputs below {inputs}")
-        return LinearIndex.build(torch.from_numpy(outputs * inputs + unsigned), (sizes.outputs, inputs))
-    kernel = sizes.kernel_y, sizes.kernel_x
-    require(places.dtype == np.int32 and places.shape == (nnz, 3), "positions", positions, "give int32 [nnz, 3]")
+        flat = torch.from_numpy(joined(starts, unsigned, inputs, tall))
+        return LinearIndex.build(flat, (sizes.outputs, inputs), structure)
+    require(places.dtype == np.int32 and places.shape == (listed, 3), "positions", positions, "give int32 [nnz, 3]")
+    outputs = np.repeat(np.arange(0, sizes.outputs, tall), np.diff(starts))
     groups = outputs // max(1, sizes.outputs // max(1, sizes.groups))
     taps = places.astype(np.int64) - np.stack([groups * inputs, 0 * groups, 0 * groups], axis=1)
     inside = (taps >= 0) & (taps < (inputs, *kernel))
     require(inside.all(), "positions", positions, f"give channels and taps of a kernel {(inputs, *kernel)}")
-    flat = ((outputs * inputs + taps[:, 0]) * kernel[0] + taps[:, 1]) * kernel[1] + taps[:, 2]
+    within = (taps[:, 0] * kernel[0] + taps[:, 1]) * kernel[1] + taps[:, 2]
+    flat = torch.from_numpy(joined(starts, within, inputs * kernel[0] * kernel[1], tall))
     stride, padding = (sizes.stride_y, sizes.stride_x), (sizes.padding_y, sizes.padding_x)
     dilation = sizes.dilation_y, sizes.dilation_x
     shape = sizes.outputs, inputs, *kernel
-    return ConvIndex.build(torch.from_numpy(flat), shape, stride, padding, dilation, sizes.groups)
+    return ConvIndex.build(flat, shape, stride, padding, dilation, sizes.groups, structure)

@@ -85,30 +85,38 @@ def split(positions, inputs, indptr, cols):
 
 
 @_loop
-def joined(indptr, cols, inputs, positions):
-    """Write the positions again that ``split`` has split."""
+def joined(indptr, cols, inputs, tall, positions):
+    """Write the positions of the weights of block rows of ``tall`` rows, whose columns are listed once."""
     for o in range(len(indptr) - 1):
-        for k in range(indptr[o], indptr[o + 1]):
-            positions[k] = o * inputs + cols[k]
+        size = indptr[o + 1] - indptr[o]
+        for r in range(tall):
+            start, row = tall * indptr[o] + r * size, (tall * o + r) * inputs
+            for k in range(size):
+                positions[start + k] = row + cols[indptr[o] + k]
 
 
 @_loop
-def by_column(indptr, cols, top, bottom, ends, rows, places):
-    """Sort the entries of rows ``top`` to ``bottom`` by column; those of one column stay in order of their rows.
+def by_column(indptr, cols, tall, wide, top, bottom, ends, rows, places):
+    """Sort the weights of block rows ``top`` to ``bottom`` by block column; those of one column stay in order.
 
-    Writes the row and the place of each, and where each column ends. ``ends`` holds zeros before.
+    Writes the row and the place of the first of ``wide`` weights, and where each block column ends. ``ends`` holds
+    zeros before.
     """
-    begin = indptr[top]
-    for k in range(begin, indptr[bottom]):
-        ends[cols[k]] += 1
+    begin = tall * indptr[top] // wide
+    for k in range(indptr[top], indptr[bottom], wide):
+        ends[cols[k] // wide] += tall
     for i in range(len(ends)):
         count, ends[i] = ends[i], begin
         begin += count
     for o in range(top, bottom):
-        for k in range(indptr[o], indptr[o + 1]):
-            at = ends[cols[k]]
-            rows[at], places[at] = o, k
-            ends[cols[k]] = at + 1
+        size = indptr[o + 1] - indptr[o]
+        for r in range(tall):
+            start = tall * indptr[o] + r * size
+            for k in range(0, size, wide):
+                column = cols[indptr[o] + k] // wide
+                at = ends[column]
+                rows[at], places[at] = tall * o + r, start + k
+                ends[column] = at + 1
 
 
 @_loop

@@ -15,6 +15,7 @@ from .errors import InvalidArgumentError, TrainingError
 from .interface import Carry, SparsifiableLayer
 from .ops import numbered
 from .places import Places, Sizes, places_of
+from .positions import whole_blocks
 from .seal import Seal
 from .topology import check_rewiring, check_sparsity, check_values, sample_distinct
 
@@ -74,12 +75,14 @@ class SparseLayer(SparsifiableLayer):
         bias: parameter ``[out]`` or None.
         index: the positions of the weights, in the orders that the kernels need.
         relu: whether the layer applies ReLU to its result.
+        structure: outputs × inputs (or channels) of the blocks in which weights exist; ``(1, 1)`` for any weights.
         pool: whether the layer reduces its result by 2×2 max-pooling (convolutions only).
     """
 
     values: nn.Parameter
     bias: nn.Parameter | None
     index: LinearIndex | ConvIndex
+    structure: tuple[int, int] = (1, 1)
     relu: bool = False
     pool: bool = False
     _recorded: list[tuple[torch.Tensor, torch.Tensor]]
@@ -129,13 +132,15 @@ class SparseLayer(SparsifiableLayer):
         """Draw the topology if none is given, and draw values and bias as a dense torch layer does."""
         size, out = math.prod(self.dense_shape), self.dense_shape[0]
         check_sparsity(sparsity)
-        nnz = round((1 - sparsity) * size) if connections is None else len(connections)
+        area = math.prod(self.structure)
+        nnz = area * round((1 - sparsity) * size / area) if connections is None else len(connections)
         remedy = f"it leaves {nnz:,} weights of {self.dense_shape}; use a higher one, or a smaller layer"
         require(nnz < MOST, "sparsity", sparsity, remedy)
         needed = 64 * nnz + 32 * (out + size // max(1, out))  # positions, two orders, pointers to rows and columns
         check_memory("shape", self.dense_shape, needed, "cpu")
         if connections is None:
-            connections = sample_distinct(size, nnz, torch.default_generator)
+            blocks = sample_distinct(size // area, nnz // area, torch.default_generator)
+            connections = whole_blocks(blocks, self.dense_shape, self.structure)
         self._hold(self.build_index(connections), connections)
         bound = 1 / math.sqrt(max(1, math.prod(self.dense_shape[1:])))
         values = torch.empty(self.index.nnz, device=device, dtype=dtype)

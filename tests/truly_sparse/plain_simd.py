@@ -288,8 +288,8 @@ def _borrow(size: int) -> torch.Tensor:
 def checked_kernels(lanes: int) -> Iterator[ModuleType]:
     """Give ``cpu/chain.py`` over these words, with registers of so many lanes; nothing else is changed for long."""
     names = (
-        "adam convert conv_shape conv_forward conv_backward chain entry linear loss pass_record passes plan program "
-        "traces training workspace"
+        "adam convert conv_shape conv_gradient conv_blocks conv_forward conv_backward chain entry linear_shape "
+        "linear_blocks linear loss pass_record passes plan program traces training workspace"
     )
     package, here = kernels.__name__, sys.modules[__name__]
     with pytest.MonkeyPatch.context() as patch:

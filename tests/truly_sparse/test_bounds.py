@@ -16,6 +16,7 @@ from truly_sparse.cpu import index
 from truly_sparse.cpu.index import ConvIndex, LinearIndex
 from truly_sparse.cpu.memory import to_batch_innermost
 from truly_sparse.cpu.stage import Stage
+from truly_sparse.positions import whole_blocks
 
 DENSITY = 0.6
 
@@ -32,17 +33,30 @@ def nothing_known():
     torch.manual_seed(0)
 
 
-def drawn(*shape):
-    return (torch.rand(shape).flatten() < DENSITY).nonzero().flatten()
+def drawn(shape, structure=(1, 1)):
+    grid = (shape[0] // structure[0], shape[1] // structure[1], *shape[2:])
+    return whole_blocks((torch.rand(grid).flatten() < DENSITY).nonzero().flatten(), shape, structure)
 
 
-def linear(n_in, n_out, relu=False):
-    return Stage(LinearIndex.build(drawn(n_out, n_in), (n_out, n_in)), relu)
+def linear(n_in, n_out, relu=False, structure=(1, 1)):
+    return Stage(LinearIndex.build(drawn((n_out, n_in), structure), (n_out, n_in), structure), relu)
 
 
-def conv(channels, outputs, kernel, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, relu=False, pool=False):
+def conv(
+    channels,
+    outputs,
+    kernel,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    groups=1,
+    relu=False,
+    pool=False,
+    structure=(1, 1),
+):
     shape = (outputs, channels // groups, *kernel)
-    return Stage(ConvIndex.build(drawn(*shape), shape, stride, padding, dilation, groups), relu, pool)
+    index = ConvIndex.build(drawn(shape, structure), shape, stride, padding, dilation, groups, structure)
+    return Stage(index, relu, pool)
 
 
 def works(kernels, stages, size, batch, innermost, need_input=True):
@@ -84,6 +98,11 @@ CONV = {
         (2, 5, 9),
         [((2, 2, (2, 2)), {"padding": (3, 2), "stride": (1, 2), "relu": True, "pool": True})],
     ),
+    "blocks of 4×1": ((2, 5, 6), [((2, 8, (3, 2)), {"padding": (1, 1), "structure": (4, 1)})]),
+    "blocks of 4×4, stride": (
+        (4, 6, 7),
+        [((4, 4, (2, 3)), {"stride": (2, 1), "relu": True, "pool": True, "structure": (4, 4)})],
+    ),
     "two": ((1, 8, 6), [((1, 2, (3, 3)), {"padding": (1, 1), "relu": True, "pool": True}), ((2, 2, (2, 2)), {})]),
 }
 INPUTS = [(1, False), (16, True), (17, True), (40, False), (40, True)]
@@ -111,6 +130,17 @@ def test_linear_layers_stay_within_their_memory(kernels, widths, batch, innermos
 def test_convolutions_stay_within_their_memory(kernels, case, batch, innermost, survived):
     size, layers = case
     works(kernels, [conv(*geometry, **how) for geometry, how in layers], size, batch, innermost)
+    survived("compiled code")
+
+
+@pytest.mark.parametrize(("batch", "innermost"), [(1, False), (17, True), (40, False), (80, True)])
+@pytest.mark.parametrize("structure", [(2, 2), (4, 1), (1, 4), (8, 4)])
+def test_linear_layers_of_blocks_stay_within_their_memory(kernels, structure, batch, innermost, survived, monkeypatch):
+    monkeypatch.setattr(index, "BLOCK", 16)
+    monkeypatch.setattr(index, "RUN", 1)
+    stages = [linear(12, 16, relu=True, structure=structure), linear(16, 8, structure=structure)]
+    for need_input in (True, False):
+        works(kernels, stages, (12,), batch, innermost, need_input)
     survived("compiled code")
 
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .conv_shape import across, fill_zeros, windows, winners_at, y_at
+from .conv_blocks import by_blocks
+from .conv_gradient import g_at, gradient_of_best, gradient_of_pixels, lay_out_gradient
+from .conv_shape import across, windows, winners_at
 from .convert import hand_out_images, take_in_images
 from .kernel import kernel
 from .records import CALL, PLAN, Call, Phase, Plan
@@ -29,9 +31,6 @@ from .simd import (
     products,
     store,
     total,
-    where_any_winner,
-    where_positive,
-    where_winner,
     zeros,
 )
 
@@ -45,6 +44,7 @@ def conv_backward(call: Call, plan: Plan, stage: int, lanes: int) -> list[Phase]
         pixels = plan.outputs * plan.out_h * plan.out_w
         phases.append(Phase(take_in_gradient.address, stage, plan.outputs, pixels * lanes))
     loop, times = (by_input, 2) if call.dx else (by_output, 1)
+    loop = by_blocks if plan.tall > 1 else loop
     phases.append(Phase(loop.address, stage, lanes // 16, times * work))
     phases.append(Phase(add_pieces.address, stage, 1, (plan.nnz + plan.outputs) * lanes // 16))
     if call.result:
@@ -60,54 +60,6 @@ def _result_size(call, plan):
 
 
 @compiled
-def _g_at(call, i, j, b):
-    """Return the position of the gradient of pixel (i, j) of the first channel, and the floats to the next channel."""
-    return (i * call.g_width + j) * call.g_row + b // 16 * call.g_group + b % 16, call.g_plane * call.g_row
-
-
-@compiled
-def _gradient_of_best(g, at, winners, winner):
-    """Return the gradients of a window's four results before pooling and ReLU, and their sum."""
-    gradient = load(g, at, zeros(NATIVE))
-    return (
-        where_winner(winners, winner, 0, gradient),
-        where_winner(winners, winner, 1, gradient),
-        where_winner(winners, winner, 2, gradient),
-        where_winner(winners, winner, 3, gradient),
-        where_any_winner(winners, winner, gradient),
-    )
-
-
-@compiled
-def _gradient_of_pixel(call, plan, o, i, j, b):
-    """Return the gradient of one result before ReLU; zero beyond the edge."""
-    if i < plan.out_h and j < plan.out_w:
-        (at_g, step_g), (at_y, step_y) = _g_at(call, i, j, b), y_at(call, i, j, b)
-        gradient = load(floats(call.g), at_g + o * step_g, zeros(NATIVE))
-        if call.relu:
-            gradient = where_positive(load(floats(call.y), at_y + o * step_y, gradient), gradient)
-        return gradient
-    return zeros(NATIVE)
-
-
-@compiled
-def _gradient_of_pixels(call, plan, o, i, j, b):
-    """Return the gradients of a window's four results before ReLU, without pooling, and their sum."""
-    g00, g01 = _gradient_of_pixel(call, plan, o, i, j, b), _gradient_of_pixel(call, plan, o, i, j + 1, b)
-    g10, g11 = _gradient_of_pixel(call, plan, o, i + 1, j, b), _gradient_of_pixel(call, plan, o, i + 1, j + 1, b)
-    return g00, g01, g10, g11, add(add(g00, g01), add(g10, g11))
-
-
-@compiled
-def _gradient_of_window(call, plan, o, i, j, b):
-    """Return the gradients of a window's four results and their sum, with or without pooling."""
-    if call.pool:
-        (at_g, step_g), (winner, step_winner) = _g_at(call, i // 2, j // 2, b), winners_at(plan, i, j, b)
-        return _gradient_of_best(floats(call.g), at_g + o * step_g, octets(call.winners), winner + o * step_winner)
-    return _gradient_of_pixels(call, plan, o, i, j, b)
-
-
-@compiled
 def _add_to_bias(sums, at, gradient):
     store(sums, at * 16, add(gradient, load(sums, at * 16, gradient)))
 
@@ -118,13 +70,13 @@ def _spread_window(call, plan, i, j, b, sums):
     zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
     x, indptr, offsets = floats(call.x), longs(plan.indptr), longs(plan.offsets)
     start = i * down + j * right + b // 16 * call.x_group + b % 16
-    (at_g, step_g), (winner, step_winner) = _g_at(call, i // 2, j // 2, b), winners_at(plan, i, j, b)
+    (at_g, step_g), (winner, step_winner) = g_at(call, i // 2, j // 2, b), winners_at(plan, i, j, b)
     g, winners, pool, outputs, nnz = floats(call.g), octets(call.winners), call.pool != 0, plan.outputs, plan.nnz
     for o in range(outputs):
         if pool:
-            g00, g01, g10, g11, over_window = _gradient_of_best(g, at_g, winners, winner)
+            g00, g01, g10, g11, over_window = gradient_of_best(g, at_g, winners, winner)
         else:
-            g00, g01, g10, g11, over_window = _gradient_of_pixels(call, plan, o, i, j, b)
+            g00, g01, g10, g11, over_window = gradient_of_pixels(call, plan, o, i, j, b)
         at_g, winner = at_g + step_g, winner + step_winner
         _add_to_bias(sums, nnz + o, over_window)
         for k in range(indptr[o], indptr[o + 1]):
@@ -140,16 +92,16 @@ def _spread_two_windows(call, plan, i, j, b, sums):
     zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
     x, indptr, offsets = floats(call.x), longs(plan.indptr), longs(plan.offsets)
     start = i * down + j * right + b // 16 * call.x_group + b % 16
-    (at_g, step_g), (winner, step_winner) = _g_at(call, i // 2, j // 2, b), winners_at(plan, i, j, b)
+    (at_g, step_g), (winner, step_winner) = g_at(call, i // 2, j // 2, b), winners_at(plan, i, j, b)
     g, winners, pool, outputs, nnz = floats(call.g), octets(call.winners), call.pool != 0, plan.outputs, plan.nnz
     next_g = call.g_row
     for o in range(outputs):
         if pool:
-            g00, g01, g10, g11, over_first = _gradient_of_best(g, at_g, winners, winner)
-            g02, g03, g12, g13, over_second = _gradient_of_best(g, at_g + next_g, winners, winner + 16)
+            g00, g01, g10, g11, over_first = gradient_of_best(g, at_g, winners, winner)
+            g02, g03, g12, g13, over_second = gradient_of_best(g, at_g + next_g, winners, winner + 16)
         else:
-            g00, g01, g10, g11, over_first = _gradient_of_pixels(call, plan, o, i, j, b)
-            g02, g03, g12, g13, over_second = _gradient_of_pixels(call, plan, o, i, j + 2, b)
+            g00, g01, g10, g11, over_first = gradient_of_pixels(call, plan, o, i, j, b)
+            g02, g03, g12, g13, over_second = gradient_of_pixels(call, plan, o, i, j + 2, b)
         at_g, winner = at_g + step_g, winner + step_winner
         _add_to_bias(sums, nnz + o, add(over_first, over_second))
         for k in range(indptr[o], indptr[o + 1]):
@@ -173,31 +125,6 @@ def _spread_windows(call, plan, b, sums):
             j += 4
         if j < end:
             _spread_window(call, plan, 2 * window, j, b, sums)
-
-
-@compiled
-def _lay_out_gradient(call, plan, b, sums, images):
-    """Write the gradient before pooling and ReLU as images with zero padding like x, and the gradient of the bias."""
-    right, down = plan.stride_x, plan.stride_y * plan.columns
-    rows, columns = 2 * windows(plan, call.pool), across(plan, call.pool)
-    filled = columns if right == 1 and down == plan.columns else 0  # a stride leaves gaps between the pixels
-    for n in range(plan.lead):
-        store(images, b % 16 - (n + 1) * 16, zeros(NATIVE))
-    for o in range(plan.outputs):
-        fill_zeros(images, plan, b, o, 0, plan.rows, filled, plan.columns)
-        fill_zeros(images, plan, b, o, rows, plan.rows, 0, filled)
-        store(images, ((o + 1) * plan.plane - 1) * 16 + b % 16, zeros(NATIVE))
-        over_image = zeros(NATIVE)
-        for i in range(0, rows, 2):
-            for j in range(0, columns, 2):
-                g00, g01, g10, g11, over_window = _gradient_of_window(call, plan, o, i, j, b)
-                at = o * plan.plane + i * down + j * right
-                store(images, at * 16 + b % 16, g00)
-                store(images, (at + right) * 16 + b % 16, g01)
-                store(images, (at + down) * 16 + b % 16, g10)
-                store(images, (at + down + right) * 16 + b % 16, g11)
-                over_image = add(over_image, over_window)
-        store(sums, (plan.nnz + o) * 16, over_image)
 
 
 @compiled
@@ -280,7 +207,7 @@ def by_input(call, plan, first, last, thread):
     for part in range(first, last):
         _clear(sums, count)
         for lane in range(0, 16, NATIVE):
-            _lay_out_gradient(call, plan, 16 * part + lane, floats(scratch + 4 * lane), images)
+            lay_out_gradient(call, plan, 16 * part + lane, images, floats(scratch + 4 * (16 * plan.nnz + lane)))
         _gather_images(call, plan, 16 * part, sums, images)
         _total_sums(call, 16 * part, sums, count, floats(call.pieces + 4 * part * count))
 

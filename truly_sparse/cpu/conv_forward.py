@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from typing import cast
 
-from .conv_shape import across, fill_zeros, window_rows, windows, winners_at, y_at
+from .conv_blocks import add_four_windows
+from .conv_shape import across, fill_zeros, store_best, store_pixel, window_rows, windows, winners_at, y_at
 from .convert import by_features, hand_out_result, take_in_images
 from .kernel import kernel
 from .records import CALL, PLAN, Call, Phase, Plan
@@ -21,14 +22,10 @@ from .simd import (
     compiled,
     floats,
     fma,
-    largest,
     load,
     longs,
-    maximum,
     octets,
     splat,
-    store,
-    store_winner,
     zeros,
 )
 
@@ -43,7 +40,8 @@ def conv_forward(call: Call, plan: Plan, stage: int, lanes: int) -> list[Phase]:
     if (plan.rows, plan.columns) != (plan.height, plan.width):
         phases.append(Phase(clear_padding.address, stage, parts, plan.inputs * plan.plane * lanes // 4))
     rows = window_rows(plan, call.pool)
-    phases.append(Phase(add_windows.address, stage, parts * rows, plan.nnz * plan.out_h * plan.out_w * lanes))
+    loop = add_four_windows if plan.tall > 1 else add_windows
+    phases.append(Phase(loop.address, stage, parts * rows, plan.nnz * plan.out_h * plan.out_w * lanes))
     if call.result:
         phases.append(by_features(hand_out_result, cast(int, call.result_sample), stage, lanes))
     return phases
@@ -59,23 +57,6 @@ def _clear_padding(call, plan, b):
         fill_zeros(x, plan, b, c, bottom, plan.rows, 0, plan.columns)
         fill_zeros(x, plan, b, c, top, bottom, 0, left)
         fill_zeros(x, plan, b, c, top, bottom, right, plan.columns)
-
-
-@compiled
-def _store_best(y, at, winners, winner, remember, relu, p00, p01, p10, p11):
-    """Write the largest of a window's four results, with ReLU."""
-    best = largest(p00, p01, p10, p11)
-    if remember:
-        store_winner(winners, winner, p00, p01, p10, p11, best, relu)
-    store(y, at, maximum(zeros(NATIVE), best) if relu else best)
-
-
-@compiled
-def _store_pixel(call, plan, o, i, j, b, pixel):
-    """Write one result, with ReLU, unless it lies beyond the edge."""
-    if i < plan.out_h and j < plan.out_w:
-        at, step = y_at(call, i, j, b)
-        store(floats(call.y), at + o * step, maximum(zeros(NATIVE), pixel) if call.relu else pixel)
 
 
 @compiled
@@ -96,12 +77,12 @@ def _add_window(call, plan, i, j, b):
             p10 = fma(weight, load(x, at + down, zero), p10)
             p11 = fma(weight, load(x, at + down + right, zero), p11)
         if pool:
-            _store_best(y, at_y, winners, winner, remember, relu, p00, p01, p10, p11)
+            store_best(y, at_y, winners, winner, remember, relu, p00, p01, p10, p11)
         else:
-            _store_pixel(call, plan, o, i, j, b, p00)
-            _store_pixel(call, plan, o, i, j + 1, b, p01)
-            _store_pixel(call, plan, o, i + 1, j, b, p10)
-            _store_pixel(call, plan, o, i + 1, j + 1, b, p11)
+            store_pixel(call, plan, o, i, j, b, p00)
+            store_pixel(call, plan, o, i, j + 1, b, p01)
+            store_pixel(call, plan, o, i + 1, j, b, p10)
+            store_pixel(call, plan, o, i + 1, j + 1, b, p11)
         at_y, winner = at_y + step_y, winner + step_winner
 
 
@@ -128,17 +109,17 @@ def _add_two_windows(call, plan, i, j, b):
             p12 = fma(weight, load(x, below + 2 * right, zero), p12)
             p13 = fma(weight, load(x, below + 3 * right, zero), p13)
         if pool:
-            _store_best(y, at_y, winners, winner, remember, relu, p00, p01, p10, p11)
-            _store_best(y, at_y + next_y, winners, winner + 16, remember, relu, p02, p03, p12, p13)
+            store_best(y, at_y, winners, winner, remember, relu, p00, p01, p10, p11)
+            store_best(y, at_y + next_y, winners, winner + 16, remember, relu, p02, p03, p12, p13)
         else:
-            _store_pixel(call, plan, o, i, j, b, p00)
-            _store_pixel(call, plan, o, i, j + 1, b, p01)
-            _store_pixel(call, plan, o, i, j + 2, b, p02)
-            _store_pixel(call, plan, o, i, j + 3, b, p03)
-            _store_pixel(call, plan, o, i + 1, j, b, p10)
-            _store_pixel(call, plan, o, i + 1, j + 1, b, p11)
-            _store_pixel(call, plan, o, i + 1, j + 2, b, p12)
-            _store_pixel(call, plan, o, i + 1, j + 3, b, p13)
+            store_pixel(call, plan, o, i, j, b, p00)
+            store_pixel(call, plan, o, i, j + 1, b, p01)
+            store_pixel(call, plan, o, i, j + 2, b, p02)
+            store_pixel(call, plan, o, i, j + 3, b, p03)
+            store_pixel(call, plan, o, i + 1, j, b, p10)
+            store_pixel(call, plan, o, i + 1, j + 1, b, p11)
+            store_pixel(call, plan, o, i + 1, j + 2, b, p12)
+            store_pixel(call, plan, o, i + 1, j + 3, b, p13)
         at_y, winner = at_y + step_y, winner + step_winner
 
 

@@ -1,11 +1,11 @@
-"""Sizes and addresses that both passes of a convolution use."""
+"""What several kernels of a convolution use: sizes, addresses, and how results are stored."""
 # Compiled functions have no type hints: numba infers them. Names mean the same everywhere: x, y, g, dx are activations
 # and gradients; x_row … the floats from one of their pixels to the next; b the first lane of the batch.
 # ruff: noqa: ANN001, ANN201
 
 from __future__ import annotations
 
-from .simd import NATIVE, compiled, store, zeros
+from .simd import NATIVE, compiled, floats, largest, maximum, store, store_winner, zeros
 
 
 def window_rows(plan, pool):
@@ -41,3 +41,20 @@ def winners_at(plan, i, j, b):
 def y_at(call, i, j, b):
     """Return the position of pixel (i, j) of the first channel of the result, and the floats to the next channel."""
     return (i * call.y_width + j) * call.y_row + b // 16 * call.y_group + b % 16, call.y_plane * call.y_row
+
+
+@compiled
+def store_best(y, at, winners, winner, remember, relu, p00, p01, p10, p11):
+    """Write the largest of a window's four results, with ReLU."""
+    best = largest(p00, p01, p10, p11)
+    if remember:
+        store_winner(winners, winner, p00, p01, p10, p11, best, relu)
+    store(y, at, maximum(zeros(NATIVE), best) if relu else best)
+
+
+@compiled
+def store_pixel(call, plan, o, i, j, b, pixel):
+    """Write one result, with ReLU, unless it lies beyond the edge."""
+    if i < plan.out_h and j < plan.out_w:
+        at, step = y_at(call, i, j, b)
+        store(floats(call.y), at + o * step, maximum(zeros(NATIVE), pixel) if call.relu else pixel)

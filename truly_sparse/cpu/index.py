@@ -16,7 +16,8 @@ import torch
 
 from ..arguments import check_count, pair, require, shown
 from ..errors import InvalidArgumentError
-from ..positions import check_connections, loops_or_none
+from ..positions import check_connections
+from .blocks import check_blocks, check_structure, in_rows, joined, sort_by_column, split
 
 MOST = 2**32  # weights of a layer; kernels store their numbers in 4 bytes
 CHUNKS = 64  # pieces of work with equal numbers of nonzeros; fixed, so that results do not depend on the threads
@@ -45,21 +46,29 @@ class _Index:
 
 @dataclass(frozen=True, eq=False)
 class LinearIndex(_Index):
-    """The nonzeros of a ``[out, in]`` weight.
+    """The nonzeros of a ``[out, in]`` weight, in blocks of ``R`` outputs × ``C`` inputs (1×1: any weight).
+
+    The outputs of one block row have the same inputs, which are listed once; so are the outputs of a block column. The
+    weights themselves stay in the order of their flat positions, whatever the blocks are.
 
     Attributes:
         shape: ``(out, in)``.
-        indptr: ``values[indptr[o]:indptr[o + 1]]`` are the weights of output ``o``; int64 ``[out + 1]``.
-        cols: their inputs; uint16 or uint32 ``[nnz]``.
-        t_indptr: the order by block of outputs, then by input: weights ``t_indptr[b * in + i]`` to
-            ``t_indptr[b * in + i + 1]`` belong to input ``i`` in block ``b``; int64 ``[blocks * in + 1]``.
-        t_rows: their outputs; uint16 or uint32 ``[nnz]``.
-        t_perm: their positions in ``values``; uint32 ``[nnz]``.
-        row_chunks: borders between outputs of about equal work; int64 ``[≤ CHUNKS + 1]``.
-        col_chunks: borders between inputs of about equal work; int64 ``[≤ CHUNKS + 1]``.
+        structure: ``(R, C)``.
+        indptr: ``cols[indptr[o]:indptr[o + 1]]`` are the ``n`` inputs of the outputs ``R * o`` to ``R * o + R - 1``;
+            the ``k``-th weight of the ``r``-th of them is ``values[R * indptr[o] + r * n + k]``; int64
+            ``[out / R + 1]``.
+        cols: the inputs; uint16 or uint32 ``[nnz / R]``.
+        t_indptr: the order by part of the outputs, then by block column: entries ``t_indptr[b * in / C + i]`` to
+            ``t_indptr[b * in / C + i + 1]`` belong to inputs ``C * i`` to ``C * i + C - 1`` and part ``b``; int64
+            ``[blocks * in / C + 1]``.
+        t_rows: their outputs; uint16 or uint32 ``[nnz / C]``.
+        t_perm: the positions in ``values`` of the first of their ``C`` weights; uint32 ``[nnz / C]``.
+        row_chunks: borders between block rows of about equal work; int64 ``[≤ CHUNKS + 1]``.
+        col_chunks: borders between block columns of about equal work; int64 ``[≤ CHUNKS + 1]``.
     """
 
     shape: tuple[int, int]
+    structure: tuple[int, int]
     indptr: np.ndarray
     cols: np.ndarray
     t_indptr: np.ndarray
@@ -72,39 +81,51 @@ class LinearIndex(_Index):
     _places: dict[torch.device, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        rows, columns = self.shape
-        _check_array("indptr", self.indptr, _is_pointers(self.indptr, rows, self.nnz))
-        _check_array("cols", self.cols, _is_below(self.cols, columns, self.nnz, _unsigned(columns)))
-        _check_array("t_indptr", self.t_indptr, _is_pointers(self.t_indptr, max(1, self.blocks) * columns, self.nnz))
-        _check_array("t_rows", self.t_rows, _is_below(self.t_rows, rows, self.nnz, _unsigned(rows)))
-        _check_array("t_perm", self.t_perm, _is_below(self.t_perm, self.nnz, self.nnz, np.uint32))
-        for name, chunks, end in (("row_chunks", self.row_chunks, rows), ("col_chunks", self.col_chunks, columns)):
+        (rows, columns), (tall, wide) = self.shape, self.structure
+        by_row, by_column, nnz = rows // tall, columns // wide, self.nnz
+        _check_array("indptr", self.indptr, _is_pointers(self.indptr, by_row, nnz // tall))
+        _check_array("cols", self.cols, _is_below(self.cols, columns, nnz // tall, _unsigned(columns)))
+        pointers = _is_pointers(self.t_indptr, max(1, self.blocks) * by_column, nnz // wide)
+        _check_array("t_indptr", self.t_indptr, pointers)
+        _check_array("t_rows", self.t_rows, _is_below(self.t_rows, rows, nnz // wide, _unsigned(rows)))
+        _check_array("t_perm", self.t_perm, _is_below(self.t_perm, nnz + 1 - wide, nnz // wide, np.uint32))
+        for name, chunks, end in (("row_chunks", self.row_chunks, by_row), ("col_chunks", self.col_chunks, by_column)):
             _check_array(name, chunks, _is_pointers(chunks, chunks.size - 1, end))
 
     @classmethod
-    def build(cls, flat: torch.Tensor, shape: tuple[int, int]) -> LinearIndex:
+    def build(cls, flat: torch.Tensor, shape: tuple[int, int], structure: tuple[int, int] = (1, 1)) -> LinearIndex:
         """Index the weights at positions ``flat`` (int64 ``[nnz]``, sorted, unique) of a dense ``(out, in)`` weight.
 
+        Args:
+            flat: the positions.
+            shape: of the dense weight.
+            structure: the positions are whole blocks of so many outputs × inputs.
+
         Raises:
-            InvalidArgumentError: wrong dtype or dimension, out of range, unsorted or duplicate positions, bad shape.
+            InvalidArgumentError: wrong dtype or dimension, out of range, unsorted or duplicate positions, bad shape,
+                blocks that do not divide it or are not whole.
         """
         if len(shape) != 2 or not all(isinstance(size, (int, np.integer)) for size in shape):
             raise InvalidArgumentError(f"shape={shown(shape)} of a linear layer's weight; give integers (out, in).")
         shape = int(shape[0]), int(shape[1])
+        structure = check_structure(structure, shape)
         positions = _checked(flat, shape)
-        nnz, inputs = len(positions), shape[1]
-        indptr, cols = _split(positions, shape)
-        blocks = max(1, min(nnz // BLOCK, nnz // (RUN * max(inputs, 1))))
-        t_rows: np.ndarray = np.empty(nnz, _unsigned(shape[0]))
-        t_perm = np.empty(nnz, np.uint32)
-        ends = np.zeros((blocks, inputs), np.int64)  # where the weights of each block and input end
-        borders = np.searchsorted(indptr, np.linspace(0, nnz, blocks + 1))  # of the outputs of each block
+        nnz, (tall, wide), columns = len(positions), structure, shape[1] // structure[1]
+        indptr, cols = split(positions, shape, tall, _unsigned(shape[1]))
+        if structure != (1, 1):
+            check_blocks(positions, indptr, cols, shape, structure)
+        blocks = max(1, min(nnz // BLOCK, nnz // (RUN * max(shape[1], 1))))
+        t_rows: np.ndarray = np.empty(nnz // wide, _unsigned(shape[0]))
+        t_perm = np.empty(nnz // wide, np.uint32)
+        ends = np.zeros((blocks, columns), np.int64)  # where the weights of each part and block column end
+        borders = np.searchsorted(indptr, np.linspace(0, nnz // tall, blocks + 1))  # of the block rows of each part
         for block, (top, bottom) in enumerate(itertools.pairwise(borders)):
-            _sort_by_column(indptr, cols, top, bottom, ends[block], t_rows, t_perm)
+            sort_by_column(indptr, cols, structure, top, bottom, ends[block], t_rows, t_perm)
         t_indptr = np.concatenate([[0], ends.reshape(-1)])
-        sizes = np.diff(t_indptr).reshape(blocks, inputs)
+        sizes = np.diff(t_indptr).reshape(blocks, columns)
         return cls(
             shape,
+            structure,
             indptr,
             cols,
             t_indptr,
@@ -115,23 +136,23 @@ class LinearIndex(_Index):
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LinearIndex.build, (self.flat(), self.shape)
+        return LinearIndex.build, (self.flat(), self.shape, self.structure)
 
     @property
     def nnz(self) -> int:
         """The number of weights."""
-        return self.cols.size
+        return self.cols.size * self.structure[0]
 
     @property
     def blocks(self) -> int:
-        """The number of blocks of outputs in ``t_indptr``."""
-        return (self.t_indptr.size - 1) // max(self.shape[1], 1)
+        """The number of parts of the outputs in ``t_indptr``."""
+        return (self.t_indptr.size - 1) // max(self.shape[1] // self.structure[1], 1)
 
     @property
     def largest_piece(self) -> int:
-        """The largest number of weights in one block between two ``col_chunks``."""
-        starts = self.shape[1] * np.arange(self.blocks)[:, None] + self.col_chunks
-        return int(np.diff(self.t_indptr[starts]).max(initial=0))
+        """The largest number of weights in one part between two ``col_chunks``."""
+        starts = self.shape[1] // self.structure[1] * np.arange(self.blocks)[:, None] + self.col_chunks
+        return self.structure[1] * int(np.diff(self.t_indptr[starts]).max(initial=0))
 
     @property
     def nbytes(self) -> int:
@@ -141,12 +162,7 @@ class LinearIndex(_Index):
 
     def flat(self) -> torch.Tensor:
         """Return the flat positions: int64 ``[nnz]``, sorted (computed, not stored)."""
-        loops, positions = loops_or_none(), np.empty(self.nnz, np.int64)
-        if loops is None:
-            positions[:] = np.repeat(np.arange(self.shape[0]), np.diff(self.indptr)) * self.shape[1] + self.cols
-        else:
-            loops.joined(self.indptr, self.cols, self.shape[1], positions)
-        return torch.from_numpy(positions)
+        return torch.from_numpy(joined(self.indptr, self.cols, self.shape[1], self.structure[0]))
 
     def coordinates(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Return rows and columns as int64 tensors ``[nnz]`` on a device, for ``reference.py``; cached."""
@@ -161,12 +177,16 @@ class LinearIndex(_Index):
 class ConvIndex(_Index):
     """The nonzeros of an ``[out, in / groups, kernel_h, kernel_w]`` weight, and the convolution's geometry.
 
+    Weights exist in blocks of ``R`` output × ``C`` input channels, for each position in the kernel (``LinearIndex``).
+
     Attributes:
         shape: the dense weight's shape.
         stride, padding, dilation: ``(vertical, horizontal)`` each, as in ``nn.Conv2d``.
         groups: number of groups.
-        indptr: ``values[indptr[o]:indptr[o + 1]]`` are the weights of output channel ``o``; int64 ``[out + 1]``.
-        taps: their ``(input channel, dy, dx)``, channels counted over all groups; int32 ``[nnz, 3]``.
+        structure: ``(R, C)``.
+        indptr: ``taps[indptr[o]:indptr[o + 1]]`` belong to the output channels ``R * o`` to ``R * o + R - 1``; int64
+            ``[out / R + 1]``.
+        taps: ``(input channel, dy, dx)`` of their weights, channels counted over all groups; int32 ``[nnz / R, 3]``.
     """
 
     shape: tuple[int, int, int, int]
@@ -174,6 +194,7 @@ class ConvIndex(_Index):
     padding: tuple[int, int]
     dilation: tuple[int, int]
     groups: int
+    structure: tuple[int, int]
     indptr: np.ndarray
     taps: np.ndarray
     number: int = field(default_factory=_numbers.__next__, repr=False)
@@ -182,8 +203,9 @@ class ConvIndex(_Index):
 
     def __post_init__(self) -> None:
         out, channels, *kernel = self.shape
-        _check_array("indptr", self.indptr, _is_pointers(self.indptr, out, self.nnz))
-        _check_array("taps", self.taps, _is_taps(self.taps, self.nnz, (channels * self.groups, *kernel)))
+        listed = len(self.taps)
+        _check_array("indptr", self.indptr, _is_pointers(self.indptr, out // self.structure[0], listed))
+        _check_array("taps", self.taps, _is_taps(self.taps, listed, (channels * self.groups, *kernel)))
 
     @classmethod
     def build(
@@ -194,11 +216,13 @@ class ConvIndex(_Index):
         padding: tuple[int, int] = (0, 0),
         dilation: tuple[int, int] = (1, 1),
         groups: int = 1,
+        structure: tuple[int, int] = (1, 1),
     ) -> ConvIndex:
         """Index the weights at positions ``flat`` (int64 ``[nnz]``, sorted, unique) of a dense convolution weight.
 
         Raises:
-            InvalidArgumentError: wrong dtype or dimension, out of range, unsorted or duplicate positions, bad geometry.
+            InvalidArgumentError: wrong dtype or dimension, out of range, unsorted or duplicate positions, bad geometry,
+                blocks of ``structure`` that do not divide the channels of a group or are not whole.
         """
         if len(shape) != 4 or not all(isinstance(size, (int, np.integer)) for size in shape):
             raise InvalidArgumentError(f"shape={shown(shape)} of a convolution's weight; give (out, in, kh, kw).")
@@ -207,29 +231,26 @@ class ConvIndex(_Index):
         check_count("groups", groups, least=1)
         require(shape[0] % groups == 0, "groups", groups, f"use a divisor of the {shape[0]} output channels")
         out, channels, height, width = map(int, shape)
-        position = _checked(flat, (out, channels, height, width))
-        position, dx = np.divmod(position, max(width, 1))
-        position, dy = np.divmod(position, max(height, 1))
-        o, c = np.divmod(position, max(channels, 1))
+        structure = check_structure(structure, (out, channels), groups)
+        positions, inputs = _checked(flat, (out, channels, height, width)), channels * height * width
+        indptr, cols = split(positions, (out, inputs), structure[0], _unsigned(inputs))
+        if structure != (1, 1):
+            check_blocks(positions, indptr, cols, (out, inputs), structure, height * width)
+        position, dx = np.divmod(cols.astype(np.int64), max(width, 1))
+        c, dy = np.divmod(position, max(height, 1))
+        o = np.repeat(np.arange(0, out, structure[0]), np.diff(indptr))
         c += o // max(out // groups, 1) * channels
-        return cls(
-            (out, channels, height, width),
-            stride,
-            padding,
-            dilation,
-            groups,
-            np.searchsorted(o, np.arange(out + 1)).astype(np.int64),
-            np.stack([c, dy, dx], axis=1).astype(np.int32),
-        )
+        taps = np.stack([c, dy, dx], axis=1).astype(np.int32)
+        return cls((out, channels, height, width), stride, padding, dilation, groups, structure, indptr, taps)
 
     def __reduce__(self) -> tuple[Any, ...]:
         geometry = (self.stride, self.padding, self.dilation, self.groups)
-        return ConvIndex.build, (self.flat(), self.shape, *geometry)
+        return ConvIndex.build, (self.flat(), self.shape, *geometry, self.structure)
 
     @property
     def nnz(self) -> int:
         """The number of weights."""
-        return len(self.taps)
+        return len(self.taps) * self.structure[0]
 
     @property
     def nbytes(self) -> int:
@@ -238,8 +259,8 @@ class ConvIndex(_Index):
 
     def flat(self) -> torch.Tensor:
         """Return the flat positions: int64 ``[nnz]``, sorted (computed, not stored)."""
-        o = np.repeat(np.arange(self.shape[0]), np.diff(self.indptr))
-        c, dy, dx = self.taps.astype(np.int64).T
+        o, places = in_rows(self.indptr, self.structure[0])
+        c, dy, dx = self.taps[places].astype(np.int64).T
         _, channels, height, width = self.shape
         return torch.from_numpy(((o * channels + c % max(channels, 1)) * height + dy) * width + dx)
 
@@ -296,53 +317,8 @@ def _is_taps(array: np.ndarray, nnz: int, sizes: tuple[int, ...]) -> bool:
     return bool((array.min(0, initial=0) >= 0).all() and (array.max(0, initial=-1) < sizes).all())
 
 
-def _split(positions: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return where each row begins, and the columns."""
-    rows, inputs = shape
-    loops = loops_or_none()
-    cols: np.ndarray = np.empty(len(positions), _unsigned(inputs))
-    if loops is None:
-        np.remainder(positions, max(inputs, 1), out=cols, casting="unsafe")  # needs no array of wider numbers
-        return np.searchsorted(positions, np.arange(rows + 1) * inputs), cols
-    indptr = np.zeros(rows + 1, np.int64)
-    loops.split(positions, inputs, indptr, cols)
-    return indptr, cols
-
-
-def _sort_by_column(
-    indptr: np.ndarray,
-    cols: np.ndarray,
-    top: int,
-    bottom: int,
-    ends: np.ndarray,
-    t_rows: np.ndarray,
-    t_perm: np.ndarray,
-) -> None:
-    """Write row and place of the weights of rows ``top`` to ``bottom``, by column, and where each column ends."""
-    loops = loops_or_none()
-    if loops is not None:
-        loops.by_column(indptr, cols, top, bottom, ends, t_rows, t_perm)
-        return
-    first, last = indptr[top], indptr[bottom]
-    order = _stable_order(cols[first:last])
-    rows = np.repeat(np.arange(top, bottom, dtype=t_rows.dtype), np.diff(indptr[top : bottom + 1]))
-    t_rows[first:last], t_perm[first:last] = rows[order], order + first
-    ends[:] = first + np.cumsum(np.bincount(cols[first:last], minlength=len(ends)))
-
-
 def _unsigned(size: int) -> type:
     return np.uint16 if size <= 2**16 else np.uint32
-
-
-def _stable_order(numbers: np.ndarray) -> np.ndarray:
-    """Return the permutation that sorts uint16 or uint32 numbers; equal ones keep their order. Linear time.
-
-    numpy sorts numbers of 16 bits digit by digit, so wider ones are sorted by their low half, then by their high half.
-    """
-    if numbers.dtype == np.uint16:
-        return np.argsort(numbers, kind="stable")
-    order = np.argsort(numbers.astype(np.uint16), kind="stable")
-    return order[np.argsort((numbers >> 16).astype(np.uint16)[order], kind="stable")]
 
 
 def _chunks(indptr: np.ndarray) -> np.ndarray:

@@ -15,6 +15,8 @@ import numpy as np
 
 from .convert import SIDE_BY_SIDE, by_features, hand_out, hand_out_result, take_in
 from .kernel import Kernel, kernel
+from .linear_blocks import four_inputs_of, four_of_one_sample, four_outputs_of, four_products_of, one_input_of
+from .linear_shape import WIDTHS, WIDTHS_OF_FOUR, first_lane, store_input_gradient, tiles
 from .memory import LANES
 from .records import CALL, PLAN, Call, Phase, Plan
 from .simd import (
@@ -38,8 +40,6 @@ from .simd import (
     zeros,
 )
 
-# Lanes of the batch per register tile; a CPU without AVX-512 has registers for at most 32.
-WIDTHS = (64, 32, 16) if NATIVE == 16 else (32, 16)
 
 
 def linear_forward(call: Call, plan: Plan, stage: int, lanes: int, single: bool) -> list[Phase]:
@@ -47,14 +47,16 @@ def linear_forward(call: Call, plan: Plan, stage: int, lanes: int, single: bool)
 
     The part of the input that a tile reads then stays in the cache for all outputs.
     """
+    fours = plan.tall % 4 == 0
     if single:
-        return [Phase(one_sample(plan.col_bytes).address, stage, plan.row_pieces, LANES * plan.nnz)]
+        loop = (four_of_one_sample if fours else one_sample)(plan.col_bytes)
+        return [Phase(loop.address, stage, plan.row_pieces, LANES * plan.nnz)]
     phases = []
     if call.source:
         phases.append(by_features(take_in_features, plan.inputs, stage, lanes))
-    for width, tiles in _tiles(lanes):
-        loop = outputs_of(width, plan.col_bytes).address
-        phases.append(Phase(loop, stage, tiles * plan.row_pieces, tiles * width * plan.nnz))
+    for width, count in tiles(lanes, WIDTHS_OF_FOUR if fours else WIDTHS):
+        loop = (four_outputs_of if fours else outputs_of)(width, plan.col_bytes)
+        phases.append(Phase(loop.address, stage, count * plan.row_pieces, count * width * plan.nnz))
     if call.result:
         phases.append(by_features(hand_out_result, plan.outputs, stage, lanes))
     return phases
@@ -67,8 +69,10 @@ def linear_backward(call: Call, plan: Plan, stage: int, lanes: int, to_mask: boo
         phases.append(by_features(take_in_gradients, plan.outputs, stage, lanes))
     if to_mask:
         phases.append(Phase(mask.address, stage, plan.row_pieces, lanes * plan.outputs))
-    for width, tiles in _tiles(lanes):
-        work = tiles * width * plan.nnz
+    if plan.tall % 4 == 0 or plan.wide % 4 == 0:
+        return phases + _backward_of_blocks(call, plan, stage, lanes)
+    for width, count in tiles(lanes):
+        work = count * width * plan.nnz
         if call.dx:
             phases.append(Phase(inputs_of(width, plan.row_bytes).address, stage, plan.col_pieces, 2 * work))
         else:
@@ -78,19 +82,19 @@ def linear_backward(call: Call, plan: Plan, stage: int, lanes: int, to_mask: boo
     return phases
 
 
-def _tiles(lanes: int) -> list[tuple[int, int]]:
-    """Return the widths of the batch tiles that cover the lanes, with the number of tiles of each."""
-    tiles = []
-    for width in WIDTHS:
-        tiles.append((width, lanes // width))
-        lanes %= width
-    return [(width, count) for width, count in tiles if count]
+def _backward_of_blocks(call: Call, plan: Plan, stage: int, lanes: int) -> list[Phase]:
+    """Return the kernels of the gradients of input and weights, where four outputs or four inputs share positions."""
+    phases = []
+    widths, loop_of = (WIDTHS, one_input_of) if plan.wide % 4 else (WIDTHS_OF_FOUR, four_inputs_of)
+    for width, count in tiles(lanes, widths) if call.dx else []:
+        loop = loop_of(width, plan.row_bytes)
+        phases.append(Phase(loop.address, stage, plan.col_pieces, count * width * plan.nnz))
+    by_input = plan.tall % 4 > 0
+    loop = four_products_of(by_input, plan.row_bytes if by_input else plan.col_bytes)
+    pieces = plan.col_pieces if by_input else plan.row_pieces
+    return [*phases, Phase(loop.address, stage, pieces, lanes * plan.nnz)]
 
 
-@compiled
-def _first_lane(lanes, width):
-    """Return the first lane of the tiles of this width, which follow the wider ones."""
-    return 0 if width == WIDTHS[0] else lanes // (2 * width) * (2 * width)
 
 
 @kernel(CALL, PLAN)
@@ -126,20 +130,24 @@ def outputs_of(width: int, position_bytes: int) -> Kernel:
         zero = zeros(width)
         for piece in range(first, last):
             tile, chunk = piece // plan.row_pieces, piece % plan.row_pieces
-            b = _first_lane(call.lanes, width) + tile * width
-            for o in range(borders[chunk], borders[chunk + 1]):
-                even, odd = splat(bias[o], zero), zero  # two independent sums hide the latency of the additions
-                k, end = indptr[o], indptr[o + 1]
-                while k + 1 < end:
-                    even = fma(values[k], load(x, cols[k] * x_row + b, zero), even)
-                    odd = fma(values[k + 1], load(x, cols[k + 1] * x_row + b, zero), odd)
-                    k += 2
-                if k < end:
-                    even = fma(values[k], load(x, cols[k] * x_row + b, zero), even)
-                result = add(even, odd)
-                if relu:
-                    result = maximum(zero, result)
-                store(y, o * y_row + b, result)
+            b = first_lane(call.lanes, width, WIDTHS[0]) + tile * width
+            for block in range(borders[chunk], borders[chunk + 1]):
+                start, end = indptr[block], indptr[block + 1]
+                to_value = (plan.tall - 1) * start
+                for o in range(plan.tall * block, plan.tall * (block + 1)):
+                    even, odd = splat(bias[o], zero), zero  # two independent sums hide the latency of the additions
+                    k = start
+                    while k + 1 < end:
+                        even = fma(values[k + to_value], load(x, cols[k] * x_row + b, zero), even)
+                        odd = fma(values[k + 1 + to_value], load(x, cols[k + 1] * x_row + b, zero), odd)
+                        k += 2
+                    if k < end:
+                        even = fma(values[k + to_value], load(x, cols[k] * x_row + b, zero), even)
+                    result = add(even, odd)
+                    if relu:
+                        result = maximum(zero, result)
+                    store(y, o * y_row + b, result)
+                    to_value += end - start
 
     return outputs
 
@@ -153,15 +161,19 @@ def one_sample(position_bytes: int) -> Kernel:
         x, x_row, y, y_row = floats(call.x), call.x_row, floats(call.y), call.y_row
         values, bias, relu = floats(call.values), floats(call.bias), call.relu
         cols, indptr, borders = positions(plan.cols, position_bytes), longs(plan.indptr), longs(plan.row_chunks)
-        for o in range(borders[first], borders[last]):
-            result = bias[o]
-            if x_row == 1:  # without a multiplication of each position
-                for k in range(indptr[o], indptr[o + 1]):
-                    result += values[k] * x[cols[k]]
-            else:
-                for k in range(indptr[o], indptr[o + 1]):
-                    result += values[k] * x[cols[k] * x_row]
-            y[o * y_row] = max(result, np.float32(0)) if relu else result
+        for block in range(borders[first], borders[last]):
+            start, end = indptr[block], indptr[block + 1]
+            to_value = (plan.tall - 1) * start
+            for o in range(plan.tall * block, plan.tall * (block + 1)):
+                result = bias[o]
+                if x_row == 1:  # without a multiplication of each position
+                    for k in range(start, end):
+                        result += values[k + to_value] * x[cols[k]]
+                else:
+                    for k in range(start, end):
+                        result += values[k + to_value] * x[cols[k] * x_row]
+                y[o * y_row] = max(result, np.float32(0)) if relu else result
+                to_value += end - start
 
     return sample
 
@@ -170,6 +182,14 @@ def make_all() -> None:
     """Make the kernels of all widths and sizes of positions, so that ``warmup`` compiles them."""
     for position_bytes in (2, 4):
         one_sample(position_bytes)
+        four_of_one_sample(position_bytes)
+        for width in WIDTHS_OF_FOUR:
+            four_outputs_of(width, position_bytes)
+            four_inputs_of(width, position_bytes)
+        for width in WIDTHS:
+            one_input_of(width, position_bytes)
+        for by_input in (False, True):
+            four_products_of(by_input, position_bytes)
         for width in WIDTHS:
             outputs_of(width, position_bytes)
             dots_of(width, position_bytes)
@@ -181,7 +201,7 @@ def mask(call, plan, first, last, thread):
     """Write ``masked``, the gradient before ReLU with zeros in the padding, and ``dbias``, its sums over the batch."""
     g, masked, y, dbias = floats(call.g), floats(call.masked), floats(call.y), floats(call.dbias)
     borders = longs(plan.row_chunks)
-    for o in range(borders[first], borders[last]):
+    for o in range(plan.tall * borders[first], plan.tall * borders[last]):
         over_batch = zeros(16)
         for b in range(0, call.lanes, 16):
             part = first_lanes(call.batch - b, load(g, o * call.g_row + b, over_batch))
@@ -201,29 +221,21 @@ def dots_of(width: int, position_bytes: int) -> Kernel:
         x, x_row, g, g_row = floats(call.x), call.x_row, floats(call.masked), call.masked_row
         cols = positions(plan.cols, position_bytes)
         dvalues, indptr, borders, zero = floats(call.dvalues), longs(plan.indptr), longs(plan.row_chunks), zeros(width)
-        b = _first_lane(call.lanes, width)
+        b = first_lane(call.lanes, width, WIDTHS[0])
         while call.lanes - b >= width:
-            for o in range(borders[first], borders[last]):
-                gradient = load(g, o * g_row + b, zero)
-                for k in range(indptr[o], indptr[o + 1]):
-                    row = load(x, cols[k] * x_row + b, zero)
-                    product = total(products(gradient, first_lanes(call.batch - b, row), zeros(NATIVE)))
-                    dvalues[k] = product if b == 0 else dvalues[k] + product
+            for block in range(borders[first], borders[last]):
+                start, end = indptr[block], indptr[block + 1]
+                to_value = (plan.tall - 1) * start
+                for o in range(plan.tall * block, plan.tall * (block + 1)):
+                    gradient = load(g, o * g_row + b, zero)
+                    for k in range(start, end):
+                        row, at = load(x, cols[k] * x_row + b, zero), k + to_value
+                        product = total(products(gradient, first_lanes(call.batch - b, row), zeros(NATIVE)))
+                        dvalues[at] = product if b == 0 else dvalues[at] + product
+                    to_value += end - start
             b += width
 
     return dots
-
-
-@compiled
-def _store_input_gradient(call, i, b, tile, row):
-    """Write the input's gradient. If the layer before is linear, this also does the work of its ``mask``."""
-    if call.dbias_before:
-        dbias = floats(call.dbias_before)
-        tile = first_lanes(call.batch - b, tile)
-        if call.relu_before:
-            tile = where_positive(row, tile)
-        dbias[i] = total(tile) if b == 0 else dbias[i] + total(tile)
-    store(floats(call.dx), i * call.dx_row + b, tile)
 
 
 @compiled
@@ -249,38 +261,43 @@ def inputs_of(width: int, position_bytes: int) -> Kernel:
         x_row, g_row, dx_row, values = call.x_row, call.masked_row, call.dx_row, floats(call.values)
         dvalues, waiting = floats(call.dvalues), floats(call.scratch + thread * call.scratch_bytes)
         for block in range(plan.blocks):
-            indptr = longs(plan.t_indptr + 8 * block * plan.inputs)
-            b = _first_lane(call.lanes, width)
+            indptr = longs(plan.t_indptr + 8 * block * (plan.inputs // plan.wide))
+            b = first_lane(call.lanes, width, WIDTHS[0])
             while call.lanes - b >= width:
                 x, g, dx = floats(call.x + 4 * b), floats(call.masked + 4 * b), floats(call.dx + 4 * b)
                 for piece in range(first, last):
-                    start = indptr[borders[piece]]
-                    for i in range(borders[piece], borders[piece + 1]):
-                        row = first_lanes(call.batch - b, load(x, i * x_row, zero))
-                        even = load(dx, i * dx_row, zero) if block > 0 else zero
-                        odd = zero  # two independent sums hide the latency of the additions
-                        k, end = indptr[i], indptr[i + 1]
-                        while k + 8 <= end:
-                            even, p = _product(g, rows[k] * g_row, values[perm[k]], even, row, like)
-                            odd, q = _product(g, rows[k + 1] * g_row, values[perm[k + 1]], odd, row, like)
-                            even, r = _product(g, rows[k + 2] * g_row, values[perm[k + 2]], even, row, like)
-                            odd, s = _product(g, rows[k + 3] * g_row, values[perm[k + 3]], odd, row, like)
-                            even, t = _product(g, rows[k + 4] * g_row, values[perm[k + 4]], even, row, like)
-                            odd, u = _product(g, rows[k + 5] * g_row, values[perm[k + 5]], odd, row, like)
-                            even, v = _product(g, rows[k + 6] * g_row, values[perm[k + 6]], even, row, like)
-                            odd, w = _product(g, rows[k + 7] * g_row, values[perm[k + 7]], odd, row, like)
-                            store(waiting, k - start, totals(p, q, r, s, t, u, v, w))
-                            k += 8
-                        while k < end:
-                            even, p = _product(g, rows[k] * g_row, values[perm[k]], even, row, like)
-                            waiting[k - start] = total(p)
-                            k += 1
-                        if block + 1 == plan.blocks:
-                            _store_input_gradient(call, i, b, add(even, odd), row)
-                        else:
-                            store(dx, i * dx_row, add(even, odd))
-                    for k in range(start, indptr[borders[piece + 1]]):
-                        dvalues[perm[k]] = waiting[k - start] if b == 0 else dvalues[perm[k]] + waiting[k - start]
+                    start, behind = indptr[borders[piece]], indptr[borders[piece + 1]]
+                    for column in range(borders[piece], borders[piece + 1]):
+                        for c in range(plan.wide):
+                            i, k, end = plan.wide * column + c, indptr[column], indptr[column + 1]
+                            to_sum = c * (behind - start) - start
+                            row = first_lanes(call.batch - b, load(x, i * x_row, zero))
+                            even = load(dx, i * dx_row, zero) if block > 0 else zero
+                            odd = zero  # two independent sums hide the latency of the additions
+                            while k + 8 <= end:
+                                even, p = _product(g, rows[k] * g_row, values[perm[k] + c], even, row, like)
+                                odd, q = _product(g, rows[k + 1] * g_row, values[perm[k + 1] + c], odd, row, like)
+                                even, r = _product(g, rows[k + 2] * g_row, values[perm[k + 2] + c], even, row, like)
+                                odd, s = _product(g, rows[k + 3] * g_row, values[perm[k + 3] + c], odd, row, like)
+                                even, t = _product(g, rows[k + 4] * g_row, values[perm[k + 4] + c], even, row, like)
+                                odd, u = _product(g, rows[k + 5] * g_row, values[perm[k + 5] + c], odd, row, like)
+                                even, v = _product(g, rows[k + 6] * g_row, values[perm[k + 6] + c], even, row, like)
+                                odd, w = _product(g, rows[k + 7] * g_row, values[perm[k + 7] + c], odd, row, like)
+                                store(waiting, k + to_sum, totals(p, q, r, s, t, u, v, w))
+                                k += 8
+                            while k < end:
+                                even, p = _product(g, rows[k] * g_row, values[perm[k] + c], even, row, like)
+                                waiting[k + to_sum] = total(p)
+                                k += 1
+                            if block + 1 == plan.blocks:
+                                store_input_gradient(call, i, b, add(even, odd), row)
+                            else:
+                                store(dx, i * dx_row, add(even, odd))
+                    for c in range(plan.wide):
+                        to_sum = c * (behind - start) - start
+                        for k in range(start, behind):
+                            at, number = perm[k] + c, waiting[k + to_sum]
+                            dvalues[at] = number if b == 0 else dvalues[at] + number
                 b += width
 
     return inputs

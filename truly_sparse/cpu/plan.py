@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from ..errors import InvalidArgumentError
+from .blocks import first_of_blocks, in_rows
 from .index import ConvIndex, LinearIndex
 from .memory import LANES
 from .records import CONV, LINEAR, Plan
@@ -121,6 +122,8 @@ def _linear_plan(index: LinearIndex, size: tuple[int, ...]) -> tuple[Plan, tuple
         index.nnz,
         *index.shape,
         address(index.indptr),
+        tall=index.structure[0],
+        wide=index.structure[1],
         blocks=index.blocks,
         t_indptr=address(index.t_indptr),
         t_perm=address(index.t_perm),
@@ -151,19 +154,16 @@ def _conv_plan(index: ConvIndex, size: tuple[int, ...]) -> tuple[Plan, tuple[int
     seen = -(-((height - 1) * columns + width) // 8) * 8  # the backward pass reads tiles of four or eight pixels
     rows = max(rows, -(-(pad_y * columns + pad_x + seen) // columns))
     plane = rows * columns | 1  # odd, so that equal pixels of all channels do not share a cache set
-    channel, dy, dx = index.taps.astype(np.int64).T
-    taps = dy * dilation[0] * columns + dx * dilation[1]
-    offsets = (channel * plane + taps) * LANES
-    order = np.argsort(channel, kind="stable")
-    output = np.repeat(np.arange(outputs), np.diff(index.indptr))
-    by_input = np.stack([order, ((output * plane - taps) * LANES)[order]], 1)
-    t_indptr = np.searchsorted(channel[order], np.arange(inputs + 1))
+    tall, wide, *lists = _conv_lists(index, plane, columns)
+    indptr, offsets, t_indptr, by_input = lists
     plan = Plan(
         CONV,
         index.nnz,
         outputs,
         inputs,
-        address(index.indptr),
+        address(indptr),
+        tall=tall,
+        wide=wide,
         height=height,
         width=width,
         out_h=out_h,
@@ -180,7 +180,37 @@ def _conv_plan(index: ConvIndex, size: tuple[int, ...]) -> tuple[Plan, tuple[int
         by_input=address(by_input),
         lead=(reach[0] - 1) * columns + reach[1] - 1,
     )
-    return plan, (outputs, out_h, out_w), (offsets, t_indptr, by_input)
+    return plan, (outputs, out_h, out_w), tuple(lists)
+
+
+def _conv_lists(index: ConvIndex, plane: int, columns: int) -> tuple[Any, ...]:
+    """Return rows and columns of the blocks that kernels use, and for ``Plan``: indptr, offsets, t_indptr, by_input.
+
+    Kernels process four outputs, and with them four inputs, at a time. Other blocks are treated as single weights.
+    """
+    blocks = index.structure[0] % 4 == 0
+    tall = index.structure[0] if blocks else 1
+    wide = index.structure[1] if blocks and index.structure[1] % 4 == 0 else 1
+    output, place = in_rows(index.indptr, index.structure[0])
+    channel, dy, dx = index.taps.astype(np.int64).T
+    taps = dy * index.dilation[0] * columns + dx * index.dilation[1]
+    offsets = (channel * plane + taps) * LANES
+    gradients = (output * plane - taps[place]) * LANES
+    indptr = index.indptr
+    if not blocks:
+        offsets, indptr = offsets[place], np.searchsorted(output, np.arange(index.shape[0] + 1))
+    number, column = np.arange(index.nnz), channel[place] // wide
+    fields = [number, gradients]
+    if wide > 1:
+        kernel = index.shape[2] * index.shape[3]
+        first, step = first_of_blocks(index.indptr, channel * kernel + dy * index.shape[3] + dx, wide, kernel)
+        steps = np.zeros(len(channel), np.int64)
+        steps[first] = step
+        fields = [number, steps[place], gradients]
+        number = number[steps[place] > 0]
+    order = number[np.argsort(column[number], kind="stable")]
+    t_indptr = np.searchsorted(column[order], np.arange(index.shape[1] * index.groups // wide + 1))
+    return tall, wide, indptr, offsets, t_indptr, np.stack([of[order] for of in fields], 1)
 
 
 def address(array: np.ndarray) -> int:

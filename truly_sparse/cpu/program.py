@@ -343,8 +343,10 @@ def _gradients_of_parameters(
 def _scratch_bytes(stage: Stage, plan: Plan, need_dx: bool) -> int:
     """Return the bytes of scratch memory that a thread needs in the backward pass of a layer."""
     if isinstance(stage.index, LinearIndex):  # gradients of the weights of a piece of the inputs
-        return 4 * stage.index.largest_piece if need_dx else 0
-    images = LANES * (plan.lead + plan.outputs * plan.plane) if need_dx else 0
+        return 4 * max(LANES, stage.index.largest_piece if need_dx else 0)
+    images = LANES * (plan.lead + plan.outputs * plan.plane) if need_dx or plan.tall > 1 else 0
+    if plan.tall > 1:
+        return 4 * (LANES * (1 + plan.outputs) + images)
     return 4 * (LANES * (plan.nnz + plan.outputs) + images)  # sums over lanes, and images of the gradient
 
 

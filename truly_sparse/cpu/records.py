@@ -78,9 +78,11 @@ class Plan(NamedTuple):
     width: int = 1
     out_h: int = 1
     out_w: int = 1
+    tall: int = 1  # outputs × inputs of a block: what is listed once for them (``index.py``)
+    wide: int = 1
     t_indptr: int = 0  # the weights by input
     # linear
-    blocks: int = 0  # of outputs, in the weights by input
+    blocks: int = 0  # parts of the outputs, in the weights by input
     t_perm: int = 0
     cols: int = 0
     t_rows: int = 0
@@ -99,7 +101,9 @@ class Plan(NamedTuple):
     columns: int = 0
     plane: int = 0  # pixels from channel to channel
     offsets: int = 0  # of each weight: floats from the first pixel of a window to the pixel it multiplies
-    by_input: int = 0  # of each weight by input: its number, and floats from a pixel to its gradient in the images of g
+    # of each weight by input: its number, floats to the weights of the block's other inputs (if wide > 1), and floats
+    # from a pixel to its gradient in the images of g
+    by_input: int = 0
     lead: int = 0  # pixels of zeros before these images
 
 

@@ -1,0 +1,227 @@
+"""The compiled loops of a convolution whose weights come in blocks of four output channels, or a multiple.
+
+Four output channels have the same taps: each pixel of the input is loaded once and used four times, in both passes. In
+the backward pass the gradient is stored as images like the input. If blocks also span four input channels, each of its
+pixels is loaded once for the gradients of four.
+"""
+# Compiled functions have no type hints: numba infers them. Names mean the same everywhere: x, y, g, dx are activations
+# and gradients; x_row … the floats from one of their pixels to the next; b the first lane of the batch.
+# ruff: noqa: ANN001, ANN201, ANN202
+
+from __future__ import annotations
+
+from .conv_gradient import lay_out_gradient
+from .conv_shape import across, store_best, store_pixel, windows, winners_at, y_at
+from .kernel import kernel
+from .records import CALL, PLAN
+from .simd import (
+    NATIVE,
+    compiled,
+    first_lanes,
+    floats,
+    fma,
+    load,
+    longs,
+    octets,
+    splat,
+    store,
+    total,
+    totals,
+    zeros,
+)
+
+TWO, FOUR = 2 * NATIVE, 4 * NATIVE  # lanes of so many registers
+SUMMED = 32  # pixels whose products are summed before the sum over the lanes, or one row
+
+
+@compiled
+def _two_pixels(x, at, right, offsets, start, end, values, place, size, s0, s1, s2, s3):
+    """Return the sums of four outputs at two adjacent pixels; weight ``k`` of the first is ``values[place + k]``."""
+    t0, t1, t2, t3 = s0, s1, s2, s3
+    for k in range(start, end):
+        here, v = at + offsets[k], place + k
+        left, other = load(x, here, s0), load(x, here + right, s0)
+        s0, t0 = fma(values[v], left, s0), fma(values[v], other, t0)
+        s1, t1 = fma(values[v + size], left, s1), fma(values[v + size], other, t1)
+        s2, t2 = fma(values[v + 2 * size], left, s2), fma(values[v + 2 * size], other, t2)
+        s3, t3 = fma(values[v + 3 * size], left, s3), fma(values[v + 3 * size], other, t3)
+    return s0, s1, s2, s3, t0, t1, t2, t3
+
+
+@compiled
+def _store_window(call, plan, o, i, j, b, p00, p01, p10, p11):
+    """Write one output channel of a window, pooled or not."""
+    if call.pool:
+        (at_y, step_y), (winner, step_winner) = y_at(call, i // 2, j // 2, b), winners_at(plan, i, j, b)
+        y, winners, remember = floats(call.y), octets(call.winners), call.winners != 0
+        at_y, winner = at_y + o * step_y, winner + o * step_winner
+        store_best(y, at_y, winners, winner, remember, call.relu != 0, p00, p01, p10, p11)
+    else:
+        store_pixel(call, plan, o, i, j, b, p00)
+        store_pixel(call, plan, o, i, j + 1, b, p01)
+        store_pixel(call, plan, o, i + 1, j, b, p10)
+        store_pixel(call, plan, o, i + 1, j + 1, b, p11)
+
+
+@compiled
+def _add_window(call, plan, i, j, b):
+    """Compute all channels of one window of 2×2 pixels."""
+    zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
+    values, bias, indptr, offsets = floats(call.values), floats(call.bias), longs(plan.indptr), longs(plan.offsets)
+    x, at = floats(call.x), i * down + j * right + b // 16 * call.x_group + b % 16
+    for block in range(plan.outputs // plan.tall):
+        start, end = indptr[block], indptr[block + 1]
+        size, place = end - start, (plan.tall - 1) * start
+        for o in range(plan.tall * block, plan.tall * (block + 1), 4):
+            b0, b1 = splat(bias[o], zero), splat(bias[o + 1], zero)
+            b2, b3 = splat(bias[o + 2], zero), splat(bias[o + 3], zero)
+            p0, p1, p2, p3, q0, q1, q2, q3 = _two_pixels(
+                x, at, right, offsets, start, end, values, place, size, b0, b1, b2, b3
+            )
+            r0, r1, r2, r3, s0, s1, s2, s3 = _two_pixels(
+                x, at + down, right, offsets, start, end, values, place, size, b0, b1, b2, b3
+            )
+            _store_window(call, plan, o, i, j, b, p0, q0, r0, s0)
+            _store_window(call, plan, o + 1, i, j, b, p1, q1, r1, s1)
+            _store_window(call, plan, o + 2, i, j, b, p2, q2, r2, s2)
+            _store_window(call, plan, o + 3, i, j, b, p3, q3, r3, s3)
+            place += 4 * size
+
+
+@kernel(CALL, PLAN)
+def add_four_windows(call, plan, first, last, thread):
+    """Compute rows of windows, one row for ``NATIVE`` lanes a piece."""
+    rows = windows(plan, call.pool)
+    for part in range(first, last):
+        for j in range(0, across(plan, call.pool), 2):
+            _add_window(call, plan, 2 * (part % rows), j, part // rows * NATIVE)
+
+
+@compiled
+def _products(plan, g, plane, x, one, other, top, bottom):
+    """Return the products of four channels of g with x at two offsets, summed over rows ``top`` to ``bottom``."""
+    zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
+    p0 = p1 = p2 = p3 = q0 = q1 = q2 = q3 = zero
+    for i in range(top, bottom):
+        for at in range(i * down, i * down + plan.out_w * right, right):
+            left, beside = load(x, at + one, zero), load(x, at + other, zero)
+            g0, g1 = load(g, at, zero), load(g, at + plane, zero)
+            g2, g3 = load(g, at + 2 * plane, zero), load(g, at + 3 * plane, zero)
+            p0, p1, p2, p3 = fma(g0, left, p0), fma(g1, left, p1), fma(g2, left, p2), fma(g3, left, p3)
+            q0, q1, q2, q3 = fma(g0, beside, q0), fma(g1, beside, q1), fma(g2, beside, q2), fma(g3, beside, q3)
+    return p0, p1, p2, p3, q0, q1, q2, q3
+
+
+@compiled
+def _add_products(plan, x, images, top, bottom, keep, sums, dvalues):
+    """Add the gradients of all weights over some rows of pixels of ``NATIVE`` lanes, of which ``keep`` count."""
+    indptr, offsets, plane = longs(plan.indptr), longs(plan.offsets), plan.plane * 16
+    for block in range(plan.outputs // plan.tall):
+        start, end = indptr[block], indptr[block + 1]
+        size, place = end - start, (plan.tall - 1) * start
+        for o in range(plan.tall * block, plan.tall * (block + 1), 4):
+            g = floats(images + 4 * o * plane)
+            for k in range(start, end, 2):
+                one, other = offsets[k], offsets[min(k + 1, end - 1)]
+                p0, p1, p2, p3, q0, q1, q2, q3 = _products(plan, g, plane, x, one, other, top, bottom)
+                p0, p1, p2, p3 = (
+                    first_lanes(keep, p0),
+                    first_lanes(keep, p1),
+                    first_lanes(keep, p2),
+                    first_lanes(keep, p3),
+                )
+                q0, q1, q2, q3 = (
+                    first_lanes(keep, q0),
+                    first_lanes(keep, q1),
+                    first_lanes(keep, q2),
+                    first_lanes(keep, q3),
+                )
+                store(sums, 0, totals(p0, p1, p2, p3, q0, q1, q2, q3))
+                for r in range(4):
+                    dvalues[place + k + r * size] += sums[r]
+                if k + 1 < end:
+                    for r in range(4):
+                        dvalues[place + k + 1 + r * size] += sums[4 + r]
+            place += 4 * size
+
+
+@compiled
+def _add_all_products(call, plan, part, images, sums, gradients):
+    """Compute the gradients of all weights for 16 lanes. A strip of rows of all channels stays in the cache."""
+    for k in range(plan.nnz):
+        gradients[k] = 0.0
+    rows = max(1, SUMMED // max(1, plan.out_w))
+    for top in range(0, plan.out_h, rows):
+        for lane in range(0, min(16, call.batch - 16 * part), NATIVE):
+            x = floats(call.x + 4 * (part * call.x_group + lane))
+            keep, bottom = call.batch - 16 * part - lane, min(top + rows, plan.out_h)
+            _add_products(plan, x, images + 4 * lane, top, bottom, keep, sums, gradients)
+
+
+@compiled
+def _gather_four(call, plan, column, p, part, images):
+    """Compute the gradient of pixels, two registers of them, of the input channels of one block column."""
+    values, indptr, by_input = floats(call.values), longs(plan.t_indptr), longs(plan.by_input)
+    g, dx, zero, plane = floats(images), floats(call.dx), zeros(TWO), plan.plane * 16
+    for c in range(0, plan.wide, 4):
+        s0 = s1 = s2 = s3 = zero
+        for n in range(indptr[column], indptr[column + 1]):
+            step = by_input[3 * n + 1]
+            k, gradient = by_input[3 * n] + c * step, load(g, 16 * p + by_input[3 * n + 2], zero)
+            s0, s1 = fma(values[k], gradient, s0), fma(values[k + step], gradient, s1)
+            s2, s3 = fma(values[k + 2 * step], gradient, s2), fma(values[k + 3 * step], gradient, s3)
+        here = (plan.wide * column + c) * plane + 16 * p + part * call.x_group
+        store(dx, here, s0)
+        store(dx, here + plane, s1)
+        store(dx, here + 2 * plane, s2)
+        store(dx, here + 3 * plane, s3)
+
+
+@compiled
+def _gather_one(call, plan, c, p, part, images):
+    """Compute the gradient of pixels, eight registers of them, of one input channel."""
+    values, indptr, by_input = floats(call.values), longs(plan.t_indptr), longs(plan.by_input)
+    g, dx, s0, s1 = floats(images), floats(call.dx), zeros(FOUR), zeros(FOUR)
+    for n in range(indptr[c], indptr[c + 1]):
+        weight, at = values[by_input[2 * n]], 16 * p + by_input[2 * n + 1]
+        s0, s1 = fma(weight, load(g, at, s0), s0), fma(weight, load(g, at + FOUR, s1), s1)
+    here = (c * plan.plane + p) * 16 + part * call.x_group
+    store(dx, here, s0)
+    store(dx, here + FOUR, s1)
+
+
+@compiled
+def _gather(call, plan, part, images):
+    """Compute the gradient of the input for 16 lanes, in tiles of pixels.
+
+    If the tiles divide a row, rows are taken one by one; otherwise as one long row that includes the padding. The
+    padding of dx then holds meaningless numbers.
+    """
+    pixels = NATIVE // 2 if plan.wide == 1 else NATIVE // 8
+    whole, long = plan.width % pixels == 0, (plan.height - 1) * plan.columns + plan.width
+    for i in range(plan.height if whole else 1):
+        first = (plan.pad_y + i) * plan.columns + plan.pad_x
+        for p in range(first, first + (plan.width if whole else long), pixels):
+            for column in range(plan.inputs // plan.wide):
+                if plan.wide == 1:
+                    _gather_one(call, plan, column, p, part, images)
+                else:
+                    _gather_four(call, plan, column, p, part, images)
+
+
+@kernel(CALL, PLAN)
+def by_blocks(call, plan, first, last, thread):
+    """Compute the gradients of weights and bias, and of the input if it is asked for, for 16 lanes a piece."""
+    scratch, count = call.scratch + thread * call.scratch_bytes, plan.nnz + plan.outputs
+    sums, dbias, images = floats(scratch), scratch + 64, scratch + 64 * (1 + plan.outputs + plan.lead)
+    for part in range(first, last):
+        gradients = floats(call.pieces + 4 * part * count)
+        for o in range(plan.outputs):
+            store(floats(dbias), 16 * o, zeros(16))
+        for lane in range(0, 16, NATIVE):
+            lay_out_gradient(call, plan, 16 * part + lane, floats(images), floats(dbias + 4 * lane))
+        for o in range(plan.outputs):
+            gradients[plan.nnz + o] = total(first_lanes(call.batch - 16 * part, load(floats(dbias), 16 * o, zeros(16))))
+        _add_all_products(call, plan, part, images, sums, gradients)
+        if call.dx:
+            _gather(call, plan, part, images)

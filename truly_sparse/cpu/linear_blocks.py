@@ -1,0 +1,256 @@
+"""The compiled loops of a linear layer whose weights come in blocks of four outputs, or four inputs, or multiples.
+
+Four outputs of a block row have the same inputs: each row of the input is loaded once and used four times. Four inputs
+of a block column have the same outputs: so is each row of the gradient. The weights' gradients are products of four
+rows with two, summed over many samples before the lanes are.
+"""
+# Compiled functions have no type hints: numba infers them. Names mean the same everywhere: x, y, g, dx are activations
+# and gradients; x_row … the floats from one of their rows to the next; b the first lane of the batch tile.
+# ruff: noqa: ANN001, ANN202
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from .kernel import Kernel, kernel
+from .linear_shape import WIDTHS, WIDTHS_OF_FOUR, first_lane, store_input_gradient
+from .records import CALL, PLAN
+from .simd import (
+    NATIVE,
+    add,
+    compiled,
+    first_lanes,
+    floats,
+    fma,
+    load,
+    longs,
+    maximum,
+    positions,
+    splat,
+    store,
+    totals,
+    words,
+    zeros,
+)
+
+WIDEST = WIDTHS_OF_FOUR[0]
+SUMMED = 128  # samples whose products are summed before the sum over the lanes
+
+
+@functools.cache
+def four_outputs_of(width: int, position_bytes: int) -> Kernel:
+    """Return the kernel of the forward pass for tiles of ``width`` lanes; a piece is one tile of some block rows."""
+
+    @kernel(CALL, PLAN)
+    def four_outputs(call, plan, first, last, thread):
+        x, x_row, y, y_row = floats(call.x), call.x_row, floats(call.y), call.y_row
+        values, bias, relu = floats(call.values), floats(call.bias), call.relu
+        cols, indptr, borders = positions(plan.cols, position_bytes), longs(plan.indptr), longs(plan.row_chunks)
+        zero = zeros(width)
+        for piece in range(first, last):
+            tile, chunk = piece // plan.row_pieces, piece % plan.row_pieces
+            b = first_lane(call.lanes, width, WIDEST) + tile * width
+            for block in range(borders[chunk], borders[chunk + 1]):
+                start, end = indptr[block], indptr[block + 1]
+                size, to_value = end - start, (plan.tall - 1) * start
+                for o in range(plan.tall * block, plan.tall * (block + 1), 4):
+                    s0, s1 = splat(bias[o], zero), splat(bias[o + 1], zero)
+                    s2, s3 = splat(bias[o + 2], zero), splat(bias[o + 3], zero)
+                    for k in range(start, end):
+                        row, at = load(x, cols[k] * x_row + b, zero), k + to_value
+                        s0 = fma(values[at], row, s0)
+                        s1 = fma(values[at + size], row, s1)
+                        s2 = fma(values[at + 2 * size], row, s2)
+                        s3 = fma(values[at + 3 * size], row, s3)
+                    if relu:
+                        s0, s1, s2, s3 = maximum(zero, s0), maximum(zero, s1), maximum(zero, s2), maximum(zero, s3)
+                    store(y, o * y_row + b, s0)
+                    store(y, (o + 1) * y_row + b, s1)
+                    store(y, (o + 2) * y_row + b, s2)
+                    store(y, (o + 3) * y_row + b, s3)
+                    to_value += 4 * size
+
+    return four_outputs
+
+
+@functools.cache
+def four_of_one_sample(position_bytes: int) -> Kernel:
+    """Return the kernel of the forward pass for one sample."""
+
+    @kernel(CALL, PLAN)
+    def four_of_sample(call, plan, first, last, thread):
+        x, x_row, y, y_row, nothing = floats(call.x), call.x_row, floats(call.y), call.y_row, np.float32(0)
+        values, bias, relu = floats(call.values), floats(call.bias), call.relu
+        cols, indptr, borders = positions(plan.cols, position_bytes), longs(plan.indptr), longs(plan.row_chunks)
+        for block in range(borders[first], borders[last]):
+            start, end = indptr[block], indptr[block + 1]
+            size, to_value = end - start, (plan.tall - 1) * start
+            for o in range(plan.tall * block, plan.tall * (block + 1), 4):
+                s0, s1, s2, s3 = bias[o], bias[o + 1], bias[o + 2], bias[o + 3]
+                for k in range(start, end):
+                    number, at = x[cols[k] * x_row], k + to_value
+                    s0 += values[at] * number
+                    s1 += values[at + size] * number
+                    s2 += values[at + 2 * size] * number
+                    s3 += values[at + 3 * size] * number
+                y[o * y_row] = max(s0, nothing) if relu else s0
+                y[(o + 1) * y_row] = max(s1, nothing) if relu else s1
+                y[(o + 2) * y_row] = max(s2, nothing) if relu else s2
+                y[(o + 3) * y_row] = max(s3, nothing) if relu else s3
+                to_value += 4 * size
+
+    return four_of_sample
+
+
+@functools.cache
+def four_inputs_of(width: int, position_bytes: int) -> Kernel:
+    """Return the kernel of the input's gradient for tiles of ``width`` lanes; a piece is some block columns."""
+
+    @kernel(CALL, PLAN)
+    def four_inputs(call, plan, first, last, thread):
+        borders, perm, zero = longs(plan.col_chunks), words(plan.t_perm), zeros(width)
+        rows, columns = positions(plan.t_rows, position_bytes), plan.inputs // plan.wide
+        x, x_row, g, g_row = floats(call.x), call.x_row, floats(call.masked), call.masked_row
+        dx, dx_row, values = floats(call.dx), call.dx_row, floats(call.values)
+        for part in range(plan.blocks):
+            indptr = longs(plan.t_indptr + 8 * part * columns)
+            b = first_lane(call.lanes, width, WIDEST)
+            while call.lanes - b >= width:
+                for column in range(borders[first], borders[last]):
+                    start, end = indptr[column], indptr[column + 1]
+                    for c in range(0, plan.wide, 4):
+                        i = plan.wide * column + c
+                        at, s0, s1, s2, s3 = i * dx_row + b, zero, zero, zero, zero
+                        if part > 0:
+                            s0, s1 = load(dx, at, zero), load(dx, at + dx_row, zero)
+                            s2, s3 = load(dx, at + 2 * dx_row, zero), load(dx, at + 3 * dx_row, zero)
+                        for k in range(start, end):
+                            gradient, place = load(g, rows[k] * g_row + b, zero), perm[k] + c
+                            s0 = fma(values[place], gradient, s0)
+                            s1 = fma(values[place + 1], gradient, s1)
+                            s2 = fma(values[place + 2], gradient, s2)
+                            s3 = fma(values[place + 3], gradient, s3)
+                        if part + 1 == plan.blocks:
+                            from_x = i * x_row + b
+                            store_input_gradient(call, i, b, s0, load(x, from_x, zero))
+                            store_input_gradient(call, i + 1, b, s1, load(x, from_x + x_row, zero))
+                            store_input_gradient(call, i + 2, b, s2, load(x, from_x + 2 * x_row, zero))
+                            store_input_gradient(call, i + 3, b, s3, load(x, from_x + 3 * x_row, zero))
+                        else:
+                            store(dx, at, s0)
+                            store(dx, at + dx_row, s1)
+                            store(dx, at + 2 * dx_row, s2)
+                            store(dx, at + 3 * dx_row, s3)
+                b += width
+
+    return four_inputs
+
+
+@functools.cache
+def one_input_of(width: int, position_bytes: int) -> Kernel:
+    """Return the kernel of the input's gradient where the inputs of a block are fewer than four, one at a time."""
+
+    @kernel(CALL, PLAN)
+    def one_input(call, plan, first, last, thread):
+        borders, perm, zero = longs(plan.col_chunks), words(plan.t_perm), zeros(width)
+        rows, columns = positions(plan.t_rows, position_bytes), plan.inputs // plan.wide
+        x, x_row, g, g_row = floats(call.x), call.x_row, floats(call.masked), call.masked_row
+        dx, dx_row, values = floats(call.dx), call.dx_row, floats(call.values)
+        for part in range(plan.blocks):
+            indptr = longs(plan.t_indptr + 8 * part * columns)
+            b = first_lane(call.lanes, width, WIDTHS[0])
+            while call.lanes - b >= width:
+                for column in range(borders[first], borders[last]):
+                    for c in range(plan.wide):
+                        i, k, end = plan.wide * column + c, indptr[column], indptr[column + 1]
+                        even = load(dx, i * dx_row + b, zero) if part > 0 else zero
+                        odd = zero  # two independent sums hide the latency of the additions
+                        while k + 1 < end:
+                            even = fma(values[perm[k] + c], load(g, rows[k] * g_row + b, zero), even)
+                            odd = fma(values[perm[k + 1] + c], load(g, rows[k + 1] * g_row + b, zero), odd)
+                            k += 2
+                        if k < end:
+                            even = fma(values[perm[k] + c], load(g, rows[k] * g_row + b, zero), even)
+                        if part + 1 == plan.blocks:
+                            store_input_gradient(call, i, b, add(even, odd), load(x, i * x_row + b, zero))
+                        else:
+                            store(dx, i * dx_row + b, add(even, odd))
+                b += width
+
+    return one_input
+
+
+@compiled
+def _products(four, row, one, other, b, last):
+    """Return the products of four rows with two others, summed over lanes ``b`` to ``last``, as a vector of eight.
+
+    The rows are addresses; the four follow each other after ``row`` floats. Lanes from ``last`` on are not counted.
+    """
+    f0, f1, f2, f3 = floats(four), floats(four + 4 * row), floats(four + 8 * row), floats(four + 12 * row)
+    p, q, zero = floats(one), floats(other), zeros(NATIVE)
+    p0 = p1 = p2 = p3 = q0 = q1 = q2 = q3 = zero
+    while b + NATIVE <= last:
+        x, z = load(p, b, zero), load(q, b, zero)
+        g0, g1, g2, g3 = load(f0, b, zero), load(f1, b, zero), load(f2, b, zero), load(f3, b, zero)
+        p0, p1, p2, p3 = fma(g0, x, p0), fma(g1, x, p1), fma(g2, x, p2), fma(g3, x, p3)
+        q0, q1, q2, q3 = fma(g0, z, q0), fma(g1, z, q1), fma(g2, z, q2), fma(g3, z, q3)
+        b += NATIVE
+    if b < last:
+        keep = last - b
+        x, z = first_lanes(keep, load(p, b, zero)), first_lanes(keep, load(q, b, zero))
+        g0, g1 = first_lanes(keep, load(f0, b, zero)), first_lanes(keep, load(f1, b, zero))
+        g2, g3 = first_lanes(keep, load(f2, b, zero)), first_lanes(keep, load(f3, b, zero))
+        p0, p1, p2, p3 = fma(g0, x, p0), fma(g1, x, p1), fma(g2, x, p2), fma(g3, x, p3)
+        q0, q1, q2, q3 = fma(g0, z, q0), fma(g1, z, q1), fma(g2, z, q2), fma(g3, z, q3)
+    return totals(p0, p1, p2, p3, q0, q1, q2, q3)
+
+
+@compiled
+def _add_four(dvalues, at, step, sums, n, before):
+    """Add four of eight sums to the gradients of four weights, or write them if nothing was summed ``before``."""
+    for r in range(4):
+        dvalues[at + r * step] = dvalues[at + r * step] + sums[n + r] if before else sums[n + r]
+
+
+@functools.cache
+def four_products_of(by_input: bool, position_bytes: int) -> Kernel:
+    """Return the kernel of the weights' gradients; a piece is some block rows, or (``by_input``) block columns."""
+
+    @kernel(CALL, PLAN)
+    def four_products(call, plan, first, last, thread):
+        dvalues, perm, sums = (
+            floats(call.dvalues),
+            words(plan.t_perm),
+            floats(call.scratch + thread * call.scratch_bytes),
+        )
+        x, x_row, g, g_row = call.x, 4 * call.x_row, call.masked, 4 * call.masked_row
+        if by_input:
+            size, four, four_row, two, two_row, parts = plan.wide, x, x_row, g, g_row, plan.blocks
+            borders, pointers, others = longs(plan.col_chunks), plan.t_indptr, positions(plan.t_rows, position_bytes)
+        else:
+            size, four, four_row, two, two_row, parts = plan.tall, g, g_row, x, x_row, 1
+            borders, pointers, others = longs(plan.row_chunks), plan.indptr, positions(plan.cols, position_bytes)
+        for part in range(parts):
+            indptr = longs(pointers + 8 * part * (plan.inputs // plan.wide))
+            for b in range(0, call.batch, SUMMED):
+                behind = min(b + SUMMED, call.batch)
+                for group in range(borders[first], borders[last]):
+                    start, end = indptr[group], indptr[group + 1]
+                    for n in range(0, size, 4):
+                        rows = four + (group * size + n) * four_row
+                        to_value = (size - 1) * start + n * (end - start)
+                        for k in range(start, end, 2):
+                            both, beside = k + 1 < end, min(k + 1, end - 1)
+                            one, other = two + others[k] * two_row, two + others[beside] * two_row
+                            store(sums, 0, _products(rows, four_row // 4, one, other, b, behind))
+                            if by_input:
+                                at, next_at, step = perm[k] + n, perm[beside] + n, 1
+                            else:
+                                at, next_at, step = k + to_value, beside + to_value, end - start
+                            _add_four(dvalues, at, step, sums, 0, b > 0)
+                            if both:
+                                _add_four(dvalues, next_at, step, sums, 4, b > 0)
+
+    return four_products

@@ -23,8 +23,7 @@ from .places import Sizes
 from .positions import check_places
 from .sparse_layer import SparseLayer
 
-# Numbers in one block of gradient_rows: 16 MiB of float32.
-GRADIENT_BLOCK = 2**22
+GRADIENT_BLOCK = 2**22  # numbers in one block of gradient_rows: 16 MiB of float32
 
 
 class SparseLinear(SparseLayer):
@@ -142,8 +141,7 @@ class SparseConv2d(SparseLayer):
         connections: the active weights, as sorted flat indices into the dense
             ``(out, in // groups, kernel_h, kernel_w)`` weight, int64 ``[nnz]``; None draws them at random.
         sparsity: share of the weights that do not exist, in [0, 1); used if ``connections`` is None.
-        structure: the weights exist in whole blocks of so many output × input channels, for each position in the
-            kernel; they must divide the channels of a group.
+        structure: the weights exist in whole blocks of so many output × input channels, per position in the kernel.
         relu: whether to apply ReLU to the result in the same pass.
         pool: whether to apply 2×2 max-pooling in the same pass (an odd last row or column is dropped).
         device: device of values and bias.
@@ -237,8 +235,7 @@ class SparseConv2d(SparseLayer):
     @override
     def gradient_at(self, connections: torch.Tensor) -> torch.Tensor:
         check_places("connections", connections, self.dense_shape)
-        found = torch.zeros(len(connections), dtype=self.values.dtype, device=self.values.device)
-        start = 0
+        found, start = torch.zeros(len(connections), dtype=self.values.dtype, device=self.values.device), 0
         for block in self.gradient_rows():
             here = (connections >= start) & (connections < start + block.numel())
             found[here] = block.reshape(-1)[connections[here] - start]

@@ -63,10 +63,12 @@ def whole_blocks(blocks: torch.Tensor, shape: Sequence[int], structure: tuple[in
     """Return the flat indices of all weights of some blocks, sorted.
 
     Args:
-        blocks: flat indices of the blocks in their grid, ``(out / rows, in / columns, …)``, int64.
+        blocks: flat indices of the blocks in their grid, ``(out / rows, in / columns, …)``, int64, sorted.
         shape: of the dense weight, ``(out, in, …)``.
         structure: rows and columns of a block.
     """
+    if structure == (1, 1):
+        return blocks
     (rows, columns), taps = structure, math.prod(shape[2:])
     across, tap = max(1, shape[1] // columns), blocks[:, None, None] % max(1, taps)
     block = blocks[:, None, None] // max(1, taps)

@@ -405,7 +405,11 @@ DOORS = [
     Door(
         index.LinearIndex.build,
         lambda: {"flat": torch.tensor([1, 2]), "shape": (3, 4)},
-        {"flat": TOPOLOGY, "shape": [None, 3, (3,), (1, 2, 3), (-1, 4), (3.5, 4), "34"]},
+        {
+            "flat": TOPOLOGY,
+            "shape": [None, 3, (3,), (1, 2, 3), (-1, 4), (3.5, 4), "34"],
+            "structure": [None, "x", (0, 1), (2, 1), (1, 3), (3, 1), (1.5, 1), (1, 2, 3)],
+        },
     ),
     Door(
         index.ConvIndex.build,
@@ -417,6 +421,7 @@ DOORS = [
             "padding": [None, 1, (-1, 1), "same"],
             "dilation": [None, 1, (0, 1)],
             "groups": [*POSITIVE, 3],
+            "structure": [None, "x", (0, 1), (3, 1), (1, 2), (2, 1), (1.5, 1)],
         },
     ),
     Door(memory.row_lanes, lambda: {"batch": 3}, {"batch": [None, "x", 2.5, -1, Stranger()]}),

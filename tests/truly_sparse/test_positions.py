@@ -18,7 +18,7 @@ numbers = st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.5, -3.0, 1e-42]), ma
 def loops(request, monkeypatch):
     if request.param == "numpy":
         monkeypatch.setattr(positions, "loops_or_none", lambda: None)
-        monkeypatch.setattr("truly_sparse.cpu.index.loops_or_none", lambda: None)
+        monkeypatch.setattr("truly_sparse.cpu.blocks.loops_or_none", lambda: None)
     else:
         assert positions.loops_or_none() is not None
 

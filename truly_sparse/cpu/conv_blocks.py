@@ -16,6 +16,7 @@ from .kernel import kernel
 from .records import CALL, PLAN
 from .simd import (
     NATIVE,
+    add,
     compiled,
     first_lanes,
     floats,
@@ -98,45 +99,42 @@ def add_four_windows(call, plan, first, last, thread):
 
 
 @compiled
-def _products(plan, g, plane, x, one, other, top, bottom):
-    """Return the products of four channels of g with x at two offsets, summed over rows ``top`` to ``bottom``."""
-    zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
+def _products(plan, g, x, one, other, top, bottom, keep):
+    """Return the products of four channels of g with x at two offsets, summed over rows ``top`` to ``bottom``.
+
+    Of the lanes, ``keep`` count.
+    """
+    zero, right, down, plane = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16, plan.plane * 16
     p0 = p1 = p2 = p3 = q0 = q1 = q2 = q3 = zero
+    width = plan.out_w
     for i in range(top, bottom):
-        for at in range(i * down, i * down + plan.out_w * right, right):
+        at = i * down
+        for _ in range(width):
             left, beside = load(x, at + one, zero), load(x, at + other, zero)
             g0, g1 = load(g, at, zero), load(g, at + plane, zero)
             g2, g3 = load(g, at + 2 * plane, zero), load(g, at + 3 * plane, zero)
             p0, p1, p2, p3 = fma(g0, left, p0), fma(g1, left, p1), fma(g2, left, p2), fma(g3, left, p3)
             q0, q1, q2, q3 = fma(g0, beside, q0), fma(g1, beside, q1), fma(g2, beside, q2), fma(g3, beside, q3)
-    return p0, p1, p2, p3, q0, q1, q2, q3
+            at += right
+    p0, p1, p2, p3 = first_lanes(keep, p0), first_lanes(keep, p1), first_lanes(keep, p2), first_lanes(keep, p3)
+    q0, q1, q2, q3 = first_lanes(keep, q0), first_lanes(keep, q1), first_lanes(keep, q2), first_lanes(keep, q3)
+    return totals(p0, p1, p2, p3, q0, q1, q2, q3)
 
 
 @compiled
 def _add_products(plan, x, images, top, bottom, keep, sums, dvalues):
-    """Add the gradients of all weights over some rows of pixels of ``NATIVE`` lanes, of which ``keep`` count."""
+    """Add the gradients of all weights over some rows of pixels of 16 lanes, of which ``keep`` count."""
     indptr, offsets, plane = longs(plan.indptr), longs(plan.offsets), plan.plane * 16
     for block in range(plan.outputs // plan.tall):
         start, end = indptr[block], indptr[block + 1]
         size, place = end - start, (plan.tall - 1) * start
         for o in range(plan.tall * block, plan.tall * (block + 1), 4):
-            g = floats(images + 4 * o * plane)
             for k in range(start, end, 2):
-                one, other = offsets[k], offsets[min(k + 1, end - 1)]
-                p0, p1, p2, p3, q0, q1, q2, q3 = _products(plan, g, plane, x, one, other, top, bottom)
-                p0, p1, p2, p3 = (
-                    first_lanes(keep, p0),
-                    first_lanes(keep, p1),
-                    first_lanes(keep, p2),
-                    first_lanes(keep, p3),
-                )
-                q0, q1, q2, q3 = (
-                    first_lanes(keep, q0),
-                    first_lanes(keep, q1),
-                    first_lanes(keep, q2),
-                    first_lanes(keep, q3),
-                )
-                store(sums, 0, totals(p0, p1, p2, p3, q0, q1, q2, q3))
+                one, other, so_far = offsets[k], offsets[min(k + 1, end - 1)], zeros(8)
+                for lane in range(0, 16, NATIVE):  # both halves of a cache line, one after the other
+                    g, here = floats(images + 4 * (o * plane + lane)), floats(x + 4 * lane)
+                    so_far = add(so_far, _products(plan, g, here, one, other, top, bottom, keep - lane))
+                store(sums, 0, so_far)
                 for r in range(4):
                     dvalues[place + k + r * size] += sums[r]
                 if k + 1 < end:
@@ -150,12 +148,10 @@ def _add_all_products(call, plan, part, images, sums, gradients):
     """Compute the gradients of all weights for 16 lanes. A strip of rows of all channels stays in the cache."""
     for k in range(plan.nnz):
         gradients[k] = 0.0
-    rows = max(1, SUMMED // max(1, plan.out_w))
+    rows, x = max(1, SUMMED // max(1, plan.out_w)), call.x + 4 * part * call.x_group
     for top in range(0, plan.out_h, rows):
-        for lane in range(0, min(16, call.batch - 16 * part), NATIVE):
-            x = floats(call.x + 4 * (part * call.x_group + lane))
-            keep, bottom = call.batch - 16 * part - lane, min(top + rows, plan.out_h)
-            _add_products(plan, x, images + 4 * lane, top, bottom, keep, sums, gradients)
+        bottom = min(top + rows, plan.out_h)
+        _add_products(plan, x, images, top, bottom, call.batch - 16 * part, sums, gradients)
 
 
 @compiled

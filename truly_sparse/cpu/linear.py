@@ -41,7 +41,6 @@ from .simd import (
 )
 
 
-
 def linear_forward(call: Call, plan: Plan, stage: int, lanes: int, single: bool) -> list[Phase]:
     """Return the kernels of the forward pass, tile by tile. ``single``: the batch is one sample, for inference.
 
@@ -93,8 +92,6 @@ def _backward_of_blocks(call: Call, plan: Plan, stage: int, lanes: int) -> list[
     loop = four_products_of(by_input, plan.row_bytes if by_input else plan.col_bytes)
     pieces = plan.col_pieces if by_input else plan.row_pieces
     return [*phases, Phase(loop.address, stage, pieces, lanes * plan.nnz)]
-
-
 
 
 @kernel(CALL, PLAN)

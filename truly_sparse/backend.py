@@ -50,7 +50,10 @@ def _compiled() -> ModuleType | None:
 
 
 def warmup() -> None:
-    """Compile all kernels now, so that no timing includes it. Loading them from the cache on disk takes a second."""
+    """Compile the kernels now, so that no timing includes it. Loading them from the cache on disk takes a second.
+
+    Those of layers with a ``structure`` are compiled when they are first used.
+    """
     kernels = _compiled()
     if kernels is not None:
         kernels.warmup()

@@ -176,17 +176,9 @@ def one_sample(position_bytes: int) -> Kernel:
 
 
 def make_all() -> None:
-    """Make the kernels of all widths and sizes of positions, so that ``warmup`` compiles them."""
+    """Make the kernels of single weights for all widths and sizes of positions, so that ``warmup`` compiles them."""
     for position_bytes in (2, 4):
         one_sample(position_bytes)
-        four_of_one_sample(position_bytes)
-        for width in WIDTHS_OF_FOUR:
-            four_outputs_of(width, position_bytes)
-            four_inputs_of(width, position_bytes)
-        for width in WIDTHS:
-            one_input_of(width, position_bytes)
-        for by_input in (False, True):
-            four_products_of(by_input, position_bytes)
         for width in WIDTHS:
             outputs_of(width, position_bytes)
             dots_of(width, position_bytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import scipy.sparse
@@ -15,7 +16,7 @@ from matplotlib.patches import Rectangle
 
 from truly_sparse.arguments import require
 
-from .viz import BLUE, INDIGO, ORANGE, PALETTES, WINE, YELLOW, literal
+from .viz import BLUE, INDIGO, ORANGE, PALETTES, WINE, YELLOW, finish, literal
 
 WIDTH, BOX, FONT = 6.0, 0.5, 12  # inches, inches at most, points: to be read on a telephone, too
 EMPTY, ACTIVE, OTHER = "#eeeeee", "#404040", "#a8a8a8"
@@ -26,7 +27,7 @@ GROUPS = BLUE, YELLOW, WINE, ORANGE, INDIGO
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     """Return a figure whose coordinates count boxes, from the left and from the top."""
     box = min(BOX, WIDTH / width)
-    figure = Figure(figsize=(box * width, box * height))
+    figure = finish(plt.figure(figsize=(box * width, box * height)))  # made by pyplot, so that notebooks show it
     axis = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), aspect="equal")
     axis.axis("off")
     return figure, axis

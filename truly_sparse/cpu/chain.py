@@ -134,7 +134,7 @@ def _smallest() -> Stage:
 
 
 def warmup() -> float:
-    """Compile the kernels of single weights, or load them from numba's cache; print and return the seconds that it took."""
+    """Compile or load the kernels of single weights; print and return the seconds that it took."""
     began = time.perf_counter()
     start()
     make_all()

@@ -44,6 +44,11 @@ class Rewirer(ABC):
             raise InvalidArgumentError(
                 f"model={type(model).__name__} has no sparse layers; call sparsify(model, sparsity=0.95) first"
             )
+        in_blocks = [name for name, layer in self.layers.items() if layer.structure != (1, 1)]
+        if in_blocks:
+            raise InvalidArgumentError(
+                f"{', '.join(in_blocks)}: weights in blocks cannot be rewired; build the layers with structure=(1, 1)"
+            )
         self.optimizer, self.every, self.until = optimizer, every, until
         self._check_optimizer()
         self._state_in_use = optimizer.state

@@ -50,6 +50,9 @@ class SparsifiableLayer(nn.Module, ABC):
     _record_gradient: bool = False
     _recorded: Sequence[Any] = ()  # what backward passes recorded
 
+    #: Outputs × inputs (or channels) of the blocks in which connections exist; ``(1, 1)`` for any connections.
+    structure: tuple[int, int] = (1, 1)
+
     #: Whether :meth:`rewire` may reduce the number of connections.
     can_shrink: bool = False
 

@@ -82,7 +82,6 @@ class SparseLayer(SparsifiableLayer):
     values: nn.Parameter
     bias: nn.Parameter | None
     index: LinearIndex | ConvIndex
-    structure: tuple[int, int] = (1, 1)
     relu: bool = False
     pool: bool = False
     _recorded: list[tuple[torch.Tensor, torch.Tensor]]

@@ -242,7 +242,7 @@ def sparsity_report(model: nn.Module) -> pd.DataFrame:
     """Return a table of weights and active weights per sparse layer, per dense weight, and in total.
 
     Columns: ``shape``, ``weights``, ``active``, ``sparsity`` (share of weights that are not active). Biases and norms
-    are not counted, see :func:`truly_sparse.report.sparsity_by_layer`.
+    are not counted, see ``truly_sparse.report.sparsity_by_layer``.
     """
     rows = {
         name: row._asdict() | {"shape": "×".join(map(str, row.shape))} for name, row in sparsity_by_layer(model).items()

@@ -32,7 +32,9 @@ autodoc_member_order = "bysource"
 # Names of other packages, whose reference is elsewhere, and of the compiled machinery, which has none.
 nitpick_ignore_regex = [
     ("py:.*", r"(?!truly_sparse|tutorial_lib)[a-z_]+(\.\w+)+"),
-    ("py:.*", r"truly_sparse\.cpu\..*|LinearIndex|ConvIndex"),
+    ("py:.*", r"truly_sparse\.cpu\..*|LinearIndex|ConvIndex|truly_sparse\.places\.Sizes"),
+    # Type hints that are written without their module.
+    ("py:.*", r"Module|Tensor|PARAM_LIST|truly_sparse\.adapters\.Module"),
 ]
 
 # Anchors written as HTML, as in the glossary, are unknown to Sphinx; tests/test_site.py follows every link.

@@ -68,16 +68,22 @@ def linear_backward(call: Call, plan: Plan, stage: int, lanes: int, to_mask: boo
         phases.append(by_features(take_in_gradients, plan.outputs, stage, lanes))
     if to_mask:
         phases.append(Phase(mask.address, stage, plan.row_pieces, lanes * plan.outputs))
-    if plan.tall % 4 == 0 or plan.wide % 4 == 0:
-        return phases + _backward_of_blocks(call, plan, stage, lanes)
+    of_blocks = plan.tall % 4 == 0 or plan.wide % 4 == 0
+    phases += (_backward_of_blocks if of_blocks else _backward_of_weights)(call, plan, stage, lanes)
+    if call.result:
+        phases.append(by_features(hand_out_gradient, plan.inputs, stage, lanes))
+    return phases
+
+
+def _backward_of_weights(call: Call, plan: Plan, stage: int, lanes: int) -> list[Phase]:
+    """Return the kernels of the gradients of input and weights, for single weights."""
+    phases = []
     for width, count in tiles(lanes):
         work = count * width * plan.nnz
         if call.dx:
             phases.append(Phase(inputs_of(width, plan.row_bytes).address, stage, plan.col_pieces, 2 * work))
         else:
             phases.append(Phase(dots_of(width, plan.col_bytes).address, stage, plan.row_pieces, work))
-    if call.result:
-        phases.append(by_features(hand_out_gradient, plan.inputs, stage, lanes))
     return phases
 
 

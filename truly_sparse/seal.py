@@ -30,7 +30,7 @@ class Seal:
 
     def __init__(self, layer: nn.Module, connections: torch.Tensor) -> None:
         # 22 bits: torch averages whole numbers in float32, which is exact up to 24 bits.
-        self.checksum = zlib.crc32(connections.contiguous().numpy(force=True)) >> 10
+        self.checksum = zlib.crc32(connections.contiguous().numpy(force=True).data) >> 10
         values = layer._parameters.get("values")
         with torch.inference_mode(False):  # inference tensors count no writes
             held = torch.tensor(self.checksum, device="cpu" if values is None else values.device)

@@ -34,8 +34,8 @@ from tutorial_lib import TutorialCNN, callbacks, fit, mask_model
 def compiled_steps(monkeypatch):
     """Count the steps that were compiled calls."""
     warmup()  # which makes one
-    steps, run = [], training.run_step
-    monkeypatch.setattr(training, "run_step", lambda *arguments: steps.append(1) or run(*arguments))
+    steps, run = [], training._run_step
+    monkeypatch.setattr(training, "_run_step", lambda *arguments: steps.append(1) or run(*arguments))
     return steps
 
 

@@ -18,6 +18,7 @@ from .recipes import SET, SNFS, GradualMagnitudePruning, RigL, Static
 from .rules import GrowRule, gradient_grow, magnitude_prune, random_grow
 from .schedule import Epochs
 from .step import TrainingStep
+from .structure import Structure
 from .topology import layer_nnz
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "SparseTrainingError",
     "SparsifiableLayer",
     "Static",
+    "Structure",
     "TrainingError",
     "TrainingStep",
     "decay_groups",

@@ -17,7 +17,8 @@ from .interface import Names, SparsifiableLayer, check_has_numbers, sparse_layer
 from .layers import SparseConv2d, SparseLinear
 from .report import tell_what_stays_dense
 from .sparse_layer import SparseLayer
-from .topology import initial_topology, own_topology
+from .structure import UNSTRUCTURED, Structure
+from .topology import initial_topology, layer_structures, own_topology
 
 
 def sparsify(
@@ -28,6 +29,7 @@ def sparsify(
     include: Names = ("*",),
     exclude: Names = (),
     topology: str = "random",
+    structure: int | tuple[int, int] = UNSTRUCTURED,
 ) -> nn.Module:
     """Return a copy of ``model`` with truly sparse layers in place of its Linear, Conv1d and Conv2d layers.
 
@@ -52,6 +54,8 @@ def sparsify(
         include: name patterns or classes of the layers to convert, or of modules that contain them.
         exclude: the same of layers that stay as they are.
         topology: ``"random"``, or ``"magnitude"``: the largest weights of each layer.
+        structure: outputs × inputs (or channels) of the blocks in which the weights are to exist. A layer that such
+            blocks do not divide gets the largest smaller ones that do, see :func:`layer_structures`.
 
     Raises:
         InvalidArgumentError: no such layers, layers that share a parameter, a convolution with a
@@ -61,18 +65,20 @@ def sparsify(
     check_has_numbers(model)
     chosen: dict[str, torch.Tensor] = {}
     if sparsity is None:
-        plain = (scheme, seed, topology) == ("uniform", 0, "random")
-        require(plain, "sparsity", None, "give a number, or leave scheme, seed and topology out")
+        plain = (scheme, seed, topology, structure) == ("uniform", 0, "random", UNSTRUCTURED)
+        require(plain, "sparsity", None, "give a number, or leave scheme, seed, topology and structure out")
     elif sparse_layers(model):
         raise InvalidArgumentError(
             f"model={type(model).__name__} holds sparse layers; leave sparsity={sparsity} out, or densify(model) first"
         )
     model = adapted(model, include, exclude)
     if sparsity is not None:
-        chosen = initial_topology(model, sparsity, scheme, seed, include, exclude, topology)
+        chosen = initial_topology(model, sparsity, scheme, seed, include, exclude, topology, structure)
+    found = untied_layers(model, include, exclude)
+    structures = layer_structures(found, structure)
     layers = {
-        name: _sparse_layer(layer, chosen.get(name)).train(layer.training)
-        for name, layer in untied_layers(model, include, exclude).items()
+        name: _sparse_layer(layer, chosen.get(name), structures[name]).train(layer.training)
+        for name, layer in found.items()
         if not isinstance(layer, SparseLayer)
     }
     sparse = copied(model, layers)
@@ -91,7 +97,7 @@ def densify(model: nn.Module) -> nn.Module:
     return copied(model, layers)
 
 
-def _sparse_layer(layer: nn.Module, connections: torch.Tensor | None) -> SparseLayer:
+def _sparse_layer(layer: nn.Module, connections: torch.Tensor | None, structure: Structure) -> SparseLayer:
     """Return the truly sparse layer of a dense or sparsifiable one, with these connections or its own."""
     dense: Any = layer.to_dense_layer() if isinstance(layer, SparsifiableLayer) else layer
     if not isinstance(dense, (nn.Linear, nn.Conv1d, nn.Conv2d)):
@@ -103,17 +109,18 @@ def _sparse_layer(layer: nn.Module, connections: torch.Tensor | None) -> SparseL
         weight, trained = tensor_of(layer, "weight"), is_trained(layer, "weight")
         connections = own_topology(layer) if connections is None else connections.to(weight.device)
         values = weight[torch.unravel_index(connections, weight.shape)]  # a flat view may not exist
-    sparse, bias = _like(dense, connections), tensor_of(dense, "bias")
+    sparse, bias = _like(dense, connections, structure), tensor_of(dense, "bias")
     sparse.values = nn.Parameter(values.clone(), trained)
     sparse.bias = None if bias is None else nn.Parameter(bias.clone(), is_trained(dense, "bias"))
     return sparse
 
 
-def _like(dense: nn.Linear | nn.Conv1d | nn.Conv2d, connections: torch.Tensor) -> SparseLayer:
+def _like(dense: nn.Linear | nn.Conv1d | nn.Conv2d, connections: torch.Tensor, structure: Structure) -> SparseLayer:
     """Return a sparse layer of the same sizes whose values and bias are on the meta device."""
     has_bias = dense.bias is not None
+    topology: Any = {"connections": connections, "structure": structure, "device": "meta"}
     if isinstance(dense, nn.Linear):
-        return SparseLinear(dense.in_features, dense.out_features, has_bias, connections=connections, device="meta")
+        return SparseLinear(dense.in_features, dense.out_features, has_bias, **topology)
     if dense.padding_mode != "zeros" or isinstance(dense.padding, str):
         kind = f"Sparse{'Conv1d' if isinstance(dense, nn.Conv1d) else 'Conv2d'}"
         raise InvalidArgumentError(f"{kind} does not support the padding of {dense}; use zeros and numbers")
@@ -121,5 +128,5 @@ def _like(dense: nn.Linear | nn.Conv1d | nn.Conv2d, connections: torch.Tensor) -
     geometry: Any = (dense.stride, dense.padding, dense.dilation, dense.groups, has_bias)
     if isinstance(dense, nn.Conv1d):
         sizes, geometry = (*sizes[:2], *sizes[2]), (*(size for (size,) in geometry[:3]), *geometry[3:])
-        return SparseConv1d(*sizes, *geometry, connections=connections, device="meta")
-    return SparseConv2d(*sizes, *geometry, connections=connections, device="meta")
+        return SparseConv1d(*sizes, *geometry, **topology)
+    return SparseConv2d(*sizes, *geometry, **topology)

@@ -12,12 +12,14 @@ from torch import nn
 from typing_extensions import override
 
 from .arguments import check_choice, require, shown
+from .blocks import units_of
 from .errors import InvalidArgumentError, TrainingError
-from .interface import Carry, SparsifiableLayer, sparse_layers
+from .interface import Carry, SparsifiableLayer, Units, sparse_layers
 from .interrupt import undivided
 from .positions import contained, without
 from .rules import GROW_RULES, PRUNE_SCORES, GrowChoice, GrowRule, PruneScore, grow_rule, over_all_ranks, smallest
 from .schedule import DECAYS, Epochs, in_steps
+from .structure import whole_blocks
 from .topology import carry_between, generator_of
 
 # Arguments of SparsifiableLayer.rewire: kept connections, grown connections, weights of the grown ones.
@@ -43,11 +45,6 @@ class Rewirer(ABC):
         if not self.layers:
             raise InvalidArgumentError(
                 f"model={type(model).__name__} has no sparse layers; call sparsify(model, sparsity=0.95) first"
-            )
-        in_blocks = [name for name, layer in self.layers.items() if layer.structure != (1, 1)]
-        if in_blocks:
-            raise InvalidArgumentError(
-                f"{', '.join(in_blocks)}: weights in blocks cannot be rewired; build the layers with structure=(1, 1)"
             )
         self.optimizer, self.every, self.until = optimizer, every, until
         self._check_optimizer()
@@ -291,12 +288,13 @@ class DynamicSparsity(Rewirer):
 
     @override
     def _plans(self, layers: Mapping[str, SparsifiableLayer]) -> dict[str, Plan]:
-        active = {name: layer.active() for name, layer in layers.items()}
-        pruned = self._pruned(layers, {name: len(connections) for name, connections in active.items()})
-        return {name: self._plan(layer, active[name], pruned[name]) for name, layer in layers.items()}
+        units = {name: units_of(layer) for name, layer in layers.items()}
+        active = {name: of_layer.active() for name, of_layer in units.items()}
+        pruned = self._pruned(units, {name: len(chosen) for name, chosen in active.items()})
+        return {name: self._plan(layer, units[name], active[name], pruned[name]) for name, layer in layers.items()}
 
-    def _pruned(self, layers: Mapping[str, SparsifiableLayer], nnz: dict[str, int]) -> dict[str, torch.Tensor]:
-        """Return the positions to prune among each layer's active weights."""
+    def _pruned(self, layers: Mapping[str, Units], nnz: dict[str, int]) -> dict[str, torch.Tensor]:
+        """Return the positions to prune among each layer's active units."""
         scores = {name: _checked_score(self.score(layer), name, nnz[name]) for name, layer in layers.items()}
         counts = {name: int(self.fraction() * len(score)) for name, score in scores.items()}
         if self.scope == "global":
@@ -307,12 +305,14 @@ class DynamicSparsity(Rewirer):
         rooms = {name: math.prod(layers[name].dense_shape) - len(score) for name, score in scores.items()}
         return {name: smallest(score, min(counts[name], rooms[name])) for name, score in scores.items()}
 
-    def _plan(self, layer: SparsifiableLayer, active: torch.Tensor, pruned: torch.Tensor) -> Plan:
+    def _plan(self, layer: SparsifiableLayer, units: Units, active: torch.Tensor, pruned: torch.Tensor) -> Plan:
         count = len(pruned)
-        grown = self.grow.choose(layer, active, count, self.generator) if count else active[:0]
-        _check_grown(grown, active, count, math.prod(layer.dense_shape))
-        new = torch.randn(count, generator=self.generator, dtype=torch.float64) * self.grow.initial_std
-        return without(active, pruned), grown, new.to(layer.weight_parameter)
+        chosen = self.grow.choose(units, active, count, self.generator) if count else active[:0]
+        _check_grown(chosen, active, count, math.prod(units.dense_shape))
+        kept = whole_blocks(without(active, pruned), layer.dense_shape, layer.structure)
+        grown = whole_blocks(chosen, layer.dense_shape, layer.structure)
+        new = torch.randn(len(grown), generator=self.generator, dtype=torch.float64) * self.grow.initial_std
+        return kept, grown, new.to(layer.weight_parameter)
 
     @override
     def _due(self, step: int) -> bool:

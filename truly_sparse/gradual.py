@@ -10,12 +10,14 @@ from torch import nn
 from typing_extensions import override
 
 from .arguments import check_choice
+from .blocks import units_of
 from .dst import Plan, Rewirer
 from .errors import InvalidArgumentError
 from .interface import SparsifiableLayer
 from .positions import without
 from .rules import magnitude_prune
 from .schedule import in_steps
+from .structure import whole_blocks
 from .topology import SCHEMES, check_sparsity, layer_nnz
 
 
@@ -72,11 +74,13 @@ class GradualPruning(Rewirer):
         allowed = self._nnz(self.sparsity * (1 - (1 - progress) ** 3))
         plans = {}
         for name, layer in layers.items():
-            active, values = layer.active(), layer.active_values()
-            # Rounding may give a layer one weight fewer now than at the end, and pruned weights never return.
-            target = max(allowed[name], self.final[name])
+            units = units_of(layer)
+            active, values = units.active(), units.active_values()
+            # Rounding may give a layer one unit fewer now than at the end, and pruned weights never return.
+            target = max(allowed[name], self.final[name]) // layer.structure.area
             pruned = magnitude_prune(values, max(0, len(active) - target))
-            plans[name] = without(active, pruned), active[:0], values[:0]
+            kept = whole_blocks(without(active, pruned), layer.dense_shape, layer.structure)
+            plans[name] = kept, active[:0], layer.active_values()[:0]
         return plans
 
     @override

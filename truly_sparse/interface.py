@@ -20,6 +20,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from .arguments import check_patterns
 from .computed import has_known_weight
 from .errors import InvalidArgumentError
+from .structure import UNSTRUCTURED, Structure
 
 # Moves one tensor of per-weight optimizer state to a new topology. ``carry(state, fresh)`` returns a tensor in which
 # each kept weight has its old entry, and each grown weight (and each empty place) has the value ``fresh``.
@@ -36,6 +37,30 @@ class LoadWatcher(Protocol):
         """Take note that ``load_state_dict`` may have changed the topology; it was ``before``."""
 
 
+class Units(Protocol):
+    """What a rule may ask a layer: its connections or, where they exist in blocks, its blocks (:class:`BlocksOf`)."""
+
+    @property
+    def dense_shape(self) -> tuple[int, ...]:
+        """How many units the dense layer has, in each dimension of its weight."""
+
+    @property
+    def weight_parameter(self) -> nn.Parameter:
+        """The parameter that holds the weights."""
+
+    def active(self) -> torch.Tensor:
+        """Return the active units: int64 ``[n]``, sorted."""
+
+    def active_values(self) -> torch.Tensor:
+        """Return the weights of the active units, ``[n]``."""
+
+    def gradient_rows(self) -> Iterator[torch.Tensor]:
+        """Yield the gradient of all units, active or not, in consecutive whole rows."""
+
+    def gradient_at(self, connections: torch.Tensor) -> torch.Tensor:
+        """Return the gradient of some units, ``[len(connections)]``."""
+
+
 # Not attributes of the layers, because these are copied and pickled.
 _watchers: WeakKeyDictionary[SparsifiableLayer, WeakSet[LoadWatcher]] = WeakKeyDictionary()
 
@@ -50,8 +75,8 @@ class SparsifiableLayer(nn.Module, ABC):
     _record_gradient: bool = False
     _recorded: Sequence[Any] = ()  # what backward passes recorded
 
-    #: Outputs × inputs (or channels) of the blocks in which connections exist; ``(1, 1)`` for any connections.
-    structure: tuple[int, int] = (1, 1)
+    #: The blocks in which connections exist; 1×1 for any connections.
+    structure: Structure = UNSTRUCTURED
 
     #: Whether :meth:`rewire` may reduce the number of connections.
     can_shrink: bool = False

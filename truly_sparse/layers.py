@@ -13,7 +13,6 @@ from torch.nn.grad import conv2d_weight
 from typing_extensions import override
 
 from .arguments import check_count, is_dense, pair, require, shown
-from .cpu.blocks import check_structure
 from .cpu.index import ConvIndex, LinearIndex
 from .cpu.stage import Stage
 from .eager import values_gradient
@@ -22,6 +21,7 @@ from .ops import run
 from .places import Sizes
 from .positions import check_places
 from .sparse_layer import SparseLayer
+from .structure import check_structure
 
 GRADIENT_BLOCK = 2**22  # numbers in one block of gradient_rows: 16 MiB of float32
 

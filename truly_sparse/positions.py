@@ -59,24 +59,6 @@ def check_places(name: str, flat: torch.Tensor, shape: Sequence[int]) -> np.ndar
     return positions
 
 
-def whole_blocks(blocks: torch.Tensor, shape: Sequence[int], structure: tuple[int, int]) -> torch.Tensor:
-    """Return the flat indices of all weights of some blocks, sorted.
-
-    Args:
-        blocks: flat indices of the blocks in their grid, ``(out / rows, in / columns, …)``, int64, sorted.
-        shape: of the dense weight, ``(out, in, …)``.
-        structure: rows and columns of a block.
-    """
-    if structure == (1, 1):
-        return blocks
-    (rows, columns), taps = structure, math.prod(shape[2:])
-    across, tap = max(1, shape[1] // columns), blocks[:, None, None] % max(1, taps)
-    block = blocks[:, None, None] // max(1, taps)
-    row = block // across * rows + torch.arange(rows)[:, None]
-    column = block % across * columns + torch.arange(columns)
-    return ((row * shape[1] + column) * taps + tap).flatten().sort().values
-
-
 def check_connections(name: str, flat: torch.Tensor, shape: Sequence[int]) -> np.ndarray:
     """Return flat indices as a numpy array after checking that they are a topology: sorted, without duplicates.
 

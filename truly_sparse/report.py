@@ -10,6 +10,7 @@ from torch import nn
 from .errors import InvalidArgumentError
 from .interface import Names, is_chosen, owners_of, sparse_layers
 from .progress import progress_stream
+from .structure import UNSTRUCTURED, Structure
 
 NAMED = 6  # modules at most in the line about what stays dense
 
@@ -22,12 +23,14 @@ class LayerSparsity(NamedTuple):
         weights: entries of the dense weight.
         active: active connections; all of them in a dense layer.
         sparsity: share of the weights that are not active.
+        structure: the blocks in which they exist.
     """
 
     shape: tuple[int, ...]
     weights: int
     active: int
     sparsity: float
+    structure: Structure = UNSTRUCTURED
 
 
 def sparsity_by_layer(model: nn.Module) -> dict[str, LayerSparsity]:
@@ -46,7 +49,7 @@ def sparsity_by_layer(model: nn.Module) -> dict[str, LayerSparsity]:
         module, _, own = name.rpartition(".")
         if parameter in sparse:
             place, layer = sparse[parameter]
-            rows[place] = _row(layer.dense_shape, len(layer.active()))
+            rows[place] = _row(layer.dense_shape, len(layer.active()), layer.structure)
         elif parameter.dim() > 1:
             rows[module if own == "weight" else name] = _row(tuple(parameter.shape), parameter.numel())
     if not rows:
@@ -55,9 +58,9 @@ def sparsity_by_layer(model: nn.Module) -> dict[str, LayerSparsity]:
     return rows | {"total": LayerSparsity((), weights, active, 1 - active / weights)}
 
 
-def _row(shape: tuple[int, ...], active: int) -> LayerSparsity:
+def _row(shape: tuple[int, ...], active: int, structure: Structure = UNSTRUCTURED) -> LayerSparsity:
     weights = math.prod(shape)
-    return LayerSparsity(shape, weights, active, 1 - active / weights)
+    return LayerSparsity(shape, weights, active, 1 - active / weights, structure)
 
 
 def tell_what_stays_dense(model: nn.Module, include: Names, exclude: Names) -> None:

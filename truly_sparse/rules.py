@@ -11,14 +11,14 @@ import torch
 
 from .arguments import check_count, is_dense, require, shown
 from .errors import InvalidArgumentError, TrainingError
-from .interface import SparsifiableLayer
+from .interface import Units
 from .positions import LARGEST, Largest, check_connections, largest, unranked
 from .topology import sample_distinct
 
 CANDIDATES = 4  # random candidates per connection to grow, in sampled gradient growth
 
-PruneScore: TypeAlias = Callable[[SparsifiableLayer], torch.Tensor]
-GrowChoice: TypeAlias = Callable[[SparsifiableLayer, torch.Tensor, int, torch.Generator], torch.Tensor]
+PruneScore: TypeAlias = Callable[[Units], torch.Tensor]
+GrowChoice: TypeAlias = Callable[[Units, torch.Tensor, int, torch.Generator], torch.Tensor]
 
 
 def magnitude_prune(values: torch.Tensor, count: int) -> torch.Tensor:
@@ -147,20 +147,16 @@ class GrowRule:
         require(0 <= self.initial_std < math.inf, "initial_std", self.initial_std, "use a finite number of at least 0")
 
 
-def _choose_at_random(
-    layer: SparsifiableLayer, active: torch.Tensor, count: int, generator: torch.Generator
-) -> torch.Tensor:
+def _choose_at_random(layer: Units, active: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
     return random_grow(active, math.prod(layer.dense_shape), count, generator)
 
 
-def _choose_by_gradient(
-    layer: SparsifiableLayer, active: torch.Tensor, count: int, generator: torch.Generator
-) -> torch.Tensor:
+def _choose_by_gradient(layer: Units, active: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
     return gradient_grow(map(over_all_ranks, layer.gradient_rows()), active, count)
 
 
 def _choose_by_sampled_gradient(
-    layer: SparsifiableLayer, active: torch.Tensor, count: int, generator: torch.Generator
+    layer: Units, active: torch.Tensor, count: int, generator: torch.Generator
 ) -> torch.Tensor:
     size = math.prod(layer.dense_shape)
     candidates = random_grow(active, size, min(CANDIDATES * count, size - len(active)), generator)

@@ -15,8 +15,8 @@ from .errors import InvalidArgumentError, TrainingError
 from .interface import Carry, SparsifiableLayer
 from .ops import numbered
 from .places import Places, Sizes, places_of
-from .positions import whole_blocks
 from .seal import Seal
+from .structure import whole_blocks
 from .topology import check_rewiring, check_sparsity, check_values, sample_distinct
 
 NO_WEIGHT = "a truly sparse layer has no dense weight"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -16,6 +16,15 @@ from .computed import pruning_mask, tensor_of
 from .errors import InvalidArgumentError
 from .interface import Carry, Names, SparsifiableLayer, WeightLayer, untied_layers, weight_shape
 from .positions import check_connections, check_places, contained, largest, rewired
+from .structure import (
+    UNSTRUCTURED,
+    Structure,
+    as_structure,
+    block_of,
+    fitting,
+    sums_of_squares,
+    whole_blocks,
+)
 
 SCHEMES = ("uniform", "er", "erk")
 TOPOLOGIES = ("random", "magnitude")
@@ -33,8 +42,12 @@ def layer_nnz(
     scheme: str = "uniform",
     include: Names = ("*",),
     exclude: Names = (),
+    structure: int | tuple[int, int] = UNSTRUCTURED,
 ) -> dict[str, int]:
     """Distribute a budget of active weights over the layers of a model. The counts add up to the budget exactly.
+
+    Where weights exist in blocks, each layer has whole ones. The counts then stay below the budget by less than a block
+    of each size, and only as long as there is a block for each layer.
 
     The budget is ``round((1 − sparsity) · weights)``, with Python's rounding: 67,173 of the tutorial network's
     1,343,456 weights at 95%. The ideal share of a layer is proportional to
@@ -55,34 +68,61 @@ def layer_nnz(
         scheme: ``"uniform"``, ``"er"`` or ``"erk"``.
         include: name patterns or classes of the layers, or of modules that contain them; see :func:`weight_layers`.
         exclude: the same of layers that are left out.
+        structure: outputs × inputs of the blocks in which the weights of dense layers are to exist, see
+            :func:`layer_structures`; masked and truly sparse layers have their own.
 
     Returns:
-        Number of active weights by layer name, from 1 to the layer's size.
+        Number of active weights by layer name, from one block to the layer's size.
 
     Raises:
         InvalidArgumentError: sparsity outside [0, 1), an unknown scheme, no such layers, or a budget below one
-            weight per layer.
+            weight or block per layer.
     """
     check_sparsity(sparsity)
     check_choice("scheme", scheme, SCHEMES)
     layers = untied_layers(adapted(model, include, exclude), include, exclude)
     pruned = {name: int(mask.sum()) for name, layer in layers.items() if (mask := pruning_mask(layer)) is not None}
-    return {name: 0 for name in layers} | pruned | _shared_out(layers, pruned.keys(), sparsity, scheme)
+    areas = {name: of.area for name, of in layer_structures(layers, structure).items() if name not in pruned}
+    return {name: 0 for name in layers} | pruned | _shared_out(layers, areas, sparsity, scheme)
+
+
+def layer_structures(layers: Mapping[str, WeightLayer], structure: int | tuple[int, int]) -> dict[str, Structure]:
+    """Return the blocks in which each layer's weights exist, or are to exist.
+
+    A layer that the blocks do not divide gets the largest smaller ones that do: of 8×8, a layer of 10 outputs and 84
+    inputs gets 2×4. A layer pruned by ``torch.nn.utils.prune`` keeps single weights.
+
+    Args:
+        layers: by name.
+        structure: wanted in dense layers; the others have their own.
+    """
+    wanted = as_structure(structure)
+
+    def of(layer: WeightLayer) -> Structure:
+        if isinstance(layer, SparsifiableLayer):
+            return layer.structure
+        whole = pruning_mask(layer) is None
+        return fitting(wanted, weight_shape(layer), getattr(layer, "groups", 1)) if whole else UNSTRUCTURED
+
+    return {name: of(layer) for name, layer in layers.items()}
 
 
 def _shared_out(
-    layers: Mapping[str, WeightLayer], fixed: Collection[str], sparsity: float, scheme: str
+    layers: Mapping[str, WeightLayer], areas: Mapping[str, int], sparsity: float, scheme: str
 ) -> dict[str, int]:
-    """Distribute the budget over the layers that are not fixed."""
-    shapes = {name: weight_shape(layer) for name, layer in layers.items() if name not in fixed}
+    """Distribute the budget over the layers for which the number of weights of a block is given."""
+    shapes = {name: weight_shape(layers[name]) for name in areas}
     sizes = np.array([math.prod(shape) for shape in shapes.values()], dtype=np.int64)
+    area = np.array(list(areas.values()), dtype=np.int64)
     budget = round((1 - sparsity) * int(sizes.sum()))
-    if budget < len(sizes):
+    if budget < area.sum():
+        blocks = f"; a block for each needs {area.sum()}" if area.max() > 1 else ""
         raise InvalidArgumentError(
-            f"sparsity={sparsity} leaves {budget} weights for {len(sizes)} layers; lower it so that each layer has one"
+            f"sparsity={sparsity} leaves {budget} weights for {len(sizes)} layers{blocks}; lower it so that each layer "
+            "has one"
         )
     ideal = _share_out(np.array([_demand(shape, scheme) for shape in shapes.values()]), sizes, budget)
-    return dict(zip(shapes, _round_to_sum(ideal, sizes, budget).tolist(), strict=True))
+    return dict(zip(shapes, _in_blocks(ideal, sizes, area, budget).tolist(), strict=True))
 
 
 def _demand(shape: tuple[int, ...], scheme: str) -> float:
@@ -107,14 +147,20 @@ def _share_out(demand: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarray
     return sizes.astype(float)
 
 
-def _round_to_sum(ideal: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarray:
-    """Return whole numbers in [1, size] near the ideal shares that add up to the budget (largest remainder first)."""
-    counts = np.clip(np.floor(ideal).astype(np.int64), 1, sizes)
-    while counts.sum() < budget:
-        counts[np.argmax(np.where(counts < sizes, ideal - counts, -np.inf))] += 1
-    while counts.sum() > budget:
-        counts[np.argmax(np.where(counts > 1, counts - ideal, -np.inf))] -= 1
-    return counts
+def _in_blocks(ideal: np.ndarray, sizes: np.ndarray, area: np.ndarray, budget: int) -> np.ndarray:
+    """Round ideal shares to whole blocks, at least one of each layer (largest remainder first).
+
+    The counts add up to the budget, less what no further block fits into.
+    """
+    blocks, most = ideal / area, sizes // area
+    counts = np.clip(np.floor(blocks).astype(np.int64), 1, most)
+    while (over := (counts * area).sum() - budget) > 0:
+        counts[np.argmax(np.where(counts > 1, counts - blocks, -np.inf))] -= 1
+    while ((counts < most) & (area <= -over)).any():
+        here = np.argmax(np.where((counts < most) & (area <= -over), blocks - counts, -np.inf))
+        counts[here] += 1
+        over += area[here]
+    return counts * area
 
 
 def generator_of(seed: int) -> torch.Generator:
@@ -165,6 +211,7 @@ def initial_topology(
     include: Names = ("*",),
     exclude: Names = (),
     topology: str = "random",
+    structure: int | tuple[int, int] = UNSTRUCTURED,
 ) -> dict[str, torch.Tensor]:
     """Choose the active connections of a model's layers; :func:`layer_nnz` decides how many each layer has.
 
@@ -178,6 +225,7 @@ def initial_topology(
         include: see :func:`layer_nnz`.
         exclude: see :func:`layer_nnz`.
         topology: ``"random"``, or ``"magnitude"``: the largest weights of each layer, of equal ones the first.
+        structure: see :func:`layer_nnz`. Of blocks, the largest are those of largest norm.
 
     Returns:
         Sorted flat indices, int64 ``[nnz]``, by layer name.
@@ -188,14 +236,26 @@ def initial_topology(
     check_choice("topology", topology, TOPOLOGIES)
     model, generator = adapted(model, include, exclude), generator_of(seed)
     layers, chosen = untied_layers(model, include, exclude), {}
-    for name, nnz in layer_nnz(model, sparsity, scheme, include, exclude).items():
-        if pruning_mask(layers[name]) is not None:
-            chosen[name] = own_topology(layers[name])
-        elif topology == "random":
-            chosen[name] = sample_distinct(math.prod(weight_shape(layers[name])), nnz, generator)
+    structures = layer_structures(layers, structure)
+    for name, nnz in layer_nnz(model, sparsity, scheme, include, exclude, structure).items():
+        layer, shape, of = layers[name], weight_shape(layers[name]), structures[name]
+        if pruning_mask(layer) is not None:
+            chosen[name] = own_topology(layer)
+            continue
+        if topology == "random":
+            blocks = sample_distinct(math.prod(shape) // of.area, nnz // of.area, generator)
         else:
-            chosen[name] = largest(tensor_of(layers[name], "weight").abs().reshape(-1), nnz)
+            blocks = largest(_norms(tensor_of(layer, "weight"), of), nnz // of.area)
+        chosen[name] = whole_blocks(blocks, shape, of)
     return chosen
+
+
+def _norms(weight: torch.Tensor, structure: Structure) -> torch.Tensor:
+    """Return the norm of each block of a dense weight, in the order of the grid of blocks."""
+    if structure == UNSTRUCTURED:
+        return weight.abs().reshape(-1)
+    block = block_of(torch.arange(weight.numel(), device=weight.device), weight.shape, structure)
+    return sums_of_squares(weight.reshape(-1), block, weight.numel() // structure.area).sqrt()
 
 
 def own_topology(layer: nn.Module) -> torch.Tensor:

@@ -20,7 +20,16 @@ from truly_sparse.errors import InvalidArgumentError, TrainingError
 from truly_sparse.interface import Carry, Names, SparsifiableLayer, check_has_numbers, sparse_layers, untied_layers
 from truly_sparse.positions import check_places
 from truly_sparse.report import sparsity_by_layer, tell_what_stays_dense
-from truly_sparse.topology import check_rewiring, check_values, initial_topology, own_topology, to_connections, to_mask
+from truly_sparse.structure import UNSTRUCTURED, Structure
+from truly_sparse.topology import (
+    check_rewiring,
+    check_values,
+    initial_topology,
+    layer_structures,
+    own_topology,
+    to_connections,
+    to_mask,
+)
 
 ROWS_PER_BLOCK = 1024
 
@@ -190,8 +199,9 @@ class MaskedConv1d(MaskedLayer, nn.Conv1d):
 MASKED: dict[Any, type[MaskedLayer]] = {nn.Linear: MaskedLinear, nn.Conv1d: MaskedConv1d, nn.Conv2d: MaskedConv2d}
 
 
-def _masked_layer(layer: Any, connections: torch.Tensor) -> MaskedLayer:
+def _masked_layer(layer: Any, connections: torch.Tensor, structure: Structure) -> MaskedLayer:
     masked = with_tensors_of(layer, next(MASKED[kind] for kind in MASKED if isinstance(layer, kind)))
+    masked.structure = structure
     masked.set_mask(to_mask(connections, masked.dense_shape))
     return masked.train(layer.training)
 
@@ -204,6 +214,7 @@ def mask_model(
     include: Names = ("*",),
     exclude: Names = (),
     topology: str = "random",
+    structure: int | tuple[int, int] = UNSTRUCTURED,
 ) -> nn.Module:
     """Return a copy of ``model`` with masks on its Linear, Conv1d and Conv2d weights. Biases and norms stay dense.
 
@@ -218,6 +229,7 @@ def mask_model(
         include: name patterns or classes of the layers to mask, or of modules that contain them.
         exclude: the same of layers that stay dense.
         topology: ``"random"``, or ``"magnitude"``: the largest weights of each layer.
+        structure: outputs × inputs of the blocks in which weights exist, see :func:`sparsify`.
 
     Raises:
         InvalidArgumentError: see :func:`layer_nnz`; or the model is masked already, or on the meta device.
@@ -228,12 +240,13 @@ def mask_model(
             f"model={type(model).__name__} holds sparse layers already; mask the dense model, or densify(model) first"
         )
     model = adapted(model, include, exclude)
+    layers = untied_layers(model, include, exclude)
     if sparsity is None:
-        chosen = {name: own_topology(layer) for name, layer in untied_layers(model, include, exclude).items()}
+        chosen, structure = {name: own_topology(layer) for name, layer in layers.items()}, UNSTRUCTURED
     else:
-        chosen = initial_topology(model, sparsity, scheme, seed, include, exclude, topology)
-    layers = {name: _masked_layer(model.get_submodule(name), connections) for name, connections in chosen.items()}
-    masked = copied(model, layers)
+        chosen = initial_topology(model, sparsity, scheme, seed, include, exclude, topology, structure)
+    of = layer_structures(layers, structure)
+    masked = copied(model, {name: _masked_layer(layers[name], chosen[name], of[name]) for name in chosen})
     tell_what_stays_dense(masked, include, exclude)
     return masked
 
@@ -241,10 +254,12 @@ def mask_model(
 def sparsity_report(model: nn.Module) -> pd.DataFrame:
     """Return a table of weights and active weights per sparse layer, per dense weight, and in total.
 
-    Columns: ``shape``, ``weights``, ``active``, ``sparsity`` (share of weights that are not active). Biases and norms
-    are not counted, see ``truly_sparse.report.sparsity_by_layer``.
+    Columns: ``shape``, ``weights``, ``active``, ``sparsity`` (share of weights that are not active) and, where weights
+    exist in blocks, ``structure``. Biases and norms are not counted, see ``truly_sparse.report.sparsity_by_layer``.
     """
     rows = {
-        name: row._asdict() | {"shape": "×".join(map(str, row.shape))} for name, row in sparsity_by_layer(model).items()
+        name: row._asdict() | {"shape": "×".join(map(str, row.shape)), "structure": str(row.structure)}
+        for name, row in sparsity_by_layer(model).items()
     }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table if (table["structure"] != str(UNSTRUCTURED)).any() else table.drop(columns="structure")

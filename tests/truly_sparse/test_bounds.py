@@ -16,7 +16,7 @@ from truly_sparse.cpu import index
 from truly_sparse.cpu.index import ConvIndex, LinearIndex
 from truly_sparse.cpu.memory import to_batch_innermost
 from truly_sparse.cpu.stage import Stage
-from truly_sparse.positions import whole_blocks
+from truly_sparse.structure import whole_blocks
 
 DENSITY = 0.6
 

@@ -73,10 +73,12 @@ class Setup:
     kind: str
     optimizer: str
     spoil: Callable[[Run], None] = as_it_is
+    structure: tuple[int, int] = (1, 1)
 
     def __str__(self):
         wrong = [] if self.spoil is as_it_is else [self.spoil.__name__]
-        return "-".join([self.recipe, self.kind, self.optimizer, *wrong])
+        blocks = [] if self.structure == (1, 1) else ["{}x{}".format(*self.structure)]
+        return "-".join([self.recipe, self.kind, self.optimizer, *wrong, *blocks])
 
     def start(self, seed=0):
         return Run(self, seed)
@@ -90,7 +92,8 @@ class Run:
         dense = [nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()]
         nn.init.constant_(dense[1].bias, 0.1)  # so that a channel without weights does not stand on ReLU's edge
         dense = nn.Sequential(*dense, nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-        masked = sparse_init(mask_model(dense, 0.0 if setup.recipe == "GMP" else SPARSITY, seed=seed), seed)
+        sparsity = 0.0 if setup.recipe == "GMP" else SPARSITY
+        masked = sparse_init(mask_model(dense, sparsity, seed=seed, structure=setup.structure), seed)
         self.model = masked if setup.kind == "masked" else sparsify(masked)
         self.optimizer = OPTIMIZERS[setup.optimizer](self.model.parameters())
         self.driver = RECIPES[setup.recipe].attach(
@@ -191,6 +194,12 @@ def setups(*recipes, optimizers=("sgd", "adam", "adamw")):
     return [Setup(*each) for each in combinations if each[:2] != ("GMP", "sparse")]
 
 
+def with_blocks(setups):
+    """Add the same in blocks of 2×2 and of 2×1 weights, each with one optimizer."""
+    of = {"adam": (2, 2), "sgd": (2, 1)}
+    return setups + [replace(setup, structure=of[setup.optimizer]) for setup in setups if setup.optimizer in of]
+
+
 def of_kind(kind, setups):
     return [setup for setup in setups if setup.kind == kind]
 
@@ -245,7 +254,7 @@ def gradient_is_not_masked(run):
         layer.masked_weight = lambda w=layer.weight, layer=layer: w + (w * layer.mask - w).detach()
 
 
-@on(ALL)
+@on(with_blocks(ALL))
 def test_masked_weights_never_move(setup):
     check_masked_weights_never_move(setup)
 
@@ -286,7 +295,7 @@ def values_are_remembered(run):
     change_plans(run, wake)
 
 
-@on(GROWING)
+@on(with_blocks(GROWING))
 def test_grown_weights_start_afresh(setup):
     check_grown_weights_start_afresh(setup)
 
@@ -355,7 +364,7 @@ def check_numbers_stay_with_their_weight(setup):
                 assert torch.equal(old[key][kept], new[key][kept]), f"{name}: {key} landed on another weight"
 
 
-@on(REWIRING)
+@on(with_blocks(REWIRING))
 def test_optimizer_state_stays_with_its_weight(setup):
     check_numbers_stay_with_their_weight(setup)
 
@@ -390,7 +399,7 @@ def topology_is_not_saved(run):
     run.model.load_state_dict = functools.partial(load, strict=False)
 
 
-@on(ALL)
+@on(with_blocks(ALL))
 def test_a_resumed_run_trains_the_same_network(setup):
     check_a_resumed_run_trains_the_same_network(setup)
 
@@ -438,7 +447,7 @@ def pruning_is_by_threshold(run):
     change_plans(run, cut)
 
 
-@on(ALL)
+@on(with_blocks(ALL))
 def test_nnz_is_exact(setup):
     check_nnz_is_exact(setup)
 
@@ -477,11 +486,18 @@ def check_growth_follows_the_dense_gradient(setup):
         if not run.driver.step():
             continue
         for name, (now, _) in run.look().items():
-            was, size = before[name][0], score[name].abs()
+            was, size = before[name][0], norms(run.layers[name], score[name])
             grown, passed_over = size[~was & now], size[~was & ~now]
             missed = len(grown) and grown.min() < passed_over.max() * (1 - 1e-3)  # sums differ in their last bits
             assert not missed, f"{name}: growth missed the largest gradients"
         score = dict.fromkeys(run.layers, 0.0)
+
+
+def norms(layer, numbers):
+    """Return for each number of a flat dense weight the norm of its block."""
+    (rows, columns), (out, inputs, *kernel) = layer.structure, layer.dense_shape
+    blocks = numbers.view(out // rows, rows, inputs // columns, columns, math.prod(kernel))
+    return blocks.square().sum((1, 3), keepdim=True).sqrt().expand_as(blocks).flatten()
 
 
 def dense_gradients(run):
@@ -499,7 +515,7 @@ def growth_sees_the_masked_gradient(run):
         layer.gradient_rows = lambda layer=layer: [spread(layer, layer.weight_parameter.grad)[None]]
 
 
-@on(BY_GRADIENT)
+@on(with_blocks(BY_GRADIENT))
 def test_growth_follows_the_dense_gradient(setup):
     check_growth_follows_the_dense_gradient(setup)
 
@@ -533,7 +549,7 @@ def growth_is_per_row(run):
     change_plans(run, balance)
 
 
-@on(GROWING)
+@on(with_blocks(GROWING))
 def test_neurons_gain_and_lose_connections(setup):
     check_neurons_gain_and_lose_connections(setup)
 
@@ -561,7 +577,7 @@ def driver_never_ends(run):
     run.driver.decay = lambda progress: 1.0  # the cosine would let the last rewiring replace nothing
 
 
-@on(ALL)
+@on(with_blocks(ALL))
 def test_the_evaluated_topology_has_been_trained(setup):
     check_the_evaluated_topology_has_been_trained(setup)
 
@@ -597,7 +613,7 @@ def numbers_are_made_up(run):
         layer.gradient_rows = lambda get=layer.gradient_rows: [block.nan_to_num() for block in get()]
 
 
-@on(REWIRING)
+@on(with_blocks(REWIRING))
 def test_nothing_changes_on_gradients_that_are_no_numbers(setup):
     check_nothing_changes_on_gradients_that_are_no_numbers(setup)
 
@@ -662,7 +678,7 @@ def walks(tmp_path_factory, processes):
     return {name: (one[name], other[name]) for name in one}
 
 
-@on(ALL)
+@on(with_blocks(ALL))
 def test_ranks_walk_alike(setup, walks):
     check_ranks_walk_alike(walks[str(setup)])
 
@@ -703,7 +719,7 @@ def growth_takes_the_deviation_for_the_variance(run):
     run.driver.grow = replace(run.driver.grow, initial_std=run.driver.grow.initial_std**0.5)
 
 
-@on(ALL)
+@on(with_blocks(ALL))
 def test_weights_are_drawn_with_the_right_deviation(setup):
     check_weights_are_drawn_with_the_right_deviation(setup)
 
@@ -831,7 +847,7 @@ def everything_is_masked(run):
         parameter.register_hook(lambda gradient, mask=mask: gradient * mask)
 
 
-@on(ALL)
+@on(with_blocks(ALL))
 def test_biases_and_norms_stay_dense(setup):
     check_biases_and_norms_stay_dense(setup)
 

@@ -16,7 +16,7 @@ from truly_sparse.cpu import program
 from truly_sparse.cpu.index import ConvIndex, LinearIndex
 from truly_sparse.cpu.memory import to_batch_innermost
 from truly_sparse.cpu.stage import Stage
-from truly_sparse.positions import whole_blocks
+from truly_sparse.structure import whole_blocks
 
 STRUCTURES = [(1, 1), (4, 1), (1, 4), (4, 4), (8, 8), (16, 1), (2, 2), (3, 3)]
 BATCHES = [1, 3, 32, 64, 100, 256]

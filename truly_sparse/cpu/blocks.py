@@ -7,21 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..arguments import pair
 from ..errors import InvalidArgumentError
 from ..positions import loops_or_none
-
-
-def check_structure(structure: tuple[int, int], shape: tuple[int, ...], groups: int = 1) -> tuple[int, int]:
-    """Return ``structure`` after checking that such blocks divide a weight ``(out, in, …)``."""
-    tall, wide = pair("structure", structure, 1)
-    if shape[0] // groups % tall or shape[1] % wide:
-        of_group = f" in each of {groups} groups" if groups > 1 else ""
-        raise InvalidArgumentError(
-            f"structure={(tall, wide)} does not divide {shape[0] // groups} outputs and {shape[1]} inputs{of_group}; "
-            "give divisors of both."
-        )
-    return tall, wide
 
 
 def check_blocks(

@@ -17,7 +17,8 @@ import torch
 from ..arguments import check_count, pair, require, shown
 from ..errors import InvalidArgumentError
 from ..positions import check_connections
-from .blocks import check_blocks, check_structure, in_rows, joined, sort_by_column, split
+from ..structure import check_structure
+from .blocks import check_blocks, in_rows, joined, sort_by_column, split
 
 MOST = 2**32  # weights of a layer; kernels store their numbers in 4 bytes
 CHUNKS = 64  # pieces of work with equal numbers of nonzeros; fixed, so that results do not depend on the threads

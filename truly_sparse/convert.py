@@ -18,7 +18,7 @@ from .layers import SparseConv2d, SparseLinear
 from .report import tell_what_stays_dense
 from .sparse_layer import SparseLayer
 from .structure import UNSTRUCTURED, Structure
-from .topology import initial_topology, layer_structures, own_topology
+from .topology import initial_topology, own_topology, structures_of
 
 
 def sparsify(
@@ -55,7 +55,7 @@ def sparsify(
         exclude: the same of layers that stay as they are.
         topology: ``"random"``, or ``"magnitude"``: the largest weights of each layer.
         structure: outputs × inputs (or channels) of the blocks in which the weights are to exist. A layer that such
-            blocks do not divide gets the largest smaller ones that do, see :func:`layer_structures`.
+            blocks do not divide gets the largest smaller ones that do, see :func:`structures_of`.
 
     Raises:
         InvalidArgumentError: no such layers, layers that share a parameter, a convolution with a
@@ -75,7 +75,7 @@ def sparsify(
     if sparsity is not None:
         chosen = initial_topology(model, sparsity, scheme, seed, include, exclude, topology, structure)
     found = untied_layers(model, include, exclude)
-    structures = layer_structures(found, structure)
+    structures = structures_of(found, structure)
     layers = {
         name: _sparse_layer(layer, chosen.get(name), structures[name]).train(layer.training)
         for name, layer in found.items()

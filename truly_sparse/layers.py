@@ -122,7 +122,7 @@ class SparseLinear(SparseLayer):
         """Return sizes and the number of active weights."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"relu={self.relu}, active={self.index.nnz}/{math.prod(self.dense_shape)}"
+            f"relu={self.relu}, {self._description()}"
         )
 
 
@@ -253,5 +253,5 @@ class SparseConv2d(SparseLayer):
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
             f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}, "
-            f"relu={self.relu}, pool={self.pool}, active={self.index.nnz}/{math.prod(self.dense_shape)}"
+            f"relu={self.relu}, pool={self.pool}, {self._description()}"
         )

@@ -222,6 +222,10 @@ class SparseLayer(SparsifiableLayer):
         parts = [dense, *([nn.ReLU()] if self.relu else []), *([nn.MaxPool2d(2)] if self.pool else [])]
         return dense if len(parts) == 1 else nn.Sequential(*parts)
 
+    def _description(self) -> str:
+        blocks = f", structure={self.structure}" if self.structure != (1, 1) else ""
+        return f"active={self.index.nnz}/{math.prod(self.dense_shape)}{blocks}"
+
     def get_extra_state(self) -> torch.Tensor:
         """Return the topology for ``state_dict``: flat indices, int64 ``[nnz]``."""
         return self.index.flat()

@@ -69,7 +69,7 @@ def layer_nnz(
         include: name patterns or classes of the layers, or of modules that contain them; see :func:`weight_layers`.
         exclude: the same of layers that are left out.
         structure: outputs × inputs of the blocks in which the weights of dense layers are to exist, see
-            :func:`layer_structures`; masked and truly sparse layers have their own.
+            :func:`structures_of`; masked and truly sparse layers have their own.
 
     Returns:
         Number of active weights by layer name, from one block to the layer's size.
@@ -82,11 +82,11 @@ def layer_nnz(
     check_choice("scheme", scheme, SCHEMES)
     layers = untied_layers(adapted(model, include, exclude), include, exclude)
     pruned = {name: int(mask.sum()) for name, layer in layers.items() if (mask := pruning_mask(layer)) is not None}
-    areas = {name: of.area for name, of in layer_structures(layers, structure).items() if name not in pruned}
+    areas = {name: of.area for name, of in structures_of(layers, structure).items() if name not in pruned}
     return {name: 0 for name in layers} | pruned | _shared_out(layers, areas, sparsity, scheme)
 
 
-def layer_structures(layers: Mapping[str, WeightLayer], structure: int | tuple[int, int]) -> dict[str, Structure]:
+def structures_of(layers: Mapping[str, WeightLayer], structure: int | tuple[int, int]) -> dict[str, Structure]:
     """Return the blocks in which each layer's weights exist, or are to exist.
 
     A layer that the blocks do not divide gets the largest smaller ones that do: of 8×8, a layer of 10 outputs and 84
@@ -205,7 +205,7 @@ def _sorted_distinct(numbers: torch.Tensor) -> torch.Tensor:
 
 def initial_topology(
     model: nn.Module,
-    sparsity: float,
+    sparsity: float | None,
     scheme: str = "uniform",
     seed: int = 0,
     include: Names = ("*",),
@@ -219,7 +219,7 @@ def initial_topology(
 
     Args:
         model: any module with ``nn.Linear``, ``nn.Conv1d`` or ``nn.Conv2d`` layers, nested or not.
-        sparsity: share of the weights to leave out, in [0, 1).
+        sparsity: share of the weights to leave out, in [0, 1); None: those that are zero now, and no others.
         scheme: how the layers share the remaining weights, see :func:`layer_nnz`.
         seed: seed of a random draw.
         include: see :func:`layer_nnz`.
@@ -231,12 +231,15 @@ def initial_topology(
         Sorted flat indices, int64 ``[nnz]``, by layer name.
 
     Raises:
-        InvalidArgumentError: see :func:`layer_nnz`.
+        InvalidArgumentError: see :func:`layer_nnz`; or blocks without a sparsity.
     """
     check_choice("topology", topology, TOPOLOGIES)
     model, generator = adapted(model, include, exclude), generator_of(seed)
     layers, chosen = untied_layers(model, include, exclude), {}
-    structures = layer_structures(layers, structure)
+    if sparsity is None:
+        require(as_structure(structure) == UNSTRUCTURED, "structure", structure, "give sparsity as well")
+        return {name: own_topology(layer) for name, layer in layers.items()}
+    structures = structures_of(layers, structure)
     for name, nnz in layer_nnz(model, sparsity, scheme, include, exclude, structure).items():
         layer, shape, of = layers[name], weight_shape(layers[name]), structures[name]
         if pruning_mask(layer) is not None:

@@ -21,15 +21,7 @@ from truly_sparse.interface import Carry, Names, SparsifiableLayer, check_has_nu
 from truly_sparse.positions import check_places
 from truly_sparse.report import sparsity_by_layer, tell_what_stays_dense
 from truly_sparse.structure import UNSTRUCTURED, Structure
-from truly_sparse.topology import (
-    check_rewiring,
-    check_values,
-    initial_topology,
-    layer_structures,
-    own_topology,
-    to_connections,
-    to_mask,
-)
+from truly_sparse.topology import check_rewiring, check_values, initial_topology, structures_of, to_connections, to_mask
 
 ROWS_PER_BLOCK = 1024
 
@@ -240,12 +232,9 @@ def mask_model(
             f"model={type(model).__name__} holds sparse layers already; mask the dense model, or densify(model) first"
         )
     model = adapted(model, include, exclude)
+    chosen = initial_topology(model, sparsity, scheme, seed, include, exclude, topology, structure)
     layers = untied_layers(model, include, exclude)
-    if sparsity is None:
-        chosen, structure = {name: own_topology(layer) for name, layer in layers.items()}, UNSTRUCTURED
-    else:
-        chosen = initial_topology(model, sparsity, scheme, seed, include, exclude, topology, structure)
-    of = layer_structures(layers, structure)
+    of = structures_of(layers, structure)
     masked = copied(model, {name: _masked_layer(layers[name], chosen[name], of[name]) for name in chosen})
     tell_what_stays_dense(masked, include, exclude)
     return masked

@@ -26,8 +26,6 @@ from .models import TutorialCNN
 from .train import OPTIMIZERS, SCHEDULES
 
 IMAGE = (1, 28, 28)
-
-
 WIDTH_STEPS = 1000
 
 
@@ -147,11 +145,13 @@ class Sparse(Contender):
         how: how its topology changes.
         scheme: how its layers share the weights, see :func:`layer_nnz`.
         init: ``"dense"``: the initial weights of the dense network; ``"sparse-aware"``: :func:`sparse_init`.
+        structure: the blocks in which weights exist, see :func:`sparsify`.
     """
 
     how: DynamicRecipe
     scheme: str = "erk"
     init: str = "sparse-aware"
+    structure: tuple[int, int] = (1, 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -162,7 +162,7 @@ class Sparse(Contender):
         if self.init not in ("dense", "sparse-aware"):
             raise InvalidArgumentError(f"init={self.init!r}; use dense or sparse-aware")
         torch.manual_seed(seed)
-        masked = mask_model(TutorialCNN(), sparsity, self.scheme, seed=seed)
+        masked = mask_model(TutorialCNN(), sparsity, self.scheme, seed=seed, structure=self.structure)
         return fuse(sparsify(sparse_init(masked, seed) if self.init == "sparse-aware" else masked))
 
     @override

@@ -41,18 +41,19 @@ def test_masked_and_truly_sparse_compute_the_same(name):
 
 @each_network
 def test_masked_and_truly_sparse_train_and_rewire_alike(name):
-    """Rounding may exchange two weights that are almost equal, so one connection in a thousand may differ."""
+    """In float64: in float32 the losses of EfficientNet-B0 differ by percents after five steps, from rounding alone."""
     network = NETWORKS[name]
-    masked = mask_model(network.build(), 0.8)
+    masked = mask_model(network.build(), 0.8).double()
     sparse = sparsify(masked)
     first = topologies(sparse)
     inputs, labels = network.batch()
+    inputs = {key: each.double() if each.is_floating_point() else each for key, each in inputs.items()}
     losses = [train(model, inputs, labels) for model in (masked, sparse)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert losses[1][-1] < losses[1][0]
     masked_ones, sparse_ones = topologies(masked), topologies(sparse)
+    assert all(torch.equal(masked_ones[layer], sparse_ones[layer]) for layer in first)
     active = sum(map(len, first.values()))
-    assert sum(torch.isin(masked_ones[layer], sparse_ones[layer]).sum() for layer in first) >= 0.999 * active
     assert sum(torch.isin(first[layer], sparse_ones[layer]).sum() for layer in first) <= 0.9 * active
 
 
@@ -101,7 +102,7 @@ def saved_and_loaded_by_timm(model, optimizer, other, folder):
 def saved_and_loaded_by_transformers(model, optimizer, other, folder):
     from safetensors.torch import load_model
 
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_original_format=False)  # True renames the parameters of some networks
     load_model(other, folder / "model.safetensors")
 
 

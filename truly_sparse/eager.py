@@ -63,6 +63,11 @@ class _Chain(torch.autograd.Function):
         return of_x, None, None, *of_parameters
 
 
+# ``Function.apply`` without its Python part, which binds default arguments and unwraps the tensors that a transform of
+# torch.func left behind: ``kernels_for`` refuses or computes these.
+_apply_chain: Any = super(torch.autograd.Function, _Chain).apply
+
+
 def run_eagerly(
     x: torch.Tensor,
     stages: Sequence[Stage],
@@ -81,7 +86,8 @@ def run_eagerly(
         InvalidArgumentError: a tensor that the kernels cannot read, or shapes that do not fit.
     """
     if torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in (x, *parameters)]):
-        return _Chain.apply(x, stages, recorders, *parameters)
+        y: torch.Tensor = _apply_chain(x, stages, recorders, *parameters)
+        return y
     return kernels_for(x).forward(x, stages, parameters)[0]
 
 

@@ -188,7 +188,7 @@ def run_chain(x: torch.Tensor, layers: tuple[nn.Module, ...]) -> torch.Tensor:
             flat = before is not None and _is_linear(layer) and not _is_linear(before)
             x = layer(x.flatten(1) if flat else x)
         return x
-    return run(x, cast(tuple[SparseLayer, ...], layers))
+    return run(x, cast("tuple[SparseLayer, ...]", layers))
 
 
 def _can_run_at_once(x: torch.Tensor, layers: tuple[nn.Module, ...]) -> bool:

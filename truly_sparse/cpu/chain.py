@@ -99,7 +99,7 @@ def backward(
     Raises:
         InvalidArgumentError: a tensor is not float32 on the CPU, or shapes do not fit.
     """
-    x, arena, y = cast(tuple[torch.Tensor, torch.Tensor, torch.Tensor | None], tuple(passed))
+    x, arena, y = cast("tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]", passed)
     grad, grad_innermost = readable(grad)
     parameters = checked_parameters(stages, parameters, with_bias=False)
     innermost = not x.is_contiguous()

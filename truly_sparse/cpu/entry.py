@@ -46,13 +46,14 @@ def checked_parameters(
             f"{len(stages)} stages, {len(parameters)} parameters; give at least one stage, and values and bias of each."
         )
     checked: list[torch.Tensor | None] = []
-    for stage, values, bias in zip(stages, parameters[::2], parameters[1::2], strict=True):
-        checked.append(check_numbers("values", cast(torch.Tensor, values), stage.index.nnz))
-        outputs = stage.index.shape[0]
-        if not with_bias:
-            checked.append(None)
-        else:
-            checked.append(_no_bias(outputs) if bias is None else check_numbers("bias", bias, outputs))
+    for at, stage in enumerate(stages):
+        index, bias = stage.index, parameters[2 * at + 1] if with_bias else None
+        checked.append(check_numbers("values", cast(torch.Tensor, parameters[2 * at]), index.nnz))
+        if bias is not None:
+            bias = check_numbers("bias", bias, index.shape[0])
+        elif with_bias:
+            bias = _no_bias(index.shape[0])
+        checked.append(bias)
     return checked
 
 

@@ -67,8 +67,11 @@ def is_batch_innermost(x: torch.Tensor) -> bool:
     """Tell whether ``x`` (floating, ``[B, F]`` or ``[B, C, H, W]``) is in this format, so that kernels can read it."""
     if not isinstance(x, torch.Tensor) or x.dim() not in (2, 4):
         raise InvalidArgumentError(f"x={shown(x)}; give activations [B, F] or [B, C, H, W].")
-    batch, row = x.shape[0], x.stride(-1)
-    if x.stride() != strides(x.shape, row) or row % LANES or row < batch or x.data_ptr() % 64:
+    found = x.stride()
+    if found[0] != 1:
+        return False
+    batch, row = x.shape[0], found[-1]
+    if found != strides(x.shape, row) or row % LANES or row < batch or x.data_ptr() % 64:
         return False
     # Kernels read the padding of the last row too, so the storage must hold it.
     read = x.storage_offset() + (math.prod(x.shape[1:]) - 1) * row + row_lanes(batch)

@@ -22,11 +22,13 @@ class Workspace(NamedTuple):
         frame: the pass's bases, and room for its calls; int64 (``passes.py``).
         memory: its buffers, whose addresses the frame holds.
         threads: the number of threads that they are made for.
+        is_kept: whether they are small enough to be kept for the next run.
     """
 
     frame: np.ndarray
     memory: torch.Tensor
     threads: int
+    is_kept: bool
 
 
 def take(program: Program, threads: int) -> Workspace:
@@ -40,7 +42,7 @@ def take(program: Program, threads: int) -> Workspace:
 
 def give_back(program: Program, work: Workspace) -> None:
     """Keep a workspace for the next run, if it is small. Nobody may use its memory any more."""
-    if len(work.memory) <= KEPT_AT_MOST:
+    if work.is_kept:
         program.idle.append(work)
 
 
@@ -71,4 +73,4 @@ def _made(program: Program, threads: int) -> Workspace:
     frame[ARENA] = frame[ROOM] = memory.data_ptr()
     frame[SCRATCH] = frame[ROOM] + own
     frame[PARTIAL] = frame[SCRATCH] + scratch
-    return Workspace(frame, memory, threads)
+    return Workspace(frame, memory, threads, own + scratch + partial <= KEPT_AT_MOST)

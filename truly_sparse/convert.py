@@ -35,14 +35,12 @@ def sparsify(
 
     Without ``sparsity`` the copy computes the same function: masked layers keep their topology, and in dense layers the
     nonzero weights are the topology. With ``sparsity`` the topology of a dense model is drawn at random, or holds the
-    largest weights; the remaining weights keep their values. No mask and, but for a random topology, no copy of a dense
-    weight larger than one layer is made.
+    largest weights; the remaining weights keep their values. No mask is made.
 
     A layer pruned by ``torch.nn.utils.prune`` keeps its mask, also where ``sparsity`` says something else. A layer with
     ``weight_norm`` keeps the weight that it computes now, as a plain weight. ``nn.MultiheadAttention`` becomes
     :class:`Attention`, and other kinds of module what their adapter makes of them (:func:`register_adapter`). All else
-    stays dense, as does a layer that shares a parameter with an embedding: one line, on standard output in a notebook
-    and on standard error elsewhere, names what was not excluded and stays dense.
+    stays dense, as does a layer that shares a parameter with an embedding: one line names what was not excluded.
 
     ReLU and 2×2 max-pooling after a sparse layer stay separate modules; :func:`fuse` moves them into the layer.
 
@@ -54,8 +52,7 @@ def sparsify(
         include: name patterns or classes of the layers to convert, or of modules that contain them.
         exclude: the same of layers that stay as they are.
         topology: ``"random"``, or ``"magnitude"``: the largest weights of each layer.
-        structure: outputs × inputs (or channels) of the blocks in which the weights are to exist. A layer that such
-            blocks do not divide gets the largest smaller ones that do, see :func:`structures_of`.
+        structure: outputs × inputs (or channels) of the blocks in which weights exist, see :func:`structures_of`.
 
     Raises:
         InvalidArgumentError: no such layers, layers that share a parameter, a convolution with a

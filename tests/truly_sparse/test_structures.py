@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from truly_sparse import DynamicSparsity, InvalidArgumentError, SparseConv2d, SparseLinear, reference
+from truly_sparse import InvalidArgumentError, SparseConv2d, SparseLinear, reference
 from truly_sparse.cpu import chain as cpu
 from truly_sparse.cpu import index as index_module
 from truly_sparse.cpu import program
@@ -206,9 +206,7 @@ def test_connections_that_are_not_whole_blocks_are_refused(structure):
         free[flat] = False
         moved = torch.cat([missing, free.nonzero()[:1, 0]]).sort().values
         for broken in (missing, moved):
-            with pytest.raises(
-                InvalidArgumentError, match=f"whole blocks of structure=.{structure[0]}, {structure[1]}"
-            ):
+            with pytest.raises(InvalidArgumentError, match=f"whole blocks of structure={structure[0]}×{structure[1]}"):
                 build(broken)
 
 
@@ -247,9 +245,3 @@ def test_blocks_become_flat_indices():
     assert whole_blocks(torch.tensor([1]), (2, 4), (2, 2)).tolist() == [2, 3, 6, 7]
     assert whole_blocks(torch.tensor([0, 3]), (2, 2, 1, 2), (1, 2)).tolist() == [0, 2, 5, 7]
     assert whole_blocks(torch.tensor([], dtype=torch.int64), (4, 4), (2, 2)).tolist() == []
-
-
-def test_a_driver_refuses_weights_in_blocks():
-    model = torch.nn.Sequential(SparseLinear(8, 8, sparsity=0.5, structure=(4, 4)))
-    with pytest.raises(InvalidArgumentError, match="0: weights in blocks cannot be rewired"):
-        DynamicSparsity(model, torch.optim.SGD(model.parameters(), lr=0.1))

@@ -15,7 +15,14 @@ import numpy as np
 
 from .convert import SIDE_BY_SIDE, by_features, hand_out, hand_out_result, take_in
 from .kernel import Kernel, kernel
-from .linear_blocks import four_inputs_of, four_of_one_sample, four_outputs_of, four_products_of, one_input_of
+from .linear_blocks import (
+    four_inputs_of,
+    four_of_one_sample,
+    four_outputs_of,
+    four_products_of,
+    one_input_of,
+    sixteen_products_of,
+)
 from .linear_shape import WIDTHS, WIDTHS_OF_FOUR, first_lane, store_input_gradient, tiles
 from .memory import LANES
 from .records import CALL, PLAN, Call, Phase, Plan
@@ -95,7 +102,10 @@ def _backward_of_blocks(call: Call, plan: Plan, stage: int, lanes: int) -> list[
         loop = loop_of(width, plan.row_bytes)
         phases.append(Phase(loop.address, stage, plan.col_pieces, count * width * plan.nnz))
     by_input = plan.tall % 4 > 0
-    loop = four_products_of(by_input, plan.row_bytes if by_input else plan.col_bytes)
+    if not by_input and plan.wide % 4 == 0 and NATIVE == 16:  # sixteen sums need more registers than AVX2 has
+        loop = sixteen_products_of(plan.col_bytes)
+    else:
+        loop = four_products_of(by_input, plan.row_bytes if by_input else plan.col_bytes)
     pieces = plan.col_pieces if by_input else plan.row_pieces
     return [*phases, Phase(loop.address, stage, pieces, lanes * plan.nnz)]
 
@@ -193,16 +203,20 @@ def make_all() -> None:
 
 @kernel(CALL, PLAN)
 def mask(call, plan, first, last, thread):
-    """Write ``masked``, the gradient before ReLU with zeros in the padding, and ``dbias``, its sums over the batch."""
+    """Write ``masked``, the gradient before ReLU with zeros in the padding, and ``dbias``, its sums over the batch.
+
+    Where ``masked`` is the given gradient, and would not change, it is only read.
+    """
     g, masked, y, dbias = floats(call.g), floats(call.masked), floats(call.y), floats(call.dbias)
-    borders = longs(plan.row_chunks)
+    borders, changes = longs(plan.row_chunks), call.relu or call.batch < call.lanes or call.masked != call.g
     for o in range(plan.tall * borders[first], plan.tall * borders[last]):
         over_batch = zeros(16)
         for b in range(0, call.lanes, 16):
             part = first_lanes(call.batch - b, load(g, o * call.g_row + b, over_batch))
             if call.relu:
                 part = where_positive(load(y, o * call.y_row + b, over_batch), part)
-            store(masked, o * call.masked_row + b, part)
+            if changes:
+                store(masked, o * call.masked_row + b, part)
             over_batch = add(part, over_batch)
         dbias[o] = total(over_batch)
 

@@ -214,6 +214,66 @@ def _add_four(dvalues, at, step, sums, n, before):
         dvalues[at + r * step] = dvalues[at + r * step] + sums[n + r] if before else sums[n + r]
 
 
+@compiled
+def _sixteen_products(four, row, others, other_row, b, last, sums):
+    """Write the products of four rows with four others, summed over lanes ``b`` to ``last``: those of a row together.
+
+    The rows are addresses; each four follow each other after ``row`` and ``other_row`` floats.
+    """
+    f0, f1, f2, f3 = floats(four), floats(four + 4 * row), floats(four + 8 * row), floats(four + 12 * row)
+    o0, o1 = floats(others), floats(others + 4 * other_row)
+    o2, o3, zero = floats(others + 8 * other_row), floats(others + 12 * other_row), zeros(NATIVE)
+    p0 = p1 = p2 = p3 = q0 = q1 = q2 = q3 = r0 = r1 = r2 = r3 = s0 = s1 = s2 = s3 = zero
+    while b + NATIVE <= last:
+        x0, x1, x2, x3 = load(o0, b, zero), load(o1, b, zero), load(o2, b, zero), load(o3, b, zero)
+        g0, g1, g2, g3 = load(f0, b, zero), load(f1, b, zero), load(f2, b, zero), load(f3, b, zero)
+        p0, p1, p2, p3 = fma(g0, x0, p0), fma(g0, x1, p1), fma(g0, x2, p2), fma(g0, x3, p3)
+        q0, q1, q2, q3 = fma(g1, x0, q0), fma(g1, x1, q1), fma(g1, x2, q2), fma(g1, x3, q3)
+        r0, r1, r2, r3 = fma(g2, x0, r0), fma(g2, x1, r1), fma(g2, x2, r2), fma(g2, x3, r3)
+        s0, s1, s2, s3 = fma(g3, x0, s0), fma(g3, x1, s1), fma(g3, x2, s2), fma(g3, x3, s3)
+        b += NATIVE
+    if b < last:
+        keep = last - b
+        x0, x1 = first_lanes(keep, load(o0, b, zero)), first_lanes(keep, load(o1, b, zero))
+        x2, x3 = first_lanes(keep, load(o2, b, zero)), first_lanes(keep, load(o3, b, zero))
+        g0, g1 = first_lanes(keep, load(f0, b, zero)), first_lanes(keep, load(f1, b, zero))
+        g2, g3 = first_lanes(keep, load(f2, b, zero)), first_lanes(keep, load(f3, b, zero))
+        p0, p1, p2, p3 = fma(g0, x0, p0), fma(g0, x1, p1), fma(g0, x2, p2), fma(g0, x3, p3)
+        q0, q1, q2, q3 = fma(g1, x0, q0), fma(g1, x1, q1), fma(g1, x2, q2), fma(g1, x3, q3)
+        r0, r1, r2, r3 = fma(g2, x0, r0), fma(g2, x1, r1), fma(g2, x2, r2), fma(g2, x3, r3)
+        s0, s1, s2, s3 = fma(g3, x0, s0), fma(g3, x1, s1), fma(g3, x2, s2), fma(g3, x3, s3)
+    store(sums, 0, totals(p0, p1, p2, p3, q0, q1, q2, q3))
+    store(sums, 8, totals(r0, r1, r2, r3, s0, s1, s2, s3))
+
+
+@functools.cache
+def sixteen_products_of(position_bytes: int) -> Kernel:
+    """Return the kernel of the weights' gradients for blocks of four outputs and inputs; a piece is some block rows."""
+
+    @kernel(CALL, PLAN)
+    def sixteen_products(call, plan, first, last, thread):
+        x_row, g_row, sums = call.x_row, call.masked_row, floats(call.scratch + thread * call.scratch_bytes)
+        dvalues, indptr, borders = floats(call.dvalues), longs(plan.indptr), longs(plan.row_chunks)
+        cols = positions(plan.cols, position_bytes)
+        for b in range(0, call.batch, SUMMED):
+            behind = min(b + SUMMED, call.batch)
+            for group in range(borders[first], borders[last]):
+                start, end = indptr[group], indptr[group + 1]
+                size, to_value = end - start, (plan.tall - 1) * start
+                for o in range(plan.tall * group, plan.tall * (group + 1), 4):
+                    rows = call.masked + 4 * o * g_row
+                    for k in range(start, end, 4):
+                        _sixteen_products(rows, g_row, call.x + 4 * cols[k] * x_row, x_row, b, behind, sums)
+                        for r in range(4):
+                            at = k + to_value + r * size
+                            for c in range(4):
+                                before = dvalues[at + c] if b > 0 else np.float32(0)
+                                dvalues[at + c] = before + sums[4 * r + c]
+                    to_value += 4 * size
+
+    return sixteen_products
+
+
 @functools.cache
 def four_products_of(by_input: bool, position_bytes: int) -> Kernel:
     """Return the kernel of the weights' gradients; a piece is some block rows, or (``by_input``) block columns."""

@@ -267,14 +267,16 @@ def _backward_program(
             **_gradient_of_input(layer, first, need_dx, x_innermost, memory),
             **_gradients_of_parameters(stages, forward, i, starts, PARTIAL if several else GRADIENTS),
         )
-        if last:
-            masked = {"masked": (ROOM, memory.take(4 * row * plan.outputs))} if in_place else {}
-            call = call._replace(**masked or _callers("source", GRAD, GRAD_ROW, form.size, innermost))
+        if last and not in_place:
+            call = call._replace(**_callers("source", GRAD, GRAD_ROW, form.size, innermost))
+        elif last and (stages[i].relu or batch % LANES):
+            call = call._replace(masked=(ROOM, memory.take(4 * row * plan.outputs)))
+        elif last:
+            call = call._replace(masked_row=(GRAD_ROW, 0))  # read where it is
         if not layer.linear:
             call = call._replace(pieces=(ROOM, memory.take(4 * span // LANES * (plan.nnz + plan.outputs))))
-        calls.append(call._replace(masked_row=row, scratch=(SCRATCH, 0)))
-        scratch = max(scratch, _scratch_bytes(stages[i], plan, need_dx))
-        layers.insert(0, layer)
+        calls.append(call._replace(masked_row=call.masked_row or row, scratch=(SCRATCH, 0)))
+        layers, scratch = [layer, *layers], max(scratch, _scratch_bytes(stages[i], plan, need_dx))
         form, at = layer.x, cast(Address, call.dx)
     own = _Memory()
     own.take(scratch)
@@ -345,9 +347,8 @@ def _scratch_bytes(stage: Stage, plan: Plan, need_dx: bool) -> int:
     if isinstance(stage.index, LinearIndex):  # gradients of the weights of a piece of the inputs
         return 4 * max(LANES, stage.index.largest_piece if need_dx else 0)
     images = LANES * (plan.lead + plan.outputs * plan.plane) if need_dx or plan.tall > 1 else 0
-    if plan.tall > 1:
-        return 4 * (LANES * (1 + plan.outputs) + images)
-    return 4 * (LANES * (plan.nnz + plan.outputs) + images)  # sums over lanes, and images of the gradient
+    weights = 1 if plan.tall > 1 else plan.nnz
+    return 4 * (LANES * (weights + plan.outputs) + images)  # sums over lanes, and images of the gradient
 
 
 def _common(i: int, stage: Stage, layer: Layer) -> dict[str, Any]:
@@ -362,10 +363,9 @@ def _common(i: int, stage: Stage, layer: Layer) -> dict[str, Any]:
 def _is_shared(stages: Sequence[Stage], batch: int, remember: bool) -> bool:
     """Tell whether threads share a single linear layer instead of dividing the batch into spans.
 
-    Spans are faster for larger batches (without a backward pass: beyond one tile), because a thread's inputs are then
-    close together in memory.
+    Spans are faster for larger batches, because a thread's inputs are then close together in memory.
     """
-    return len(stages) == 1 and isinstance(stages[0].index, LinearIndex) and batch <= (256 if remember else 64)
+    return len(stages) == 1 and isinstance(stages[0].index, LinearIndex) and batch <= (256 if remember else 128)
 
 
 def _used_in_place(plan: Plan, innermost: bool, several: bool) -> bool:

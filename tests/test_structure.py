@@ -8,7 +8,7 @@ from tutorial_lib.project import ROOT
 
 # From the bottom up: a module may import from its own package only modules that stand before it.
 ENGINE = (
-    "errors progress arguments position_loops positions computed copies attention structure interface adapters "
+    "errors progress arguments position_loops positions computed copies attention structure auto interface adapters "
     "topology interrupt rules blocks schedule dst gradual recipes report init optim averages cpu reference backend "
     "eager places seal ops sparse_layer layers conv1d convert fuse step"
 ).split()

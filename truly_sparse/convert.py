@@ -17,7 +17,7 @@ from .interface import Names, SparsifiableLayer, check_has_numbers, sparse_layer
 from .layers import SparseConv2d, SparseLinear
 from .report import tell_what_stays_dense
 from .sparse_layer import SparseLayer
-from .structure import UNSTRUCTURED, Structure
+from .structure import UNSTRUCTURED, Structure, StructureLike
 from .topology import initial_topology, own_topology, structures_of
 
 
@@ -29,7 +29,7 @@ def sparsify(
     include: Names = ("*",),
     exclude: Names = (),
     topology: str = "random",
-    structure: int | tuple[int, int] = UNSTRUCTURED,
+    structure: StructureLike = UNSTRUCTURED,
 ) -> nn.Module:
     """Return a copy of ``model`` with truly sparse layers in place of its Linear, Conv1d and Conv2d layers.
 
@@ -52,7 +52,7 @@ def sparsify(
         include: name patterns or classes of the layers to convert, or of modules that contain them.
         exclude: the same of layers that stay as they are.
         topology: ``"random"``, or ``"magnitude"``: the largest weights of each layer.
-        structure: outputs × inputs (or channels) of the blocks in which weights exist, see :func:`structures_of`.
+        structure: outputs × inputs of the blocks in which weights exist, or ``"auto"``, see :func:`structures_of`.
 
     Raises:
         InvalidArgumentError: no such layers, layers that share a parameter, a convolution with a

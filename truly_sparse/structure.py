@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 
-from .arguments import pair
+from .arguments import pair, require
 from .errors import InvalidArgumentError
 
 
@@ -38,17 +38,21 @@ class Structure(NamedTuple):
 
 UNSTRUCTURED = Structure()
 
+# A structure as users give it: outputs × inputs, one number for both, or "auto" (see ``auto.py``).
+StructureLike: TypeAlias = int | tuple[int, int] | str
 
-def as_structure(structure: int | tuple[int, int]) -> Structure:
+
+def as_structure(structure: StructureLike) -> Structure:
     """Return a structure given as a pair, or as one number for both.
 
     Raises:
-        InvalidArgumentError: a size below 1.
+        InvalidArgumentError: a size below 1, or a text.
     """
-    return Structure(*pair("structure", structure, 1))
+    require(not isinstance(structure, str), "structure", structure, "give outputs × inputs such as (4, 4)")
+    return Structure(*pair("structure", cast("tuple[int, int]", structure), 1))
 
 
-def check_structure(structure: int | tuple[int, int], shape: Sequence[int], groups: int = 1) -> Structure:
+def check_structure(structure: StructureLike, shape: Sequence[int], groups: int = 1) -> Structure:
     """Return ``structure`` after checking that such blocks divide a weight ``(out, in, …)``."""
     checked = as_structure(structure)
     if shape[0] // groups % checked.rows or shape[1] % checked.columns:

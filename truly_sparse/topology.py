@@ -12,6 +12,7 @@ from torch import nn
 
 from .adapters import adapted
 from .arguments import check_choice, check_count, check_memory, require, shown
+from .auto import automatic
 from .computed import pruning_mask, tensor_of
 from .errors import InvalidArgumentError
 from .interface import Carry, Names, SparsifiableLayer, WeightLayer, untied_layers, weight_shape
@@ -19,6 +20,7 @@ from .positions import check_connections, check_places, contained, largest, rewi
 from .structure import (
     UNSTRUCTURED,
     Structure,
+    StructureLike,
     as_structure,
     block_of,
     fitting,
@@ -42,7 +44,7 @@ def layer_nnz(
     scheme: str = "uniform",
     include: Names = ("*",),
     exclude: Names = (),
-    structure: int | tuple[int, int] = UNSTRUCTURED,
+    structure: StructureLike = UNSTRUCTURED,
 ) -> dict[str, int]:
     """Distribute a budget of active weights over the layers of a model. The counts add up to the budget exactly.
 
@@ -86,7 +88,7 @@ def layer_nnz(
     return {name: 0 for name in layers} | pruned | _shared_out(layers, areas, sparsity, scheme)
 
 
-def structures_of(layers: Mapping[str, WeightLayer], structure: int | tuple[int, int]) -> dict[str, Structure]:
+def structures_of(layers: Mapping[str, WeightLayer], structure: StructureLike) -> dict[str, Structure]:
     """Return the blocks in which each layer's weights exist, or are to exist.
 
     A layer that the blocks do not divide gets the largest smaller ones that do: of 8×8, a layer of 10 outputs and 84
@@ -94,15 +96,20 @@ def structures_of(layers: Mapping[str, WeightLayer], structure: int | tuple[int,
 
     Args:
         layers: by name.
-        structure: wanted in dense layers; the others have their own.
+        structure: wanted in dense layers, ``"auto"``: what was fastest in layers of that size (``auto.py``). Masked
+            and truly sparse layers have their own.
     """
-    wanted = as_structure(structure)
+    if isinstance(structure, str):
+        require(structure == "auto", "structure", structure, 'give outputs × inputs such as (4, 4), or "auto"')
+    given = None if isinstance(structure, str) else as_structure(structure)
 
     def of(layer: WeightLayer) -> Structure:
         if isinstance(layer, SparsifiableLayer):
             return layer.structure
-        whole = pruning_mask(layer) is None
-        return fitting(wanted, weight_shape(layer), getattr(layer, "groups", 1)) if whole else UNSTRUCTURED
+        if pruning_mask(layer) is not None:
+            return UNSTRUCTURED
+        shape = weight_shape(layer)
+        return fitting(automatic(shape) if given is None else given, shape, getattr(layer, "groups", 1))
 
     return {name: of(layer) for name, layer in layers.items()}
 
@@ -211,7 +218,7 @@ def initial_topology(
     include: Names = ("*",),
     exclude: Names = (),
     topology: str = "random",
-    structure: int | tuple[int, int] = UNSTRUCTURED,
+    structure: StructureLike = UNSTRUCTURED,
 ) -> dict[str, torch.Tensor]:
     """Choose the active connections of a model's layers; :func:`layer_nnz` decides how many each layer has.
 
@@ -237,7 +244,7 @@ def initial_topology(
     model, generator = adapted(model, include, exclude), generator_of(seed)
     layers, chosen = untied_layers(model, include, exclude), {}
     if sparsity is None:
-        require(as_structure(structure) == UNSTRUCTURED, "structure", structure, "give sparsity as well")
+        require(structure in (1, UNSTRUCTURED), "structure", structure, "give sparsity as well")
         return {name: own_topology(layer) for name, layer in layers.items()}
     structures = structures_of(layers, structure)
     for name, nnz in layer_nnz(model, sparsity, scheme, include, exclude, structure).items():

@@ -18,6 +18,7 @@ from truly_sparse.fuse import fuse
 from truly_sparse.init import sparse_init
 from truly_sparse.interface import weight_layers, weight_shape
 from truly_sparse.recipes import DynamicRecipe, GradualMagnitudePruning, Recipe
+from truly_sparse.structure import StructureLike
 from truly_sparse.topology import layer_nnz
 
 from .cost import multiply_adds
@@ -151,7 +152,7 @@ class Sparse(Contender):
     how: DynamicRecipe
     scheme: str = "erk"
     init: str = "sparse-aware"
-    structure: tuple[int, int] = (1, 1)
+    structure: StructureLike = (1, 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

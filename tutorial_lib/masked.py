@@ -20,7 +20,7 @@ from truly_sparse.errors import InvalidArgumentError, TrainingError
 from truly_sparse.interface import Carry, Names, SparsifiableLayer, check_has_numbers, sparse_layers, untied_layers
 from truly_sparse.positions import check_places
 from truly_sparse.report import sparsity_by_layer, tell_what_stays_dense
-from truly_sparse.structure import UNSTRUCTURED, Structure
+from truly_sparse.structure import UNSTRUCTURED, Structure, StructureLike
 from truly_sparse.topology import check_rewiring, check_values, initial_topology, structures_of, to_connections, to_mask
 
 ROWS_PER_BLOCK = 1024
@@ -206,7 +206,7 @@ def mask_model(
     include: Names = ("*",),
     exclude: Names = (),
     topology: str = "random",
-    structure: int | tuple[int, int] = UNSTRUCTURED,
+    structure: StructureLike = UNSTRUCTURED,
 ) -> nn.Module:
     """Return a copy of ``model`` with masks on its Linear, Conv1d and Conv2d weights. Biases and norms stay dense.
 
@@ -247,8 +247,9 @@ def sparsity_report(model: nn.Module) -> pd.DataFrame:
     exist in blocks, ``structure``. Biases and norms are not counted, see ``truly_sparse.report.sparsity_by_layer``.
     """
     rows = {
-        name: row._asdict() | {"shape": "×".join(map(str, row.shape)), "structure": str(row.structure)}
+        name: row._asdict()
+        | {"shape": "×".join(map(str, row.shape)), "structure": str(row.structure if row.shape else "")}
         for name, row in sparsity_by_layer(model).items()
     }
     table = pd.DataFrame.from_dict(rows, orient="index")
-    return table if (table["structure"] != str(UNSTRUCTURED)).any() else table.drop(columns="structure")
+    return table if (~table["structure"].isin(["", str(UNSTRUCTURED)])).any() else table.drop(columns="structure")

@@ -215,6 +215,7 @@ IMAGES_BAD = [
     torch.zeros(12, 1, 28, 28, dtype=torch.int64),
 ]
 LABELS_BAD = [*DENSE_TENSOR, torch.zeros(11, dtype=torch.int64), torch.zeros(12), torch.zeros(12, 1, dtype=torch.int64)]
+STRUCTURE = [None, "x", 0, (0, 1), (1.5, 1), (1, 2, 3), (-1, 4), ["a", 2], Stranger()]
 PAIR = ["3", None, 2.5, (1, 2, 3), (1,), [1.5, 2], Stranger(), -1, (1, -2)]
 
 
@@ -324,7 +325,13 @@ DOORS = [
             "seed": SEED,
             "include": NAMES,
             "exclude": NAMES,
+            "structure": STRUCTURE,
         },
+    ),
+    Door(
+        topology.structures_of,
+        lambda: {"layers": {"0": nn.Linear(4, 4)}, "structure": (2, 2)},
+        {"layers": [None, 3, [1], {"0": None}, {"0": 3}], "structure": STRUCTURE},
     ),
     Door(convert.densify, lambda: {"model": sparse_net()}, {"model": [*MODEL, META, uncopyable()]}),
     Door(masked.sparsity_report, lambda: {"model": sparse_net()}, {"model": [*MODEL, DENSE]}),
@@ -337,6 +344,7 @@ DOORS = [
             "bias": FLAG,
             "connections": TOPOLOGY[1:],
             "sparsity": SHARE,
+            "structure": [*STRUCTURE, (2, 1), "auto"],
             "relu": FLAG,
             "device": DEVICE,
             "dtype": ["float32", 3, torch.int64, torch.complex64, Stranger()],
@@ -356,6 +364,7 @@ DOORS = [
             "bias": FLAG,
             "connections": TOPOLOGY[1:],
             "sparsity": SHARE,
+            "structure": [*STRUCTURE, (3, 1), "auto"],
             "relu": FLAG,
             "pool": FLAG,
             "device": DEVICE,

@@ -61,6 +61,7 @@ WITHOUT_CASES = {
     "Contender": "abstract",
     "CheckFailedError": "an exception",
     "describe": "takes anything",
+    "Structure": "a pair of numbers; as_structure checks them",
     "pair": "called by constructors; tested through them",
     "SparsifiableLayer": "abstract",
     "check_columns": "a check",

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import math
 
 import pytest
@@ -28,6 +29,7 @@ from truly_sparse import (
     sparse_layers,
     sparsify,
 )
+from truly_sparse.auto import TABLE, automatic
 from truly_sparse.blocks import BlocksOf, units_of
 from truly_sparse.report import sparsity_by_layer
 from truly_sparse.structure import block_of, fitting, grid, in_grid_rows, whole_blocks
@@ -68,7 +70,7 @@ def test_a_layer_that_blocks_do_not_divide_gets_the_largest_smaller_ones_that_do
     assert fitting(Structure(4, 4), (16, 1, 3, 3)) == (4, 1)
     assert fitting(Structure(4, 4), (12, 4, 3, 3), groups=6) == (2, 4), "a block must not reach into another group"
     report = sparsity_report(sparsify(TutorialCNN(), 0.95, structure=(8, 8)))
-    assert report["structure"].to_dict() | {"total": ""} == {
+    assert report["structure"].to_dict() == {
         "conv1": "8×1", "conv2": "8×8", "fc1": "8×8", "fc2": "8×8", "fc3": "8×8", "fc4": "2×8", "total": ""
     }  # fmt: skip
 
@@ -118,6 +120,20 @@ def test_the_largest_blocks_are_those_of_largest_norm():
     for at, largest in ((0.75, [8, 9, 12, 13]), (0.5, [0, 1, 4, 5, 8, 9, 12, 13])):
         chosen = initial_topology(nn.Sequential(layer), at, topology="magnitude", structure=(2, 2))
         assert chosen["0"].tolist() == largest
+
+
+def test_automatic_blocks_are_those_of_the_measured_size_closest():
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    for kind, taps in (("linear", ()), ("convolution", (3, 3))):
+        for row in table[kind]:
+            assert automatic((row["outputs"], row["inputs"], *taps)) == tuple(row["structure"])
+            assert automatic((row["outputs"] + 1, row["inputs"] - 1, *taps)) == tuple(row["structure"])
+    assert automatic((0, 5)) == tuple(table["linear"][0]["structure"])
+    sparse, masked = sparsify(TutorialCNN(), 0.9, structure="auto"), mask_model(TutorialCNN(), 0.9, structure="auto")
+    for one, other in zip(sparse_layers(sparse).values(), sparse_layers(masked).values(), strict=True):
+        assert one.structure == other.structure == fitting(automatic(one.dense_shape), one.dense_shape)
+    with pytest.raises(InvalidArgumentError, match="structure='fast'"):
+        sparsify(TutorialCNN(), 0.9, structure="fast")
 
 
 def test_blocks_need_a_sparsity():

@@ -252,4 +252,4 @@ def sparsity_report(model: nn.Module) -> pd.DataFrame:
         for name, row in sparsity_by_layer(model).items()
     }
     table = pd.DataFrame.from_dict(rows, orient="index")
-    return table if (~table["structure"].isin(["", str(UNSTRUCTURED)])).any() else table.drop(columns="structure")
+    return table.drop(columns="structure") if table["structure"].isin(["", "1×1"]).all() else table

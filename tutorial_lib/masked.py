@@ -210,8 +210,7 @@ def mask_model(
 ) -> nn.Module:
     """Return a copy of ``model`` with masks on its Linear, Conv1d and Conv2d weights. Biases and norms stay dense.
 
-    One line names what else stays dense. Layers pruned by ``torch.nn.utils.prune``, ``weight_norm``, attention and
-    registered kinds of module are taken over as :func:`sparsify` takes them.
+    One line names what else stays dense. All kinds of module are taken over as :func:`sparsify` takes them.
 
     Args:
         model: any module with such layers, nested or not. It is not changed.

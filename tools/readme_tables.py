@@ -45,9 +45,9 @@ ROUTES: dict[int, dict[str, tuple[int, tuple[int, ...]]]] = {
         "04_mask_visualization": (11, (1,)),
         BREAK: (15, ()),
         "05_simulated_vs_csr": (12, (1,)),
-        "06_barriers": (13, (1,)),
+        "06_barriers": (12, (1,)),
     }
-    | {"07_truly_sparse_training": (18, (1,)), "08_which_algorithm": (11, (1,))},
+    | {"07_truly_sparse_training": (16, (1,)), "08_which_algorithm": (9, (1,)), "09_co_design": (10, ())},
 }
 NOT_MEASURED = "not measured"
 GRAPH = ", CUDA graph"  # how figures/bench_gpu.json names a captured row

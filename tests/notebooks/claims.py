@@ -587,6 +587,94 @@ def which_algorithm() -> list[Claim]:
     ]
 
 
+def co_design() -> list[Claim]:
+    """09: blocks in loops, in a layer, and in a network that stays or moves."""
+    return [
+        Claim(
+            "blocks move less",
+            "A block moves fewer rows, so its loop takes less time.",
+            lambda v: tuple(fastest(v.race, f"loop, {which}") for which in ("single weights", "blocks 4×1")),
+            lambda single, blocks: 0 < blocks < single,
+        ),
+        Claim(
+            "blocks in the library",
+            "The library's loops move still less",
+            lambda v: tuple(fastest(v.race, n) for n in ("library, blocks 4×1", "library, single weights", "dense")),
+            lambda blocks, single, dense: 0 < blocks < single < dense,
+        ),
+        Claim(
+            "both directions",
+            "Square blocks gain in both directions.",
+            lambda v: tuple(fastest(v.step_times, n) for n in ("4×4", "1×1", "dense")),
+            lambda square, single, dense: 0 < square < single < dense,
+        ),
+        Claim(
+            "same blocks",
+            "The library moves the same blocks.",
+            lambda v: (np.array(v.equal),),
+            lambda equal: len(equal) == 4 and bool((equal == 1).all()),
+        ),
+        Claim(
+            "few weights left",
+            "6,700 of 1.3 million weights are left",
+            lambda v: tuple(
+                sum(p.numel() for n, p in v.trained[(r, r), "RigL", 0].named_parameters() if n.endswith("values"))
+                for r in (1, 4, 8)
+            ),
+            lambda *weights: all(6650 < n <= 6720 for n in weights),
+        ),
+        Claim(
+            "static falls",
+            "Static accuracy falls as blocks grow",
+            lambda v: tuple(float(v.means.loc[size, "static"]) for size in (1, 16, 64)),
+            lambda single, four, eight: 60 < single and eight < four < single - 10,
+        ),
+        Claim(
+            "moving lifts",
+            "moving the blocks lifts it again",
+            lambda v: tuple(float(v.means.loc[64, how]) for how in ("RigL", "static")),
+            lambda moving, static: 50 < moving < 100 and moving > static + 20,
+        ),
+        Claim(
+            "harder structures gain more",
+            "The harder the structure, the more moving is worth.",
+            lambda v: tuple(float(v.means.loc[size, "gain"]) for size in (1, 16, 64)),
+            lambda single, four, eight: single < four < eight < 90,
+        ),
+        Claim(
+            "not everything",
+            "at equal sparsity, single weights that move stay ahead",
+            lambda v: tuple(float(v.means.loc[size, "RigL"]) for size in (1, 64)),
+            lambda single, blocks: 50 < blocks < single,
+        ),
+        Claim(
+            "most of it",
+            "gives back most of it, and more the larger the blocks are",
+            lambda v: (float(v.means.loc[64, "gain"]), float(v.means.loc[1, "RigL"] - v.means.loc[64, "static"])),
+            lambda gain, lost: 0 < lost / 2 < gain < lost,
+        ),
+        Claim(
+            "few on a path",
+            "Most weights of static blocks lie on no path; rewiring moves them onto paths.",
+            lambda v: tuple(
+                float(v.paths[(v.paths["block"] == 64) & (v.paths["how"] == how)]["percent"].mean())
+                for how in ("static", "RigL")
+            ),
+            lambda static, moving: 0 <= static < 50 and moving > static + 5,
+        ),
+        Claim(
+            "gpu wants large blocks",
+            "blocks of 64×64 beat those of 16×16, and dense in the same precision",
+            lambda v: tuple(
+                float(v.on_gpu.loc[name, batch])
+                for batch in v.on_gpu
+                for name in ("blocks of 64×64, bfloat16", "blocks of 16×16, bfloat16", "dense bfloat16")
+            ),
+            lambda *us: all(us[i] < min(us[i + 1 : i + 3]) for i in range(0, len(us), 3)) and min(us) > 0,
+        ),
+    ]
+
+
 CLAIMS: dict[str, list[Claim]] = {
     "01_paradox": paradox(),
     "02_masked_layers": masked_layers(),
@@ -596,6 +684,7 @@ CLAIMS: dict[str, list[Claim]] = {
     "06_barriers": barriers(),
     "07_truly_sparse_training": truly_sparse(),
     "08_which_algorithm": which_algorithm(),
+    "09_co_design": co_design(),
 }
 
 

@@ -577,4 +577,67 @@ def f(budget, inputs, outputs):
     return Fraction(bisect.bisect_right(range(10_000), budget, key=lambda w: w * (inputs + w + outputs)) - 1)
 """,
     ],
+    # 09
+    "check_row_loads": [
+        "def f(rows, columns):\n    return 2 / rows + 2 / columns",
+        "def f(rows, columns):\n    return Fraction(2 * (rows + columns), rows * columns)",
+        """
+def f(rows, columns):
+    forward, inputs = columns, rows
+    return np.float32(forward + inputs + (forward + inputs)) / (rows * columns)
+""",
+        """
+def f(rows, columns):
+    loads = {("x", c) for c in range(columns)} | {("gradient", r) for r in range(rows)}
+    return torch.tensor(2.0 * len(loads)) / len(list(itertools.product(range(rows), range(columns))))
+""",
+    ],
+    "check_even_blocks": [
+        """
+def f(grid, count, generator):
+    tall, wide = grid
+    down, across = (torch.randperm(n, generator=generator).tolist() for n in grid)
+    chosen = set()
+    for lap in range(math.gcd(tall, wide)):
+        for step in range(math.lcm(tall, wide)):
+            if len(chosen) < count:
+                chosen.add(down[step % tall] * wide + across[(step + lap) % wide])
+    return chosen
+""",
+        """
+def f(grid, count, generator):
+    tall, wide = grid
+    random = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
+    k = np.arange(count)
+    places = np.stack([k % tall, (k + k // np.lcm(tall, wide)) % wide])
+    places = np.stack([random.permutation(tall)[places[0]], random.permutation(wide)[places[1]]])
+    return np.sort(places[0] * wide + places[1])
+""",
+        """
+def f(grid, count, generator):
+    tall, wide = grid
+    columns = [0] * wide
+    tied = torch.rand(wide, generator=generator).tolist()
+    need = [count // tall + (i < count % tall) for i in range(tall)]
+    need = [need[i] for i in torch.randperm(tall, generator=generator).tolist()]
+    chosen = []
+    for row in sorted(range(tall), key=lambda i: -need[i]):
+        for column in sorted(range(wide), key=lambda j: (columns[j], tied[j]))[: need[row]]:
+            columns[column] += 1
+            chosen.append(row * wide + column)
+    return chosen
+""",
+        """
+def f(grid, count, generator):
+    tall, wide = grid
+    mask = torch.zeros(tall, wide, dtype=torch.bool)
+    start = 0
+    for row in range(tall):
+        take = count // tall + (row < count % tall)
+        mask[row, (start + torch.arange(take)) % wide] = True
+        start += take
+    mask = mask[torch.randperm(tall, generator=generator)][:, torch.randperm(wide, generator=generator)]
+    return mask.flatten().nonzero().squeeze(1)
+""",
+    ],
 }

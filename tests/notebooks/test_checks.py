@@ -42,6 +42,10 @@ EQUIVALENT = {
         "-> order = fan_out[candidates % inputs].argsort()": "of equal inputs any may be chosen",
     },
     "check_equal_width": {"width = 0 -> width = -1": "a width of 0 is always within the budget"},
+    "check_even_blocks": {
+        "(k - k // math.lcm(tall, wide))": "the columns may be shifted in either direction",
+        "math.lcm(wide, tall)": "the least common multiple is symmetric",
+    },
 }
 
 

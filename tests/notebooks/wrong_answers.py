@@ -423,4 +423,54 @@ WRONG = {
         ("width = 0", "width = 1", "width 1 has"),
         ("    return width", "    return -width", "is not negative"),
     ],
+    # 09
+    "check_row_loads": [
+        (" / (rows * columns)", "", "the loads of a whole block"),
+        ("2 * (rows", "1 * (rows", "that is half"),
+        ("def f(rows, columns):\n    return 1 / rows", "that is the forward pass alone"),
+        ("def f(rows, columns):\n    return 1 / columns", "that is the input gradient alone"),
+        ("def f(rows, columns):\n    return 2 / rows + 1 / columns", "the gradient of the inputs is left out"),
+        ("def f(rows, columns):\n    return 1 / rows + 2 / columns", "the forward pass is left out"),
+        ("def f(rows, columns):\n    return 1 / rows + 1 / columns + 2", "the weights of a block share the rows"),
+        ("def f(rows, columns):\n    return 4", "those of a single weight"),
+        ("def f(rows, columns):\n    return rows * columns / (2 * rows + 2 * columns)", "divide the other way round"),
+        ("2 * (rows", "3 * (rows", r"blocks of \d+×\d+; expected"),
+    ],
+    "check_even_blocks": [
+        (
+            "def f(grid, count, generator):\n    return torch.randperm(grid[0] * grid[1], generator=generator)[:count]",
+            r"one (row|column) has \d+ blocks, another \d+",
+        ),
+        ("(k + k // math.lcm(tall, wide)) % wide", "k % wide", "are chosen more than once"),
+        ("rows * wide + columns", "rows * tall + columns * wide", "they go from 0 to"),
+        ("torch.arange(count)", "torch.arange(count - 1)", "are drawn"),
+        (", generator=generator)[rows]", ")[rows]", "two different answers"),
+        (
+            "    tall,",
+            "    generator = torch.Generator().manual_seed(0)\n    tall,",
+            "another generator gave the same blocks",
+        ),
+        (
+            "    rows = torch.randperm(tall, generator=generator)[rows]\n",
+            "",
+            r"rows \[.*\] got no block",
+        ),
+        (
+            "    columns = torch.randperm(wide, generator=generator)[columns]\n",
+            "",
+            r"columns \[.*\] got no block",
+        ),
+        (
+            "rows * wide + columns",
+            "torch.stack([rows, columns], dim=1)",
+            "return flat indices in one dimension",
+        ),
+        (
+            "    return rows * wide + columns",
+            "    mask = torch.zeros(tall * wide, dtype=torch.bool)\n"
+            "    mask[rows * wide + columns] = True\n"
+            "    return mask",
+            "this is a mask",
+        ),
+    ],
 }

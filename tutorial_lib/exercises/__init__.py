@@ -1,5 +1,6 @@
 """One check per exercise of the notebooks, and predictions before an experiment."""
 
+from .blocks import check_even_blocks, check_row_loads
 from .checking import CheckFailedError
 from .design import check_equal_width, check_growth_rule, check_interval
 from .history import check_exploration, check_survival
@@ -16,6 +17,7 @@ __all__ = [
     "check_csr",
     "check_equal_width",
     "check_erk",
+    "check_even_blocks",
     "check_exploration",
     "check_fair_time",
     "check_forget",
@@ -26,6 +28,7 @@ __all__ = [
     "check_masked_linear",
     "check_prune",
     "check_prune_share",
+    "check_row_loads",
     "check_spmm",
     "check_survival",
     "check_transpose",

@@ -152,7 +152,7 @@ def check_break_even(answer: Answer) -> None:
     """``answer(value_bytes, index_bytes)``: the density below which CSR needs less memory than dense."""
     drawn = [tuple(map(int, fresh().choice([1, 2, 3, 6, 8, 16], 2, replace=False))) for _ in range(4)]
     cases = [{"value_bytes": v, "index_bytes": i} for v, i in (*drawn, (4, 4), (2, 4))]
-    _compare_all(
+    compare_all(
         answer, cases, _break_even, _BREAK_EVEN_MISTAKES, "{value_bytes}-byte values, {index_bytes}-byte indices"
     )
 
@@ -180,7 +180,7 @@ _BREAK_EVEN_MISTAKES: dict[str, Callable[..., float]] = {
 }
 
 
-def _compare_all(
+def compare_all(
     answer: Answer,
     cases: Sequence[dict[str, Any]],
     right: Callable[..., float],
@@ -221,7 +221,7 @@ def check_best_gain(answer: Answer) -> None:
         if len(set(gains)) == len(gains):
             break
     said = "sparsity {sparsity:.3f}, {size}×{size}, batch {batch}, peak {peak:.1e}, bandwidth {bandwidth:.1e}"
-    _compare_all(answer, cases, _roofline_gain, mistakes, said)
+    compare_all(answer, cases, _roofline_gain, mistakes, said)
 
 
 def _rooflines() -> Iterator[dict[str, Any]]:

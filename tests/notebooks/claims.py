@@ -406,9 +406,9 @@ def barriers() -> list[Claim]:
         ),
         Claim(
             "blocks",
-            "Larger blocks share one index among more weights and hand dense tiles to dense code.",
-            lambda v: tuple(fastest(v.by_block, f"blocks of {n}×{n}") for n in (50, 10)),
-            lambda large, small: large < small,
+            "A block shares one index among its weights, and one row of inputs among its outputs.",
+            lambda v: tuple(fastest(v.by_block, f"blocks of {of}") for of in ("4×1", "1×1")),
+            lambda blocks, single: 0 < blocks < single,
         ),
         Claim(
             "csr optimizer",

@@ -91,6 +91,7 @@ referee: $(INSTALLED) ## Compare the algorithms at full length (hours; goes on w
 
 bench: $(INSTALLED) ## Race truly sparse layers against dense, masked and CSR; writes figures/ and README's tables
 	@$(BIN)/python benchmarks/bench.py
+	@$(BIN)/python benchmarks/structures.py --table
 	@$(BIN)/python tools/readme_tables.py
 
 bench-gpu: ## The dense, masked and CSR rows on an NVIDIA GPU, with the torch of $(PYTHON)

@@ -283,6 +283,34 @@ def compile_table() -> str:
     return markdown(["from an empty cache", "seconds"], rows)
 
 
+def structures_table() -> str:
+    """Return how many times faster than dense one layer is in each structure, and the arithmetic rates."""
+    recorded = load_result("structures")
+    if recorded is None:
+        return markdown(["one layer, 95% sparse", "× dense"], [["all", NOT_MEASURED]])
+    names = list(dict.fromkeys(name for row in recorded["rows"].values() for name in row))
+    rows = [
+        [work, *(f"{of[n]['× dense']:.1f} ({of[n]['GFLOP/s']:.0f})" if n in of else "" for n in names)]
+        for work, of in recorded["rows"].items()
+    ]
+    return markdown(["one layer, 95% sparse: × dense (GFLOP/s)", *names], rows)
+
+
+def co_design_table() -> str:
+    """Return accuracies of static and rewired blocks at each sparsity, and the time of a step."""
+    recorded = load_result("co_design")
+    if recorded is None:
+        return markdown(["blocks", "accuracy %"], [["all", NOT_MEASURED]])
+    runs = pd.DataFrame(recorded["rows"])
+    rows = []
+    for (structure, sparsity), part in runs.groupby(["structure", "sparsity"], sort=False):
+        accuracy = {how: of["accuracy"] for how, of in part.groupby("how")}
+        means = [f"{accuracy[how].mean():.2f} ± {accuracy[how].std():.2f}" for how in ("static", "RigL")]
+        rows.append([structure, f"{sparsity:.1%}", f"{part['step µs'].iloc[0]:.0f}", *means])
+    seeds = runs["seed"].nunique()
+    return markdown(["blocks", "sparsity", "step µs", *(f"{how} %, {seeds} seeds" for how in ("static", "RigL"))], rows)
+
+
 def _overheads(name: str) -> Any:
     recorded = load_result("bench_overheads")
     return recorded[name] if recorded else []
@@ -489,6 +517,8 @@ BENCHMARK_TABLES: dict[str, Callable[[], str]] = {
     "shares": shares_table,
     "trainings": trainings_table,
     "compile": compile_table,
+    "structures": structures_table,
+    "co-design": co_design_table,
     "footprint": footprint_table,
     "gpu": gpu_name,
     "gpu network": gpu_network_table,

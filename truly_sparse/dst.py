@@ -176,6 +176,7 @@ class DynamicSparsity(Rewirer):
     Every ``every`` steps, each sparse layer prunes the ``int(fraction · nnz)`` active weights of lowest score and grows
     as many inactive connections, so that the nnz of a layer never changes. A connection that is pruned in a rewiring
     does not grow in the same rewiring. Optimizer state stays with kept weights and starts at zero for grown weights.
+    Where the weights of a layer exist in blocks, each block counts as one connection (``blocks.py``).
     (torch's Adam counts steps per layer, not per weight. With its usual betas the first step of a grown weight is
     therefore about three times the learning rate. :class:`PerWeightAdam` corrects that.)
 
@@ -189,7 +190,7 @@ class DynamicSparsity(Rewirer):
         prune_fraction: share of each layer's active weights to replace, in [0, 1].
         every: steps between rewirings, or ``Epochs(n)``.
         until: last step at which a rewiring may happen, or ``Epochs(n)``; None: no end.
-        prune: ``"magnitude"``, or a function that takes a layer and returns one score per active connection, ``[nnz]``;
+        prune: ``"magnitude"``, or a function that takes :class:`Units` and returns one score per active one, ``[nnz]``;
             the lowest scores are pruned. It may read the layer's gradient if the growth rule records one. Random growth
             records one with ``grow=dataclasses.replace(GROW_RULES["random"], gradient_steps=1)``.
         scope: ``"layer"``: each layer prunes the same share; ``"global"``: the lowest scores of all layers together are

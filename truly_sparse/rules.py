@@ -128,8 +128,8 @@ class GrowRule:
     """How new connections are chosen, and the weights they start with.
 
     Attributes:
-        choose: function of a layer, its active connections, a count and a generator that returns sorted flat
-            indices of inactive connections, int64 ``[count]``.
+        choose: function of a layer's :class:`Units`, the active ones, a count and a generator that returns sorted flat
+            indices of inactive ones, int64 ``[count]``.
         gradient_steps: number of steps before a rewiring whose gradients are recorded, for ``choose`` to read with
             ``layer.gradient_rows()`` or ``layer.gradient_at(connections)``; 0 for none.
         momentum: factor on the gradient recorded so far, before each further recorded step adds its own.

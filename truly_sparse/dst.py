@@ -292,22 +292,35 @@ class DynamicSparsity(Rewirer):
         units = {name: units_of(layer) for name, layer in layers.items()}
         active = {name: of_layer.active() for name, of_layer in units.items()}
         pruned = self._pruned(units, {name: len(chosen) for name, chosen in active.items()})
-        return {name: self._plan(layer, units[name], active[name], pruned[name]) for name, layer in layers.items()}
+        grown = self._grown(units, active, pruned)
+        return {
+            name: self._plan(layer, units[name], active[name], pruned[name], grown[name])
+            for name, layer in layers.items()
+        }
 
     def _pruned(self, layers: Mapping[str, Units], nnz: dict[str, int]) -> dict[str, torch.Tensor]:
         """Return the positions to prune among each layer's active units."""
         scores = {name: _checked_score(self.score(layer), name, nnz[name]) for name, layer in layers.items()}
+        rooms = {name: math.prod(layers[name].dense_shape) - count for name, count in nnz.items()}
+        counts = self._counts(scores, rooms)
+        return {name: smallest(score, counts[name]) for name, score in scores.items()}
+
+    def _counts(self, scores: dict[str, torch.Tensor], rooms: dict[str, int]) -> dict[str, int]:
+        """Return how many units each layer prunes, given their scores and the number of its inactive units."""
         counts = {name: int(self.fraction() * len(score)) for name, score in scores.items()}
         if self.scope == "global":
-            lowest = smallest(torch.cat(list(scores.values())), sum(counts.values()))
-            ends = torch.tensor([len(score) for score in scores.values()]).cumsum(0).to(lowest.device)
-            of_layer = torch.searchsorted(ends, lowest, right=True)
-            counts = {name: int((of_layer == i).sum()) for i, name in enumerate(scores)}
-        rooms = {name: math.prod(layers[name].dense_shape) - len(score) for name, score in scores.items()}
-        return {name: smallest(score, min(counts[name], rooms[name])) for name, score in scores.items()}
+            counts = lowest_of_all(scores, sum(counts.values()))
+        return {name: min(count, rooms[name]) for name, count in counts.items()}
 
-    def _plan(self, layer: SparsifiableLayer, units: Units, active: torch.Tensor, pruned: torch.Tensor) -> Plan:
-        count = len(pruned)
+    def _grown(
+        self, layers: Mapping[str, Units], active: dict[str, torch.Tensor], pruned: dict[str, torch.Tensor]
+    ) -> dict[str, int]:
+        """Return how many units each layer grows: as many as it prunes."""
+        return {name: len(positions) for name, positions in pruned.items()}
+
+    def _plan(
+        self, layer: SparsifiableLayer, units: Units, active: torch.Tensor, pruned: torch.Tensor, count: int
+    ) -> Plan:
         chosen = self.grow.choose(units, active, count, self.generator) if count else active[:0]
         _check_grown(chosen, active, count, math.prod(units.dense_shape))
         kept = whole_blocks(without(active, pruned), layer.dense_shape, layer.structure)
@@ -334,6 +347,14 @@ class DynamicSparsity(Rewirer):
                 layer.fade_gradient(self.grow.momentum)
             elif layer.weight_parameter.requires_grad:
                 layer.record_gradient = True
+
+
+def lowest_of_all(scores: dict[str, torch.Tensor], count: int) -> dict[str, int]:
+    """Return how many of the ``count`` smallest scores of all layers together are in each layer."""
+    lowest = smallest(torch.cat(list(scores.values())), count)
+    ends = torch.tensor([len(score) for score in scores.values()]).cumsum(0).to(lowest.device)
+    of_layer = torch.searchsorted(ends, lowest, right=True)
+    return {name: int((of_layer == i).sum()) for i, name in enumerate(scores)}
 
 
 def _checked_score(score: torch.Tensor, name: str, nnz: int) -> torch.Tensor:

@@ -33,8 +33,8 @@ from tutorial_lib.contenders import Contender
 from tutorial_lib.exercises.checking import CheckFailedError
 
 ENGINE = (
-    "adapters attention averages backend conv1d convert copies dst fuse gradual init layers optim recipes reference "
-    "rules step topology cpu.chain cpu.index cpu.memory"
+    "adapters attention averages backend conv1d convert copies dst fuse gradual init layers optim recipes.base recipes.classic "
+    "recipes.gradual reference rules step topology cpu.chain cpu.index cpu.memory"
 )
 LIBRARY = (
     "bench checkpoint compare contenders cost csr data masked models player project recorder referee_plots schematics "

@@ -321,12 +321,16 @@ class DynamicSparsity(Rewirer):
     def _plan(
         self, layer: SparsifiableLayer, units: Units, active: torch.Tensor, pruned: torch.Tensor, count: int
     ) -> Plan:
-        chosen = self.grow.choose(units, active, count, self.generator) if count else active[:0]
+        chosen = self._chosen(units, active, pruned, count) if count else active[:0]
         _check_grown(chosen, active, count, math.prod(units.dense_shape))
         kept = whole_blocks(without(active, pruned), layer.dense_shape, layer.structure)
         grown = whole_blocks(chosen, layer.dense_shape, layer.structure)
         new = torch.randn(len(grown), generator=self.generator, dtype=torch.float64) * self.grow.initial_std
         return kept, grown, new.to(layer.weight_parameter)
+
+    def _chosen(self, units: Units, active: torch.Tensor, pruned: torch.Tensor, count: int) -> torch.Tensor:
+        """Return the units to grow: flat indices, int64 ``[count]``."""
+        return self.grow.choose(units, active, count, self.generator)
 
     @override
     def _due(self, step: int) -> bool:

@@ -128,7 +128,7 @@ def _shared_out(
             f"sparsity={sparsity} leaves {budget} weights for {len(sizes)} layers{blocks}; lower it so that each layer "
             "has one"
         )
-    ideal = _share_out(np.array([_demand(shape, scheme) for shape in shapes.values()]), sizes, budget)
+    ideal = share_out(np.array([_demand(shape, scheme) for shape in shapes.values()]), sizes, budget)
     return dict(zip(shapes, _in_blocks(ideal, sizes, area, budget).tolist(), strict=True))
 
 
@@ -142,7 +142,7 @@ def _demand(shape: tuple[int, ...], scheme: str) -> float:
     return out_features + in_features + sum(kernel)
 
 
-def _share_out(demand: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarray:
+def share_out(demand: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarray:
     """Return real-valued shares proportional to demand and at most ``sizes``; they add up to the budget."""
     capped = np.zeros(len(sizes), dtype=bool)
     while not capped.all():

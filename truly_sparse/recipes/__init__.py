@@ -4,16 +4,34 @@ A file per family; ``decade.py`` is the table of all of them, with their papers.
 """
 
 from .base import DynamicRecipe, Recipe, describe
-from .classic import SET, SNFS, RigL, Static
-from .gradual import GradualMagnitudePruning
+from .before_training import grasp, snip, synflow
+from .classic import ITOP, MEST, SET, SNFS, RigL, Static
+from .deep_rewiring import DeepRewiring
+from .fan_in import SRigL
+from .gradual import GradualMagnitudePruning, GraNet
+from .links import CHT
+from .lottery_ticket import lottery_ticket
+from .sharing import DSR, SparseMomentum
 
 __all__ = [
+    "CHT",
+    "DSR",
+    "ITOP",
+    "MEST",
     "SET",
     "SNFS",
+    "DeepRewiring",
     "DynamicRecipe",
+    "GraNet",
     "GradualMagnitudePruning",
     "Recipe",
     "RigL",
+    "SRigL",
+    "SparseMomentum",
     "Static",
     "describe",
+    "grasp",
+    "lottery_ticket",
+    "snip",
+    "synflow",
 ]

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from typing_extensions import override
 
+from ..dst import DynamicSparsity, Rewirer, lowest_of_all
 from ..gradual import GradualPruning
-from .base import Recipe, last_step
+from ..interface import Units
+from ..rules import GrowChoice, GrowRule
+from ..schedule import Epochs
+from ..topology import check_sparsity
+from .base import DynamicRecipe, Recipe, last_step
+from .sharing import check_exchange
 
 
 @dataclass(frozen=True)
@@ -40,3 +48,70 @@ class GradualMagnitudePruning(Recipe):
             every=self.every,
             scheme=self.scheme,
         )
+
+
+class PruneAndRegenerate(DynamicSparsity):
+    """The driver of :class:`GraNet`.
+
+    Attributes:
+        start, sparsity: ``s₀`` and ``S`` of the schedule.
+    """
+
+    def __init__(self, *on: Any, start: float, sparsity: float, **settings: Any) -> None:
+        super().__init__(*on, **settings)
+        check_exchange(self.layers)
+        self.start, self.sparsity = check_sparsity(start), check_sparsity(sparsity)
+
+    @override
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"start": self.start, "sparsity": self.sparsity}
+
+    @override
+    def _counts(self, scores: dict[str, torch.Tensor], rooms: dict[str, int]) -> dict[str, int]:
+        nnz = {name: len(score) for name, score in scores.items()}
+        left = 1 - min(self.steps / self.until, 1) if self.until else 0.0
+        density = 1 - self.sparsity - (self.start - self.sparsity) * left**3
+        surplus = sum(nnz.values()) - round(density * sum(nnz[name] + rooms[name] for name in nnz))
+        self._gone = lowest_of_all(scores, max(0, surplus))
+        share = self.fraction() if self.steps % self.every == 0 else 0.0  # at the end alone no gradient is recorded
+        replaced = {name: min(int(share * (nnz[name] - self._gone[name])), rooms[name]) for name in nnz}
+        return {name: self._gone[name] + replaced[name] for name in nnz}
+
+    @override
+    def _grown(
+        self, layers: Mapping[str, Units], active: dict[str, torch.Tensor], pruned: dict[str, torch.Tensor]
+    ) -> dict[str, int]:
+        return {name: len(positions) - self._gone[name] for name, positions in pruned.items()}
+
+    @override
+    def _due(self, step: int) -> bool:
+        return Rewirer._due(self, step) or step == self.until  # the final sparsity is reached at any interval
+
+
+@dataclass(frozen=True)
+class GraNet(DynamicRecipe):
+    """Gradual pruning with regrowth, from a denser start (Liu et al., 2021, equation 2 and algorithm 1).
+
+    The sparsity rises as ``s(t) = S + (s₀ − S) (1 − t / T)³`` until the step ``T``; the smallest weights of all layers
+    together go. In the same rewiring each layer also replaces a share of its other weights: the smallest by those of
+    largest gradient. A connection that a rewiring prunes does not grow in the same rewiring; in the paper it may.
+
+    Start with ``mask_model(model, sparsity=0.5, scheme="er")``, as the paper does in sparse-to-sparse training. The
+    layers must be masked ones, since they lose weights.
+
+    Attributes:
+        sparsity: ``S``, the share of the weights that are removed at the end.
+        start: ``s₀``.
+    """
+
+    prune_fraction: float = 0.5
+    every: int | Epochs = 100
+    until: float = 0.75
+    grow: str | GrowChoice | GrowRule = "gradient"
+    decay: str = "cosine"
+    start: float = 0.5
+    sparsity: float = 0.95
+
+    @override
+    def _driver(self, *on: Any, **settings: Any) -> DynamicSparsity:
+        return PruneAndRegenerate(*on, start=self.start, sparsity=self.sparsity, **settings)

@@ -14,7 +14,25 @@ from .init import sparse_init
 from .interface import SparsifiableLayer, sparse_layers
 from .layers import SparseConv2d, SparseLinear
 from .optim import PerWeightAdam, decay_groups
-from .recipes import SET, SNFS, GradualMagnitudePruning, RigL, Static
+from .recipes import (
+    CHT,
+    DSR,
+    ITOP,
+    MEST,
+    SET,
+    SNFS,
+    DeepRewiring,
+    GradualMagnitudePruning,
+    GraNet,
+    RigL,
+    SparseMomentum,
+    SRigL,
+    Static,
+    grasp,
+    lottery_ticket,
+    snip,
+    synflow,
+)
 from .rules import GrowRule, gradient_grow, magnitude_prune, random_grow
 from .schedule import Epochs
 from .step import TrainingStep
@@ -22,12 +40,18 @@ from .structure import Structure
 from .topology import layer_nnz
 
 __all__ = [
+    "CHT",
+    "DSR",
+    "ITOP",
+    "MEST",
     "SET",
     "SNFS",
     "Attention",
     "AveragedSparseModel",
+    "DeepRewiring",
     "DynamicSparsity",
     "Epochs",
+    "GraNet",
     "GradualMagnitudePruning",
     "GradualPruning",
     "GrowRule",
@@ -35,9 +59,11 @@ __all__ = [
     "PerWeightAdam",
     "Rewirer",
     "RigL",
+    "SRigL",
     "SparseConv1d",
     "SparseConv2d",
     "SparseLinear",
+    "SparseMomentum",
     "SparseTrainingError",
     "SparsifiableLayer",
     "Static",
@@ -48,12 +74,16 @@ __all__ = [
     "densify",
     "fuse",
     "gradient_grow",
+    "grasp",
     "layer_nnz",
+    "lottery_ticket",
     "magnitude_prune",
     "random_grow",
     "register_adapter",
+    "snip",
     "sparse_init",
     "sparse_layers",
     "sparsify",
+    "synflow",
     "warmup",
 ]

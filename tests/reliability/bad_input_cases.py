@@ -113,6 +113,15 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 26 * 26, 10))
 
 
+def small_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+def loss_of(model: nn.Module) -> torch.Tensor:
+    return model(torch.ones(2, 4)).square().sum()
+
+
 def sparse_net() -> nn.Module:
     return lib.mask_model(net(), 0.5)
 
@@ -531,7 +540,53 @@ DOORS = [
         lambda: driver(sparsity=0.8, until=5),
         DRIVER_BAD | {"sparsity": SHARE, "until": POSITIVE, "every": POSITIVE, "scheme": CHOICE},
     ),
-    *(Door(kind, dict, RECIPE) for kind in (recipes.Static, recipes.SET, recipes.RigL, recipes.SNFS)),
+    *(
+        Door(kind, dict, RECIPE)
+        for kind in (
+            *(recipes.Static, recipes.SET, recipes.RigL, recipes.SNFS, recipes.ITOP, recipes.MEST, recipes.CHT),
+            recipes.SparseMomentum,
+        )
+    ),
+    Door(recipes.DSR, dict, RECIPE | {"threshold": [*NOT_NUMBERS, 0, -1.0, math.nan]}),
+    Door(recipes.SRigL, dict, RECIPE | {"salient": [*NOT_NUMBERS, -0.1, 1.1, math.nan]}),
+    Door(recipes.GraNet, dict, RECIPE | {"start": SHARE, "sparsity": SHARE}),
+    Door(
+        recipes.DeepRewiring,
+        dict,
+        {"l1": [*NUMBER, -1.0], "temperature": [*NUMBER, -1.0], "until": NOT_NUMBERS},
+    ),
+    Door(
+        recipes.snip,
+        lambda: {"model": small_net(), "loss": loss_of, "sparsity": 0.5},
+        {"model": [*MODEL, DENSE, META, sparse_net()], "loss": FUNCTION, "sparsity": SHARE},
+    ),
+    Door(
+        recipes.grasp,
+        lambda: {"model": small_net(), "loss": loss_of, "sparsity": 0.5},
+        {"model": [*MODEL, DENSE, META, sparse_net()], "loss": FUNCTION, "sparsity": SHARE},
+    ),
+    Door(
+        recipes.synflow,
+        lambda: {"model": small_net(), "shape": (4,), "sparsity": 0.5},
+        {
+            "model": [*MODEL, DENSE, META, sparse_net()],
+            "shape": [None, 3, "x", (5,), (-1,), Stranger()],
+            "sparsity": SHARE,
+            "rounds": POSITIVE,
+        },
+    ),
+    Door(
+        recipes.lottery_ticket,
+        lambda: {"model": small_net(), "train": id, "wrap": lib.mask_model, "sparsity": 0.5, "rounds": 2},
+        {
+            "model": [*MODEL, DENSE, META],
+            "train": FUNCTION,
+            "wrap": [*FUNCTION, id, lambda model: model],
+            "sparsity": SHARE,
+            "rounds": POSITIVE,
+            "warm_up": FUNCTION[1:],
+        },
+    ),
     Door(
         recipes.DynamicRecipe,
         lambda: {"prune_fraction": 0.1, "every": 1, "until": 1.0, "grow": "random", "decay": "constant"},

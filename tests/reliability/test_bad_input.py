@@ -33,8 +33,9 @@ from tutorial_lib.contenders import Contender
 from tutorial_lib.exercises.checking import CheckFailedError
 
 ENGINE = (
-    "adapters attention averages backend conv1d convert copies dst fuse gradual init layers optim recipes.base recipes.classic "
-    "recipes.gradual reference rules step topology cpu.chain cpu.index cpu.memory"
+    "adapters attention averages backend conv1d convert copies dst fuse gradual init layers optim recipes.base "
+    "recipes.before_training recipes.classic recipes.deep_rewiring recipes.fan_in recipes.gradual recipes.links "
+    "recipes.lottery_ticket recipes.sharing reference rules step topology cpu.chain cpu.index cpu.memory"
 )
 LIBRARY = (
     "bench checkpoint compare contenders cost csr data masked models player project recorder referee_plots schematics "
@@ -58,6 +59,24 @@ WITHOUT_CASES = {
     "SparseLayer": "abstract",
     "Rewirer": "abstract",
     "Recipe": "abstract",
+    "AdaptiveThreshold": "built by DSR",
+    "ConstantFanIn": "built by SRigL",
+    "LinkPrediction": "built by CHT",
+    "MomentumSharing": "built by SparseMomentum",
+    "PruneAndRegenerate": "built by GraNet",
+    "SignKeeping": "built by DeepRewiring",
+    "MagnitudeAndGradient": "a score that MEST uses",
+    "ch3_l3_rows": "used by CHT",
+    "check_exchange": "a check",
+    "fan_ins": "used by SRigL",
+    "keep_largest": "used by snip and others",
+    "last_step": "used by recipes",
+    "link_grow": "used by CHT",
+    "lowest_of_all": "used by drivers",
+    "rooms_of": "used by drivers",
+    "share_out": "called by layer_nnz; tested through it",
+    "shared_out": "used by drivers",
+    "with_topology": "used by snip and others",
     "Contender": "abstract",
     "CheckFailedError": "an exception",
     "describe": "takes anything",

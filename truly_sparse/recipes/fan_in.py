@@ -15,7 +15,7 @@ from ..arguments import require
 from ..dst import DynamicSparsity, Plan
 from ..interface import SparsifiableLayer
 from ..positions import largest
-from ..rules import GrowChoice, GrowRule, gradient_grow, magnitude_prune, over_all_ranks
+from ..rules import GROW_RULES, GrowChoice, GrowRule, gradient_grow, over_all_ranks, smallest
 from ..schedule import Epochs
 from .base import DynamicRecipe
 
@@ -49,6 +49,8 @@ class ConstantFanIn(DynamicSparsity):
     def __init__(self, *on: Any, salient: float, **settings: Any) -> None:
         super().__init__(*on, **settings)
         require(0 <= salient <= 1, "salient", salient, "use a share from 0 to 1")
+        require(self.grow == GROW_RULES["gradient"], "grow", settings.get("grow"), 'SRigL needs grow="gradient"')
+        require(self.scope == "layer", "scope", self.scope, "SRigL prunes each layer by itself; leave it out")
         for layer in self.layers.values():
             require(layer.structure == (1, 1), "structure", layer.structure, "constant fan-in needs single weights")
         self.salient, self._last = float(salient), list(self.layers.values())[-1]
@@ -62,9 +64,9 @@ class ConstantFanIn(DynamicSparsity):
         return {name: self._rows_plan(layer, layer is self._last) for name, layer in layers.items()}
 
     def _rows_plan(self, layer: SparsifiableLayer, is_last: bool) -> Plan:
-        active, values, outputs = layer.active(), layer.active_values().abs(), layer.dense_shape[0]
+        active, values, outputs = layer.active(), self.score(layer), layer.dense_shape[0]
         inputs, size = math.prod(layer.dense_shape[1:]), math.prod(layer.dense_shape)
-        lost = magnitude_prune(values, min(int(self.fraction() * len(active)), size - len(active)))
+        lost = smallest(values, min(int(self.fraction() * len(active)), size - len(active)))
         new = gradient_grow(map(over_all_ranks, layer.gradient_rows()), active, len(lost))
         stays = torch.ones(len(active), dtype=torch.bool, device=active.device).index_fill_(0, lost, False)
         salient = torch.bincount(torch.cat([active[stays], new]) // inputs, minlength=outputs).numpy(force=True)

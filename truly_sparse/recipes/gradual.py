@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from ..arguments import require
 from ..dst import DynamicSparsity, Rewirer, lowest_of_all
 from ..gradual import GradualPruning
 from ..interface import Units
@@ -60,7 +61,9 @@ class PruneAndRegenerate(DynamicSparsity):
     def __init__(self, *on: Any, start: float, sparsity: float, **settings: Any) -> None:
         super().__init__(*on, **settings)
         check_exchange(self.layers)
-        self.start, self.sparsity = check_sparsity(start), check_sparsity(sparsity)
+        require(self.scope == "layer", "scope", self.scope, "gradual pruning is over all layers anyway; leave it out")
+        require(0 <= start < 1, "start", start, "use a number from 0 (dense) up to, not including, 1")
+        self.start, self.sparsity = float(start), check_sparsity(sparsity)
 
     @override
     def settings(self) -> dict[str, Any]:

@@ -92,6 +92,8 @@ class LinkPrediction(DynamicSparsity):
 
     @override
     def _chosen(self, units: Units, active: torch.Tensor, pruned: torch.Tensor, count: int) -> torch.Tensor:
+        if self.grow.choose is not _choose:
+            return super()._chosen(units, active, pruned, count)
         return link_grow(without(active, pruned), active, units.dense_shape, count, self.generator)
 
 

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from ..arguments import require
 from ..dst import DynamicSparsity
-from ..errors import InvalidArgumentError
+from ..errors import InvalidArgumentError, TrainingError
 from ..interface import SparsifiableLayer, Units
 from ..rules import GROW_RULES, GrowChoice, GrowRule, over_all_ranks
 from ..schedule import Epochs
@@ -30,7 +30,8 @@ def shared_out(total: int, demand: Mapping[str, float], rooms: Mapping[str, int]
         demand: not negative, by layer; without any, all layers are alike.
         rooms: the most that each layer takes.
     """
-    wanted = np.maximum([demand[name] for name in rooms], np.finfo(float).tiny)
+    wanted = np.array([demand[name] for name in rooms])
+    wanted = np.maximum(wanted, 1e-12 * (wanted.max() or 1.0))  # no layer is left out once the others are full
     ideal = share_out(wanted, np.array(list(rooms.values())), total)
     counts = np.floor(ideal).astype(np.int64)
     counts[np.argsort(counts - ideal, kind="stable")[: total - counts.sum()]] += 1
@@ -64,6 +65,7 @@ class AdaptiveThreshold(DynamicSparsity):
     def __init__(self, *on: Any, threshold: float, **settings: Any) -> None:
         super().__init__(*on, **settings)
         check_exchange(self.layers)
+        require(self.scope == "layer", "scope", self.scope, "the threshold is that of all layers; leave it out")
         require(threshold > 0, "threshold", threshold, "use a number above 0")
         self.threshold, self._factor = float(threshold), 1.0
 
@@ -139,6 +141,8 @@ class MomentumSharing(DynamicSparsity):
     ) -> dict[str, int]:
         momenta = {name: over_all_ranks(layer.gradient_at(active[name])).abs() for name, layer in layers.items()}
         means = {name: float(momentum.double().mean()) if len(momentum) else 0.0 for name, momentum in momenta.items()}
+        if not np.isfinite(list(means.values())).all():
+            raise TrainingError("a gradient is not finite, so layers cannot share weights; lower the learning rate")
         return shared_out(sum(map(len, pruned.values())), means, rooms_of(layers, active))
 
 

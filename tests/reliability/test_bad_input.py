@@ -34,8 +34,8 @@ from tutorial_lib.exercises.checking import CheckFailedError
 
 ENGINE = (
     "adapters attention averages backend conv1d convert copies dst fuse gradual init layers optim recipes.base "
-    "recipes.before_training recipes.classic recipes.deep_rewiring recipes.fan_in recipes.gradual recipes.links "
-    "recipes.lottery_ticket recipes.sharing reference rules step topology cpu.chain cpu.index cpu.memory"
+    "recipes.before_training recipes.classic recipes.decade recipes.deep_rewiring recipes.fan_in recipes.gradual "
+    "recipes.links recipes.lottery_ticket recipes.sharing reference rules step topology cpu.chain cpu.index cpu.memory"
 )
 LIBRARY = (
     "bench checkpoint compare contenders cost csr data masked models player project recorder referee_plots schematics "
@@ -65,6 +65,7 @@ WITHOUT_CASES = {
     "MomentumSharing": "built by SparseMomentum",
     "PruneAndRegenerate": "built by GraNet",
     "SignKeeping": "built by DeepRewiring",
+    "Method": "a row of a table",
     "MagnitudeAndGradient": "a score that MEST uses",
     "ch3_l3_rows": "used by CHT",
     "check_exchange": "a check",

@@ -30,7 +30,8 @@ def lottery_ticket(
     Each of the ``n`` rounds trains the rewound network to the end and then keeps the largest weights of all layers
     together: the share ``(1 − sparsity)^(k / n)`` after round ``k``. The paper removes 20% a round, which are 13 rounds
     to 95%; it does so layer by layer in its fully connected network, and over all layers in the deeper ones. Frankle et
-    al. (2020) correct where to rewind to: not to the first weights but to those after a short training, ``warm_up``.
+    al. (2019, *Stabilizing the Lottery Ticket Hypothesis*) correct where deeper networks rewind to: not to the first
+    weights but to those after a short training, ``warm_up``.
 
     The search costs ``n`` trainings. The result is not trained: train it like another network to see what it is worth.
 

@@ -1,4 +1,4 @@
-"""The code of ``docs/your-own-network.md``, to be run by tests."""
+"""The code of ``docs/your-own-network.md`` and ``docs/your-own-rule.md``, to be run by tests."""
 
 import re
 
@@ -7,13 +7,21 @@ import torch
 from tutorial_lib.project import ROOT
 
 PAGE = ROOT / "docs" / "your-own-network.md"
-BLOCKS = dict(re.findall(r"<!-- code: (\w+) -->\n```python\n(.+?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))
+RULE_PAGE = ROOT / "docs" / "your-own-rule.md"
 
 
-def run_blocks(*names):
+def blocks_of(page):
+    """Return the blocks of code of a page by name."""
+    return dict(re.findall(r"<!-- code: (\w+) -->\n```python\n(.+?)```", page.read_text(encoding="utf-8"), re.DOTALL))
+
+
+BLOCKS = blocks_of(PAGE)
+
+
+def run_blocks(*names, page=PAGE):
     """Run these blocks in one namespace, from a fixed seed, and return it. Files go into the current folder."""
     torch.manual_seed(0)
-    namespace = {}
+    namespace, blocks = {}, blocks_of(page)
     for name in names:
-        exec(compile(BLOCKS[name], f"{PAGE.name}: {name}", "exec"), namespace)
+        exec(compile(blocks[name], f"{page.name}: {name}", "exec"), namespace)
     return namespace

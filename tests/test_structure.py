@@ -10,7 +10,7 @@ from tutorial_lib.project import ROOT
 ENGINE = (
     "errors progress arguments position_loops positions computed copies attention structure auto interface adapters "
     "topology interrupt rules blocks schedule dst gradual recipes report init optim averages cpu reference backend "
-    "eager places seal ops sparse_layer layers conv1d convert fuse step"
+    "eager places seal ops sparse_layer layers conv1d own_rule convert fuse step"
 ).split()
 
 LIBRARY = (

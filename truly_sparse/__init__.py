@@ -14,6 +14,7 @@ from .init import sparse_init
 from .interface import SparsifiableLayer, sparse_layers
 from .layers import SparseConv2d, SparseLinear
 from .optim import PerWeightAdam, decay_groups
+from .own_rule import rule_faults
 from .recipes import (
     CHT,
     DSR,
@@ -80,6 +81,7 @@ __all__ = [
     "magnitude_prune",
     "random_grow",
     "register_adapter",
+    "rule_faults",
     "snip",
     "sparse_init",
     "sparse_layers",

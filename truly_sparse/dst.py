@@ -379,11 +379,20 @@ def _check_grown(grown: torch.Tensor, active: torch.Tensor, count: int, size: in
         )
 
 
-def _check_settings(prune_fraction: float, prune: object, scope: str, grow: object, decay: str) -> None:
-    require(0 <= prune_fraction <= 1, "prune_fraction", prune_fraction, "use a number from 0 to 1")
+def check_rules(prune: object, grow: object) -> None:
+    """Refuse what is neither the name of a rule nor a rule.
+
+    Raises:
+        InvalidArgumentError: see above.
+    """
     if not callable(prune) and prune not in PRUNE_SCORES:
         raise InvalidArgumentError(f"prune={prune!r}; use one of {', '.join(PRUNE_SCORES)}, or a function of a layer")
-    check_choice("scope", scope, ("layer", "global"))
     if not callable(grow) and not isinstance(grow, GrowRule) and grow not in GROW_RULES:
         raise InvalidArgumentError(f"grow={grow!r}; use one of {', '.join(GROW_RULES)}, a function, or a GrowRule")
+
+
+def _check_settings(prune_fraction: float, prune: object, scope: str, grow: object, decay: str) -> None:
+    require(0 <= prune_fraction <= 1, "prune_fraction", prune_fraction, "use a number from 0 to 1")
+    check_rules(prune, grow)
+    check_choice("scope", scope, ("layer", "global"))
     check_choice("decay", decay, DECAYS)

@@ -25,6 +25,7 @@ from truly_sparse import (
     init,
     interface,
     optim,
+    own_rule,
     recipes,
     reference,
     rules,
@@ -596,6 +597,11 @@ DOORS = [
         recipes.GradualMagnitudePruning,
         lambda: {"sparsity": 0.5},
         {"sparsity": NOT_NUMBERS, "scheme": TEXT, "every": INTEGER, "until": NOT_NUMBERS},
+    ),
+    Door(
+        own_rule.rule_faults,
+        dict,
+        {"grow": [None, 3, "nonsense", Stranger()], "prune": [None, 3, "nonsense", Stranger()]},
     ),
     Door(init.sparse_init, lambda: {"model": sparse_net()}, {"model": [*MODEL, DENSE], "seed": SEED}),
     Door(

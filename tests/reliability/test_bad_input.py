@@ -33,9 +33,10 @@ from tutorial_lib.contenders import Contender
 from tutorial_lib.exercises.checking import CheckFailedError
 
 ENGINE = (
-    "adapters attention averages backend conv1d convert copies dst fuse gradual init layers optim recipes.base "
-    "recipes.before_training recipes.classic recipes.decade recipes.deep_rewiring recipes.fan_in recipes.gradual "
-    "recipes.links recipes.lottery_ticket recipes.sharing reference rules step topology cpu.chain cpu.index cpu.memory"
+    "adapters attention averages backend conv1d convert copies dst fuse gradual init layers optim own_rule "
+    "recipes.base recipes.before_training recipes.classic recipes.decade recipes.deep_rewiring recipes.fan_in "
+    "recipes.gradual recipes.links recipes.lottery_ticket recipes.sharing reference rules step topology cpu.chain "
+    "cpu.index cpu.memory"
 )
 LIBRARY = (
     "bench checkpoint compare contenders cost csr data masked models player project recorder referee_plots schematics "
@@ -69,6 +70,7 @@ WITHOUT_CASES = {
     "MagnitudeAndGradient": "a score that MEST uses",
     "ch3_l3_rows": "used by CHT",
     "check_exchange": "a check",
+    "check_rules": "a check",
     "fan_ins": "used by SRigL",
     "keep_largest": "used by snip and others",
     "last_step": "used by recipes",

@@ -124,7 +124,12 @@ def test_every_recipe_is_exported_and_has_a_row_in_the_table():
         for name in all_recipes.__all__
         if name[0].isupper() or name in ("snip", "grasp", "synflow", "lottery_ticket")
     }
-    assert {method.code for method in METHODS} - {"sparsify"} == recipes - {"Recipe", "DynamicRecipe", "Static", "SNFS"}
+    assert {method.code for method in METHODS} - {"sparsify", ""} == recipes - {
+        "Recipe",
+        "DynamicRecipe",
+        "Static",
+        "SNFS",
+    }
 
 
 # ------------------------------------------------------------------------------------------ MEST
@@ -488,3 +493,10 @@ def test_settings_that_a_recipe_does_not_use_are_refused(recipe, message):
 def test_another_growth_rule_of_cht_is_used():
     driver = attached(CHT(grow="random"), mask_model(network(), 0.8))
     assert isinstance(driver, DynamicSparsity) and driver.grow.initial_std == 0.01
+
+
+def test_the_table_is_in_order_and_refers_to_itself():
+    names = [method.name for method in METHODS]
+    assert len(set(names)) == len(names) and [m.year for m in METHODS] == sorted(m.year for m in METHODS)
+    assert all(set(method.builds_on) <= set(names[:place]) for place, method in enumerate(METHODS))
+    assert all(method.link.startswith("https://") and method.claim and method.dense for method in METHODS)

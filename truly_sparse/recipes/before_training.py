@@ -21,10 +21,10 @@ Loss: TypeAlias = Callable[[nn.Module], torch.Tensor]
 
 
 def snip(model: nn.Module, loss: Loss, sparsity: float) -> nn.Module:
-    """Keep the weights whose removal would change the loss most: ``|∂L/∂w · w|`` (Lee et al., 2019, equation 5).
+    """Keep the weights whose removal would change the loss most: ``|∂L/∂w · w|`` (Lee et al., 2019).
 
-    The paper takes one batch, as large as ten samples per class where classes are few, and first weights of a variance
-    that is scaled to the layer, which torch's are.
+    How many samples to take is up to ``loss``; the weights should be drawn with a variance that is scaled to the layer,
+    as torch draws them. The division of all scores by their sum, which the paper has, changes no order.
 
     Args:
         model: with dense layers; it is not changed.
@@ -45,7 +45,7 @@ def snip(model: nn.Module, loss: Loss, sparsity: float) -> nn.Module:
 
 
 def grasp(model: nn.Module, loss: Loss, sparsity: float) -> nn.Module:
-    """Keep the weights whose removal would reduce the norm of the gradient most (Wang et al., 2020, equation 8).
+    """Keep the weights whose removal would reduce the norm of the gradient most (Wang et al., 2020).
 
     The paper removes the largest ``−w ⊙ H g``, with the gradient ``g`` and the Hessian ``H`` of the loss; so the
     largest ``w ⊙ H g`` are kept. It divides the logits by 200 and takes ten samples per class, which is up to ``loss``.
@@ -61,7 +61,7 @@ def grasp(model: nn.Module, loss: Loss, sparsity: float) -> nn.Module:
 
 
 def synflow(model: nn.Module, shape: Sequence[int], sparsity: float, rounds: int = 100) -> nn.Module:
-    """Keep the weights through which most flows when all are positive, in many rounds (Tanaka et al., 2020, alg. 1).
+    """Keep the weights through which most flows when all are positive, in many rounds (Tanaka et al., 2020).
 
     ``R = Σ f(1; |w|)`` is the sum of the results for an input of ones; the score of a weight is ``∂R/∂w · w``. Round
     ``k`` of ``n`` keeps the share ``(1 − sparsity)^(k / n)``. No data is used. The copy that is scored computes in

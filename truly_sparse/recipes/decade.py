@@ -26,6 +26,7 @@ class Method:
         dense: what has the size of the dense weights, and when; "nothing" if memory is proportional to the nonzeros.
         layers: on which layers it runs here.
         claim: what the paper's abstract claims, and on which task.
+        compared_with: public code with which the rule was compared; "" if with none.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Method:
     dense: str
     layers: str
     claim: str
+    compared_with: str = ""
 
 
 PER_LAYER = "each layer keeps its number"
@@ -77,6 +79,7 @@ METHODS = (
         "nothing",
         BOTH,
         "very sparse networks train with a minor loss of accuracy (MNIST, CIFAR-10, TIMIT)",
+        "https://github.com/guillaumeBellec/deep_rewiring",
     ),
     Method(
         "SET",
@@ -107,6 +110,7 @@ METHODS = (
         "the dense network and its gradient, once before training",
         BOTH,
         "sparse networks with virtually the accuracy of the dense one (MNIST, CIFAR-10, Tiny ImageNet)",
+        "https://github.com/ganguli-lab/Synaptic-Flow",
     ),
     Method(
         "IMP",
@@ -152,6 +156,7 @@ METHODS = (
         "the momentum of all connections in every step; here from the last 20 batches, in blocks of rows",
         MASKED + "; SNFS without sharing on both",
         "less error than other sparse methods, and dense performance (MNIST, CIFAR-10, ImageNet)",
+        "https://github.com/TimDettmers/sparse_learning",
     ),
     Method(
         "RigL",
@@ -169,6 +174,21 @@ METHODS = (
         "more accurate than other sparse training at equal cost, and better with longer training (ResNet-50, ImageNet)",
     ),
     Method(
+        "Top-KAST",
+        2020,
+        "Jayakumar, Pascanu, Rae, Osindero & Elsen",
+        "Top-KAST: Top-K Always Sparse Training",
+        "https://arxiv.org/abs/2106.03517",
+        "",
+        (),
+        "magnitude: each step computes with the largest weights",
+        "magnitude, in a larger set that alone is updated, with an exploration regulariser",
+        PER_LAYER,
+        "all weights, of which the largest are chosen",
+        "not here: a layer would have to hold weights that it does not compute with",
+        "comparable to or better than earlier sparse training (ImageNet, language modelling)",
+    ),
+    Method(
         "GraSP",
         2020,
         "Wang, Zhang & Grosse",
@@ -182,6 +202,7 @@ METHODS = (
         "the dense network, its gradient and a Hessian-vector product, once before training",
         BOTH,
         "better than SNIP at extreme sparsity (CIFAR-10, CIFAR-100, Tiny ImageNet, ImageNet)",
+        "https://github.com/ganguli-lab/Synaptic-Flow",
     ),
     Method(
         "SynFlow",
@@ -197,6 +218,7 @@ METHODS = (
         "the dense network and its gradient, before training",
         BOTH,
         "no layer loses all its weights; matches or beats SNIP and GraSP (VGG, ResNet; CIFAR, Tiny ImageNet)",
+        "https://github.com/ganguli-lab/Synaptic-Flow",
     ),
     Method(
         "ITOP",
@@ -212,6 +234,7 @@ METHODS = (
         "nothing with growth by chance",
         BOTH,
         "matches the dense network once enough connections were explored (CIFAR-100 at 98%, ImageNet)",
+        "https://github.com/Shiweiliuiiiiiii/In-Time-Over-Parameterization",
     ),
     Method(
         "GraNet",
@@ -227,6 +250,7 @@ METHODS = (
         STREAMED + "; here the masked layers",
         MASKED,
         "sparse-to-sparse training beats dense-to-sparse methods (ResNet-50, ImageNet)",
+        "https://github.com/VITA-Group/GraNet",
     ),
     Method(
         "MEST",
@@ -272,6 +296,7 @@ METHODS = (
         STREAMED + ", twice",
         BOTH,
         "constant fan-in at the accuracy of the best sparse training, and faster inference",
+        "https://github.com/calgaryml/condensed-sparsity",
     ),
     Method(
         "CHT",
@@ -288,5 +313,6 @@ METHODS = (
         "the scores of one output at a time; no gradient",
         BOTH,
         "an advantage over dense networks with 1% of the connections",
+        "https://github.com/biomedical-cybernetics/Cannistraci-Hebb-training",
     ),
 )

@@ -107,7 +107,7 @@ class SignKeeping(Rewirer):
 
 @dataclass(frozen=True)
 class DeepRewiring(Recipe):
-    """DEEP R: connections with a fixed sign, noise, and random growth after every step (Bellec et al., 2018, alg. 1).
+    """DEEP R: connections with a fixed sign, noise, and random growth after every step (Bellec et al., 2018).
 
     A weight is ``w = s θ`` with a sign ``s`` that stays. After the optimizer's step on the loss, every active weight
     walks: ``θ ← θ − η α + √(2 η T) ν``, ``ν ~ N(0, 1)``. Where ``θ < 0``, the connection is pruned, and another one of

@@ -92,7 +92,7 @@ def _single(rows: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
 
 @dataclass(frozen=True)
 class SRigL(DynamicRecipe):
-    """Structured RigL: constant fan-in, and neurons that are given up (Lasby et al., 2024, section 3.1).
+    """Structured RigL: constant fan-in, and neurons that are given up (Lasby et al., 2024).
 
     A rewiring keeps, of each layer, all but the ``K = int(fraction · nnz)`` weights of smallest magnitude. Salient are
     these and the ``K`` inactive connections of largest gradient. An output with fewer than ``γ k`` salient weights,

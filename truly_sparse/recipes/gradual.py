@@ -93,7 +93,7 @@ class PruneAndRegenerate(DynamicSparsity):
 
 @dataclass(frozen=True)
 class GraNet(DynamicRecipe):
-    """Gradual pruning with regrowth, from a denser start (Liu et al., 2021, equation 2 and algorithm 1).
+    """Gradual pruning with regrowth, from a denser start (Liu et al., 2021).
 
     The sparsity rises as ``s(t) = S + (s₀ − S) (1 − t / T)³`` until the step ``T``; the smallest weights of all layers
     together go. In the same rewiring each layer also replaces a share of its other weights: the smallest by those of

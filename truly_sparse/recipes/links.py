@@ -18,15 +18,15 @@ from ..rules import GrowChoice, GrowRule, gradient_grow
 from ..schedule import Epochs
 from .base import DynamicRecipe
 
-NOISE = 1e-9  # less than two different scores differ by; it parts equal ones at random
+NOISE = 1e-9  # tiny against a score; it parts equal ones at random
 
 
 def ch3_l3_rows(active: torch.Tensor, shape: tuple[int, int]) -> Iterator[torch.Tensor]:
-    """Yield the scores of all connections of each output that is not connected to them yet (CH3-L3).
+    """Yield the scores of all inactive connections, output by output.
 
     The topology is a bipartite graph of outputs and inputs. The score of output ``u`` and input ``v`` sums over all
     paths ``u – z₁ – z₂ – v`` the numbers ``1 / √((1 + e(z₁)) (1 + e(z₂)))``, where ``e(z)`` counts the links of ``z``
-    that lead neither to ``u`` or ``v`` nor to a node on such a path (Zhang et al., 2024, equation of CH3-L3).
+    that lead neither to ``u`` or ``v`` nor to a node on such a path (CH3-L3; Zhang et al., 2024).
 
     Args:
         active: flat indices, int64 ``[n]``, sorted.

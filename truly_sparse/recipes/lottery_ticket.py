@@ -25,7 +25,7 @@ def lottery_ticket(
     rounds: int,
     warm_up: Callable[[nn.Module], object] | None = None,
 ) -> nn.Module:
-    """Find a topology by training, pruning and rewinding several times (Frankle & Carbin, 2019, strategy 1).
+    """Find a topology by training, pruning and rewinding several times (Frankle & Carbin, 2019).
 
     Each of the ``n`` rounds trains the rewound network to the end and then keeps the largest weights of all layers
     together: the share ``(1 − sparsity)^(k / n)`` after round ``k``. The paper removes 20% a round, which are 13 rounds

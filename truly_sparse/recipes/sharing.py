@@ -106,14 +106,14 @@ def rooms_of(layers: Mapping[str, Units], active: Mapping[str, torch.Tensor]) ->
 
 @dataclass(frozen=True)
 class DSR(DynamicRecipe):
-    """Dynamic sparse reparameterization: one threshold for all layers that adapts (Mostafa & Wang, 2019, algorithm 1).
+    """Dynamic sparse reparameterization: one threshold for all layers that adapts (Mostafa & Wang, 2019).
 
     All weights with ``|w| < H`` are pruned. If that was less than 0.9 times the aim ``prune_fraction · nnz``, ``H``
     doubles; if more than 1.1 times, it halves. The ``K`` pruned weights grow at random, with value zero, in layer ``l``
     as ``K · R_l / Σ R``, where ``R_l`` weights of the layer have survived. A layer that has lost all gets none.
 
-    The first threshold and the aim are those of the authors' code; the paper rewires less and less often, here the
-    interval stays. The layers must be masked ones.
+    The first threshold and the aim are those of public code that follows the paper; published trainings rewire less
+    and less often, here the interval stays. The layers must be masked ones.
     """
 
     prune_fraction: float = 0.01
@@ -148,7 +148,7 @@ class MomentumSharing(DynamicSparsity):
 
 @dataclass(frozen=True)
 class SparseMomentum(DynamicRecipe):
-    """SNFS as published, with sharing over layers (Dettmers & Zettlemoyer, 2019, section 3): compare :class:`SNFS`.
+    """SNFS as published, with sharing over layers (Dettmers & Zettlemoyer, 2019): compare :class:`SNFS`.
 
     Each layer prunes the same share of its smallest weights. The ``K`` pruned weights grow where the momentum of the
     gradient is largest, in layer ``l`` as ``K · m_l / Σ m``, with the mean magnitude ``m_l`` of the momentum of the

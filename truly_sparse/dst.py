@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from .arguments import check_choice, require, shown
+from .arguments import check_choice, require
 from .blocks import units_of
 from .errors import InvalidArgumentError, TrainingError
 from .interface import Carry, SparsifiableLayer, Units, sparse_layers
@@ -20,7 +20,7 @@ from .positions import contained, without
 from .rules import GROW_RULES, PRUNE_SCORES, GrowChoice, GrowRule, PruneScore, grow_rule, over_all_ranks, smallest
 from .schedule import DECAYS, Epochs, in_steps
 from .structure import whole_blocks
-from .topology import carry_between, generator_of
+from .topology import carry_between, generator_of, saved_generator
 
 # Arguments of SparsifiableLayer.rewire: kept connections, grown connections, weights of the grown ones.
 Plan: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -274,15 +274,9 @@ class DynamicSparsity(Rewirer):
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        drawn = torch.Generator()
-        try:
-            drawn.set_state(state["generator"])
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise InvalidArgumentError(
-                f"state={shown(state)} holds generator={shown(state.get('generator'))}; give what state_dict() returned"
-            ) from error
+        generator = saved_generator(state)
         super().load_state_dict(state)
-        self.generator.set_state(drawn.get_state())
+        self.generator = generator
         self._gradient_waits = False
         self._forget_gradients()
         self._record_if_wanted()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -173,6 +174,22 @@ def _in_blocks(ideal: np.ndarray, sizes: np.ndarray, area: np.ndarray, budget: i
 def generator_of(seed: int) -> torch.Generator:
     """Return a random generator on the CPU with this seed, any whole number that torch accepts."""
     return torch.Generator().manual_seed(operator.index(seed))
+
+
+def saved_generator(state: Mapping[str, Any]) -> torch.Generator:
+    """Return the generator whose state a driver has saved as ``state["generator"]``.
+
+    Raises:
+        InvalidArgumentError: there is none.
+    """
+    drawn = torch.Generator()
+    try:
+        drawn.set_state(state["generator"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise InvalidArgumentError(
+            f"state={shown(state)} holds generator={shown(state.get('generator'))}; give what state_dict() returned"
+        ) from error
+    return drawn
 
 
 def sample_distinct(population: int, count: int, generator: torch.Generator) -> torch.Tensor:

@@ -289,6 +289,17 @@ def test_truly_sparse_layers_do_not_change_their_size(name):
         attached(EXCHANGING[name], sparsify(network(), 0.8))
 
 
+@pytest.mark.parametrize(
+    ("recipe", "lost"), [(DSR(), "threshold"), (DSR(), "generator"), (DeepRewiring(), "generator")]
+)
+def test_a_state_without_what_a_driver_needs_is_refused(recipe, lost):
+    driver = attached(recipe, mask_model(network(), 0.8))
+    state = driver.state_dict()
+    del state[lost]
+    with pytest.raises(InvalidArgumentError, match=lost):
+        driver.load_state_dict(state)
+
+
 # ------------------------------------------------------------------------------------------ SRigL
 
 

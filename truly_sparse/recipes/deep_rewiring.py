@@ -17,7 +17,7 @@ from ..interface import SparsifiableLayer
 from ..interrupt import undivided
 from ..positions import without
 from ..rules import random_grow, smallest
-from ..topology import generator_of
+from ..topology import generator_of, saved_generator
 from .base import Recipe, last_step
 
 FIRST = 1e-12  # magnitude of a new weight: as good as zero, but it has a sign
@@ -101,8 +101,9 @@ class SignKeeping(Rewirer):
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        generator = saved_generator(state)
         super().load_state_dict(state)
-        self.generator.set_state(state["generator"])
+        self.generator = generator
 
 
 @dataclass(frozen=True)

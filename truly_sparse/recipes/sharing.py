@@ -95,8 +95,11 @@ class AdaptiveThreshold(DynamicSparsity):
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        threshold = state.get("threshold")
+        fits = isinstance(threshold, float) and threshold > 0
+        require(fits, "state['threshold']", threshold, "give what state_dict() returned")
         super().load_state_dict(state)
-        self.threshold = float(state["threshold"])
+        self.threshold = state["threshold"]
 
 
 def rooms_of(layers: Mapping[str, Units], active: Mapping[str, torch.Tensor]) -> dict[str, int]:

@@ -27,7 +27,10 @@ from tutorial_lib.project import ROOT
 
 PACKAGES = (truly_sparse, tutorial_lib)
 # Modules that are imported by their own names.
-BY_NAME = ("tutorial_lib.callbacks", "tutorial_lib.compare", "tutorial_lib.contenders")
+BY_NAME = (
+    *("truly_sparse.recipes.base", "truly_sparse.recipes.decade"),
+    *("tutorial_lib.callbacks", "tutorial_lib.compare", "tutorial_lib.contenders"),
+)
 # All pages and pictures beside README, which becomes the index. A new file of such a name needs no entry anywhere.
 COLLECTED = ("CHANGELOG.md", "CONTRIBUTING.md", "docs/*.md", "notebooks/*.ipynb", "figures/*.png")
 CONTENTS = """

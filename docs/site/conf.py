@@ -34,7 +34,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(?!truly_sparse|tutorial_lib)[a-z_]+(\.\w+)+"),
     ("py:.*", r"truly_sparse\.cpu\..*|LinearIndex|ConvIndex|truly_sparse\.places\.Sizes"),
     # Type hints that are written without their module.
-    ("py:.*", r"Module|Tensor|PARAM_LIST|truly_sparse\.adapters\.Module"),
+    ("py:.*", r"Module|Tensor|PARAM_LIST|GrowChoice|PruneScore|truly_sparse\.adapters\.Module"),
 ]
 
 # Anchors written as HTML, as in the glossary, are unknown to Sphinx; tests/test_site.py follows every link.

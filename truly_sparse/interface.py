@@ -38,7 +38,7 @@ class LoadWatcher(Protocol):
 
 
 class Units(Protocol):
-    """What a rule may ask a layer: its connections or, where they exist in blocks, its blocks (:class:`BlocksOf`)."""
+    """What a rule may ask a layer: its connections or, where they exist in blocks, its blocks (``blocks.py``)."""
 
     @property
     def dense_shape(self) -> tuple[int, ...]:

@@ -17,12 +17,7 @@ from .errors import InvalidArgumentError
 
 
 class Structure(NamedTuple):
-    """The size of the blocks in which connections exist; 1×1 is unstructured.
-
-    Attributes:
-        rows: outputs of a block.
-        columns: inputs (or input channels) of a block.
-    """
+    """The size of the blocks in which connections exist: outputs × inputs (or input channels); 1×1 is unstructured."""
 
     rows: int = 1
     columns: int = 1

@@ -17,7 +17,7 @@ from truly_sparse.errors import InvalidArgumentError
 from truly_sparse.fuse import fuse
 from truly_sparse.init import sparse_init
 from truly_sparse.interface import weight_layers, weight_shape
-from truly_sparse.recipes import DynamicRecipe, GradualMagnitudePruning, Recipe
+from truly_sparse.recipes import GradualMagnitudePruning, Recipe
 from truly_sparse.structure import StructureLike
 from truly_sparse.topology import layer_nnz
 
@@ -149,7 +149,7 @@ class Sparse(Contender):
         structure: the blocks in which weights exist, see :func:`sparsify`.
     """
 
-    how: DynamicRecipe
+    how: Recipe
     scheme: str = "erk"
     init: str = "sparse-aware"
     structure: StructureLike = (1, 1)

@@ -2,9 +2,9 @@
 
 python benchmarks/decade.py      # half an hour on two cores, one thread per run; goes on where it was stopped
 
-All have the same network, densities (ERK), first weights, optimizer, schedule and number of steps; only how the topology
-changes differs. Interval and share of a rewiring are those of RigL where the method has such settings ("common"), and
-those that its class has by default ("own"). Writes ``figures/decade_runs.json``.
+All have the same network, densities (ERK), first weights, optimizer, schedule and number of steps. How the topology
+changes is all that differs. Interval and share of a rewiring are those of RigL where the method has such settings
+("common"), and those that its class has by default ("own"). Writes ``figures/decade_runs.json``.
 """
 
 from __future__ import annotations

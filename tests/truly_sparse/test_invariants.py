@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -127,7 +128,7 @@ class Run:
         self.optimizer.zero_grad()
         loss = F.cross_entropy(*self.forward(self.driver.steps * ranks + rank)) * factor
         loss.backward()
-        if ranks > 1:
+        if ranks > 1 and not isinstance(self.model, DistributedDataParallel):
             average_over_ranks([parameter.grad for parameter in self.model.parameters()])
         return loss
 
@@ -685,6 +686,14 @@ def every_rank_draws_for_itself(run):
 TWO_RANKS_ALONE = spoiled(GROWING, every_rank_draws_for_itself)  # where nothing grows, nothing is drawn on the way
 
 
+def through_ddp(run):
+    """Trains through torch's wrapper, which averages the gradients and broadcasts the buffers."""
+    run.model = DistributedDataParallel(run.model)
+
+
+THROUGH_DDP = spoiled(with_blocks(setups("SET", "RigL", optimizers=("adam",))), through_ddp)
+
+
 def walk(setup):
     run, losses, topologies = setup.start(), [], []
     for _ in range(3 * EVERY):
@@ -701,7 +710,9 @@ def walk_on_rank(rank, folder):
     torch.distributed.init_process_group(
         "gloo", f"file://{folder}/store", timeout=timedelta(seconds=60), rank=rank, world_size=2
     )
-    torch.save({str(setup): walk(setup) for setup in with_blocks(ALL) + TWO_RANKS_ALONE}, f"{folder}/{rank}")
+    torch.save(
+        {str(setup): walk(setup) for setup in with_blocks(ALL) + TWO_RANKS_ALONE + THROUGH_DDP}, f"{folder}/{rank}"
+    )
     torch.distributed.destroy_process_group()
 
 
@@ -717,6 +728,14 @@ def walks(tmp_path_factory, processes):
     assert [rank.exitcode for rank in ranks] == [0, 0]
     one, other = (torch.load(folder / str(rank), weights_only=True) for rank in range(2))
     return {name: (one[name], other[name]) for name in one}
+
+
+@on(THROUGH_DDP)
+def test_ranks_walk_alike_through_torchs_wrapper(setup, walks):
+    check_ranks_walk_alike(walks[str(setup)])
+    for wrapped, by_hand in zip(walks[str(setup)], walks[str(replace(setup, spoil=as_it_is))], strict=True):
+        assert wrapped["losses"] == pytest.approx(by_hand["losses"], rel=1e-4)
+        assert all(map(same, wrapped["topologies"], by_hand["topologies"]))
 
 
 @on(with_blocks(ALL))

@@ -60,7 +60,7 @@ test-floor: .venv-floor/.installed ## Run the tests and two notebooks in the low
 reliability: $(INSTALLED) ## Count what the library survives, at length; writes figures/ and README's table
 	@$(BIN)/python -m pip install --quiet --editable '.[test,fuzz]' || echo "atheris does not install here; going on without it"
 	@$(BIN)/python -m pytest tests/reliability tests/truly_sparse/test_bounds.py tests/truly_sparse/test_compiled.py tests/tutorial_lib/test_checkpoint.py -m 'not browser and not colab' --hypothesis-profile=long --record-reliability
-	@$(BIN)/python tools/readme_tables.py
+	@$(BIN)/python -m tools.readme_tables
 
 fuzz: $(INSTALLED) ## Draw 10,000 networks, checkpoints and data files and try to break the library with them
 	@$(BIN)/python -m pip install --quiet --editable '.[test,fuzz]' || echo "atheris does not install here; going on without it"
@@ -83,16 +83,16 @@ full: $(INSTALLED) ## Measure everything again: study, notebooks in place, figur
 	@TUTORIAL_PROFILE=full $(BIN)/python benchmarks/study.py
 	@TUTORIAL_PROFILE=full $(BIN)/python tools/run_notebooks.py --output notebooks
 	@TUTORIAL_PROFILE=quick $(BIN)/python tools/run_notebooks.py --output build/notebooks --record
-	@$(BIN)/python tools/readme_tables.py
+	@$(BIN)/python -m tools.readme_tables
 
 referee: $(INSTALLED) ## Compare the algorithms at full length (hours; goes on where it was stopped)
 	@$(BIN)/python benchmarks/referee.py
-	@$(BIN)/python tools/readme_tables.py
+	@$(BIN)/python -m tools.readme_tables
 
 bench: $(INSTALLED) ## Race truly sparse layers against dense, masked and CSR; writes figures/ and README's tables
 	@$(BIN)/python benchmarks/bench.py
 	@$(BIN)/python benchmarks/structures.py --table
-	@$(BIN)/python tools/readme_tables.py
+	@$(BIN)/python -m tools.readme_tables
 
 bench-gpu: ## The dense, masked and CSR rows on an NVIDIA GPU, with the torch of $(PYTHON)
 	@$(PYTHON) benchmarks/bench_gpu.py

@@ -111,7 +111,7 @@ def test_ci_runs_the_readme_test_command():
 @pytest.mark.parametrize("path", readme_tables.DOCUMENTS, ids=lambda path: path.name)
 def test_tables_and_numbers_of_documents_are_those_of_the_recorded_results(path):
     text = path.read_text(encoding="utf-8")
-    assert readme_tables.render(text, readme_tables.DOCUMENTS[path]) == text, "run: python tools/readme_tables.py"
+    assert readme_tables.render(text, readme_tables.DOCUMENTS[path]) == text, "run: python -m tools.readme_tables"
 
 
 def test_the_figures_beside_the_tables_can_be_drawn_again(tmp_path, monkeypatch):
@@ -122,7 +122,7 @@ def test_the_figures_beside_the_tables_can_be_drawn_again(tmp_path, monkeypatch)
     for name in ("referee_tradeoff.json", "referee_waterfall.json"):
         now, stored = (json.loads((folder / name).read_text(encoding="utf-8")) for folder in (tmp_path, FIGURES))
         assert now["provenance"] == stored["provenance"]
-        assert [pytest.approx(row) for row in now["values"]] == stored["values"], "run: python tools/readme_tables.py"
+        assert [pytest.approx(row) for row in now["values"]] == stored["values"], "run: python -m tools.readme_tables"
 
 
 def test_a_missing_table_place_is_noticed():
@@ -134,7 +134,7 @@ def test_a_missing_table_place_is_noticed():
 def test_the_time_at_a_notebooks_top_is_measured_and_counts_its_exercises(path):
     head, text = read(path).cells[0].source, path.read_text(encoding="utf-8")
     seconds = json.loads((FIGURES / "notebook_times.json").read_text(encoding="utf-8"))["values"]["seconds"]
-    assert readme_tables.with_seconds(text, seconds[path.stem]) == text, "run: python tools/readme_tables.py"
+    assert readme_tables.with_seconds(text, seconds[path.stem]) == text, "run: python -m tools.readme_tables"
     exercises = re.findall(r"\*(?:Easy|Medium|Hard), (\d+) minutes\.\*", text)
     assert f"{sum(map(int, exercises))} for the exercises, {seconds[path.stem]:.0f} seconds to run" in head
 

@@ -1,9 +1,9 @@
 """Write README's tables, the figures beside it and the notebooks' measured seconds from ``figures/*.json``.
 
-    python tools/readme_tables.py
+    python -m tools.readme_tables
 
 In README each table stands between ``<!-- NAME -->`` and ``<!-- end -->``; nothing else there is touched, and in a
-notebook nothing but the seconds at its top.
+notebook nothing but the seconds at its top. The tables of ``docs/decade.md`` are those of ``tools/decade_page.py``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from tools import decade_page
 from tutorial_lib import PUBLISHED_INFERENCE_MS, PUBLISHED_RESULTS, Benchmark, load_result, referee_plots, viz
 from tutorial_lib.compare import Comparison, in_words, paired_difference
 from tutorial_lib.project import FIGURES, ROOT
@@ -31,6 +32,7 @@ BENCHMARKS = ROOT / "docs" / "benchmarks.md"
 RESULTS = ROOT / "docs" / "results.md"
 HELP = ROOT / "docs" / "help.md"
 OWN_NETWORK = ROOT / "docs" / "your-own-network.md"
+DECADE = ROOT / "docs" / "decade.md"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TO_RUN = re.compile(r"\d+ seconds to run \(measured: quick profile, two cores\)")
 BREAK, QUESTIONS = "break", "questions"
@@ -506,6 +508,10 @@ RESULTS_TABLES: dict[str, Callable[[], str]] = {
 HELP_TABLES: dict[str, Callable[[], str]] = {"survived": survived_table}
 
 OWN_NETWORK_TABLES: dict[str, Callable[[], str]] = {"zoo": zoo_table}
+DECADE_TABLES: dict[str, Callable[[], str]] = {
+    "methods": lambda: markdown(*decade_page.methods_table()),
+    "claims": lambda: markdown(*decade_page.claims_table()),
+}
 
 BENCHMARK_TABLES: dict[str, Callable[[], str]] = {
     "overheads": overheads_table,
@@ -537,6 +543,7 @@ DOCUMENTS = {
     BENCHMARKS: BENCHMARK_TABLES,
     HELP: HELP_TABLES,
     OWN_NETWORK: OWN_NETWORK_TABLES,
+    DECADE: DECADE_TABLES,
     GUIDE: GUIDE_TABLES,
 }
 

@@ -313,6 +313,23 @@ def co_design_table() -> str:
     return markdown(["blocks", "sparsity", "step µs", *(f"{how} %, {seeds} seeds" for how in ("static", "RigL"))], rows)
 
 
+def equal_terms_table() -> str:
+    """Return accuracy, difference to the static topology, time and exploration of each method at each sparsity."""
+    recorded = load_result("decade_runs")
+    header = ["method", "settings", "sparsity", "accuracy %", "− static, points", "seconds", "ever active"]
+    if recorded is None:
+        return markdown(header, [["all", NOT_MEASURED, *[""] * 5]])
+    runs = pd.DataFrame(recorded["runs"])
+    rows = []
+    for (name, sparsity), part in runs.groupby(["contender", "sparsity"], sort=False):
+        method, _, settings = name.partition(", ")
+        gain = "" if name == "static" else in_words(*paired_difference(runs, name, "static", sparsity))
+        accuracy = f"{part['accuracy'].mean():.2f} ± {part['accuracy'].std():.2f}"
+        seconds = f"{part['seconds'].median():.0f}"
+        rows.append([method, settings, f"{sparsity:.0%}", accuracy, gain, seconds, f"{part['exploration'].mean():.0%}"])
+    return markdown(header, sorted(rows, key=lambda row: row[2]))
+
+
 def _overheads(name: str) -> Any:
     recorded = load_result("bench_overheads")
     return recorded[name] if recorded else []
@@ -511,6 +528,7 @@ OWN_NETWORK_TABLES: dict[str, Callable[[], str]] = {"zoo": zoo_table}
 DECADE_TABLES: dict[str, Callable[[], str]] = {
     "methods": lambda: markdown(*decade_page.methods_table()),
     "claims": lambda: markdown(*decade_page.claims_table()),
+    "equal terms": equal_terms_table,
 }
 
 BENCHMARK_TABLES: dict[str, Callable[[], str]] = {

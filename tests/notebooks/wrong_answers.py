@@ -144,6 +144,7 @@ WRONG = {
         ),
         ("            return shares\n", "            return [round(s) for s in shares]\n", "rounded to whole numbers"),
         ("sum(shape)", "sum(shape[:2])", "height and width are not in the sum"),
+        ("sum(shape)", "sum(shape) / math.prod(shape)", "that is sum divided by product"),
         ("return shares", "return shares[1:]", "5 shares for 6 layers"),
     ],
     "check_grow": [
@@ -427,6 +428,8 @@ WRONG = {
     "check_row_loads": [
         (" / (rows * columns)", "", "the loads of a whole block"),
         ("2 * (rows", "1 * (rows", "that is half"),
+        ("def f(rows, columns):\n    return rows + columns", "half the loads of a whole block: divide by its weights"),
+        ("def f(rows, columns):\n    return 3 / rows", "do not load the same rows"),
         ("def f(rows, columns):\n    return 1 / rows", "that is the forward pass alone"),
         ("def f(rows, columns):\n    return 1 / columns", "that is the input gradient alone"),
         ("def f(rows, columns):\n    return 2 / rows + 1 / columns", "the gradient of the inputs is left out"),
@@ -443,6 +446,7 @@ WRONG = {
         ),
         ("(k + k // math.lcm(tall, wide)) % wide", "k % wide", "are chosen more than once"),
         ("rows * wide + columns", "rows * tall + columns * wide", "they go from 0 to"),
+        ("rows * wide + columns", "rows * tall + columns", r"row × \*wide\* \+ column"),
         ("torch.arange(count)", "torch.arange(count - 1)", "are drawn"),
         (", generator=generator)[rows]", ")[rows]", "two different answers"),
         (
@@ -463,7 +467,7 @@ WRONG = {
         (
             "rows * wide + columns",
             "torch.stack([rows, columns], dim=1)",
-            "return flat indices in one dimension",
+            r"return flat indices .* in one dimension",
         ),
         (
             "    return rows * wide + columns",

@@ -30,6 +30,10 @@ _ROW_LOADS_MISTAKES: dict[str, Callable[..., float]] = {
     "that is half: the gradient of the weights loads rows of both kinds once more": lambda rows, columns: (
         (rows + columns) / (rows * columns)
     ),
+    "half the loads of a whole block: divide by its weights, and count the weights' gradient": lambda rows, columns: (
+        rows + columns
+    ),
+    "the three products do not load the same rows": lambda rows, columns: 3 / rows,
     "that is the forward pass alone; a step has three products": lambda rows, columns: 1 / rows,
     "that is the input gradient alone; a step has three products": lambda rows, columns: 1 / columns,
     "the gradient of the inputs is left out": lambda rows, columns: (rows + 2 * columns) / (rows * columns),
@@ -70,12 +74,14 @@ def _drawn(answer: Answer, tall: int, wide: int, count: int, seed: int) -> np.nd
     """Return the blocks of one call, sorted, after checking that they are different and evenly distributed."""
     given = answer((tall, wide), count, torch.Generator().manual_seed(seed))
     expect(given is not None, "it returns None; is a `return` missing?")
-    chosen, of = positions(given, tall * wide, "flat indices", "blocks"), f"{count} blocks in a grid of {tall}×{wide}"
+    chosen = positions(given, tall * wide, "flat indices (row × *wide* + column)", "blocks")
+    of = f"{count} blocks in a grid of {tall}×{wide}"
     expect(len(chosen) == count, f"{of}: {len(chosen)} are drawn")
     for side, per in (
         ("row", np.bincount(chosen // wide, minlength=tall)),
         ("column", np.bincount(chosen % wide, minlength=wide)),
     ):
         uneven = f"{of}: one {side} has {per.max()} blocks, another {per.min()}; they may differ by one"
+        uneven += " (is it row × *wide* + column?)"
         expect(per.max() - per.min() <= 1, uneven)
     return chosen

@@ -179,6 +179,10 @@ def _explain_shares(shares: list[float], shapes: Sequence[Sequence[int]], budget
     expect(not close(shares, er), f"{said}: that is ER; for ERK, add the kernel's height and width to the sum")
     flat = erk_shares(shapes, budget, demand=lambda s: s[0] + s[1])
     expect(not close(shares, flat), f"{said}: the kernel's height and width are not in the sum")
+    for rounds in (1, 99):
+        density = erk_shares(shapes, budget, demand=lambda s: sum(s) / math.prod(s), rounds=rounds)
+        symptom = "that is sum divided by product, a density; the number of weights follows the sum alone"
+        expect(not close(shares, density), f"{said}: {symptom}")
     expect(
         not close(shares, np.round(right), 1e-9) and not close(shares, np.floor(right), 1e-9),
         f"{said}: rounded to whole numbers; return real numbers, which add up to the budget",

@@ -176,6 +176,7 @@ def plot_training(histories: Mapping[str, History]) -> Figure:
         right.plot(epochs, history.test_loss, markevery=math.ceil(len(epochs) / 20), **style)
     left.set(xlabel="epoch", ylabel="test accuracy (%)")
     right.set(xlabel="epoch", ylabel="test loss (cross-entropy)", yscale="log")
+    plain_ticks(right.yaxis)
     left.legend()
     sns.despine(figure)
     return finish(figure)
@@ -198,13 +199,8 @@ def plot_benchmark(result: Benchmark, title: str = "") -> Figure:
     axis.barh(places, median, xerr=spread, color=BLUE, height=0.6)
     for place in places:
         axis.text(high[place] * 1.05, place, f"{median[place]:.3g} ms", va="center")
-    axis.set(
-        yticks=places,
-        yticklabels=[*map(literal, table.index)],
-        xscale="log",
-        xlabel=f"milliseconds (log), {literal(result.device)}",
-        title=literal(title),
-    )
+    axis.set(yticks=places, yticklabels=[*map(literal, table.index)], title=literal(title))
+    axis.set(xscale="log", xlabel=f"milliseconds (log), {literal(result.device)}")
     plain_ticks(axis.xaxis)
     axis.margins(x=0.15)
     axis.invert_yaxis()

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help tutorial test claims test-browser test-zoo test-colab test-floor fuzz reliability slides solutions lab site full referee bench bench-gpu lint clean
+.PHONY: help tutorial test claims test-browser test-zoo test-colab test-floor fuzz reliability slides solutions lab site full referee bench co-design bench-gpu lint clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -93,6 +93,10 @@ bench: $(INSTALLED) ## Race truly sparse layers against dense, masked and CSR; w
 	@$(BIN)/python benchmarks/bench.py
 	@$(BIN)/python benchmarks/structures.py --table
 	@$(BIN)/python -m tools.readme_tables
+
+co-design: $(INSTALLED) ## Train static and rewired blocks at five sparsities (about half an hour; goes on where it was stopped)
+	@$(BIN)/python benchmarks/co_design.py
+	@$(BIN)/python tools/readme_tables.py
 
 bench-gpu: ## The dense, masked and CSR rows on an NVIDIA GPU, with the torch of $(PYTHON)
 	@$(PYTHON) benchmarks/bench_gpu.py

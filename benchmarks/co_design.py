@@ -1,6 +1,6 @@
 """What blocks cost and buy: accuracy of static and rewired blocks against the time of a training step, on all of MNIST.
 
-python benchmarks/co_design.py      # an hour on two cores, one thread per run; goes on where it was stopped
+python benchmarks/co_design.py      # about half an hour on two cores, one thread per run; goes on where it was stopped
 
 Writes ``figures/co_design.json`` after each seed: one row per run, with the time of a step (one call, batch 64) of its
 structure and sparsity. All step times are measured in one interleaved run, after the trainings, with all threads.

@@ -35,13 +35,15 @@ OWN_NETWORK = ROOT / "docs" / "your-own-network.md"
 DECADE = ROOT / "docs" / "decade.md"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TO_RUN = re.compile(r"\d+ seconds to run \(measured: quick profile, two cores\)")
-BREAK, QUESTIONS = "break", "questions"
+BREAK, QUESTIONS, START = "break", "questions", "start: `make lab`, clear outputs"
+BARRIERS = "06, from its deck: the map and the takeaways"
+NO_NOTEBOOK = (BREAK, QUESTIONS, START, BARRIERS)  # parts of a timetable in which nothing is run
 # For each timetable and notebook: the minutes of talk, and the exercises that are done. The minutes of exercises are
 # those that the notebooks name, the minutes of running are measured; what is left at the end is for questions.
 ROUTES: dict[int, dict[str, tuple[int, tuple[int, ...]]]] = {
     45: {"01_paradox": (11, ()), "03_dst_loop": (10, (1,)), "07_truly_sparse_training": (12, ())},
-    90: {"01_paradox": (9, (2,)), "02_masked_layers": (7, (1,)), "03_dst_loop": (14, (1,))}
-    | {"05_simulated_vs_csr": (14, ()), "06_barriers": (8, ()), "07_truly_sparse_training": (13, ())},
+    90: {START: (4, ()), "01_paradox": (9, (2,)), "02_masked_layers": (7, (1,)), "03_dst_loop": (14, (1,))}
+    | {"05_simulated_vs_csr": (14, ()), BARRIERS: (5, ()), "07_truly_sparse_training": (13, ())},
     210: {"01_paradox": (14, (2,)), "02_masked_layers": (12, (1,)), "03_dst_loop": (19, (1, 3))}
     | {
         "04_mask_visualization": (11, (1,)),
@@ -426,7 +428,7 @@ def route_table(minutes: int) -> str:
         end = mark + talk + sum(exercises) + running
         numbers = ROUTES[minutes].get(name, (0, ()))[1]
         done = ", ".join(f"exercise {n}: {m}" for n, m in zip(numbers, exercises, strict=True))
-        link = name if name in (BREAK, QUESTIONS) else f"[{name}](../notebooks/{name}.ipynb)"
+        link = name if name in NO_NOTEBOOK else f"[{name}](../notebooks/{name}.ipynb)"
         rows.append([f"{mark} to {end}", link, str(talk), done, str(running or "")])
         mark = end
     return markdown(["minute", "notebook", "talk", "exercises", "running"], rows)

@@ -271,6 +271,12 @@ def test_anatomy(path):
     assert any("NBVAL_CHECK_OUTPUT" in cell.source for cell in code_cells(path))
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_all_that_a_stored_output_shows_is_recorded(path):
+    shown = json.dumps([output for cell in code_cells(path) for output in cell.outputs])
+    assert "not recorded yet" not in shown
+
+
 def test_no_path_of_a_machine_in_any_notebook():
     for path in NOTEBOOKS:
         assert not re.search(r"/(home|root|Users)/\w", path.read_text(encoding="utf-8")), path.name

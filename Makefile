@@ -96,7 +96,7 @@ bench: $(INSTALLED) ## Race truly sparse layers against dense, masked and CSR; w
 
 co-design: $(INSTALLED) ## Train static and rewired blocks at five sparsities (about half an hour; goes on where it was stopped)
 	@$(BIN)/python benchmarks/co_design.py
-	@$(BIN)/python tools/readme_tables.py
+	@$(BIN)/python -m tools.readme_tables
 
 bench-gpu: ## The dense, masked and CSR rows on an NVIDIA GPU, with the torch of $(PYTHON)
 	@$(PYTHON) benchmarks/bench_gpu.py

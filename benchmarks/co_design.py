@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from truly_sparse import PerWeightAdam, RigL, Static, Structure, TrainingStep, warmup
+from truly_sparse import RigL, Static, Structure, TrainingStep, warmup
 from tutorial_lib import Digits, benchmark, load_data, save_result
 from tutorial_lib.compare import Budget, Comparison, compare
 from tutorial_lib.contenders import Contender, Sparse
@@ -46,7 +46,7 @@ def step_seconds() -> dict[tuple[str, float], float]:
 
     def step(structure: Structure, sparsity: float) -> Callable[[], Any]:
         model = Sparse(how=Static(), structure=structure).build(sparsity, seed=0)
-        train = TrainingStep(model, PerWeightAdam(model.parameters()))
+        train = TrainingStep(model, torch.optim.Adam(model.parameters()))
         return lambda: train(x, y)
 
     cases = {(str(structure), sparsity): (structure, sparsity) for structure in STRUCTURES for sparsity in SPARSITIES}

@@ -32,7 +32,7 @@ def register_adapter(kind: type[Module], adapt: Adapter[Module]) -> None:
     They put the module that ``adapt`` returns in the place of each module of this kind, and convert the ``nn.Linear``,
     ``nn.Conv1d`` and ``nn.Conv2d`` layers in it. ``nn.MultiheadAttention`` is registered in this way, as
     :class:`Attention`. Names in ``state_dict`` are then those of the new module. A module that shares a parameter with
-    another one stays as it is.
+    another one stays as it is. :func:`densify` turns :class:`Attention` back; the new module of another adapter stays.
 
     Args:
         kind: the class. Its subclasses are not meant: they may compute something else.
@@ -88,3 +88,20 @@ def adapted(model: nn.Module, include: Names = ("*",), exclude: Names = ()) -> n
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False  # these are for torch's own attention
     return model
+
+
+def unadapted(model: nn.Module) -> nn.Module:
+    """Return ``model`` with ``nn.MultiheadAttention`` in place of each dense :class:`Attention`, or itself without any.
+
+    The copy shares all other parameters and buffers with the model.
+
+    Args:
+        model: is not changed.
+    """
+    found = {name: module for name, module in model.named_modules() if type(module) is Attention and _is_dense(module)}
+    return copied(model, {name: module.to_torch() for name, module in found.items()}, share=True) if found else model
+
+
+def _is_dense(attention: Attention) -> bool:
+    parts = (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj)
+    return all(type(part) is nn.Linear for part in parts)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +45,26 @@ class Attention(nn.Module):
         biases = [None] * 3 if bias is None else [_part(bias, part) for part in bias.detach().chunk(3)]
         self.q_proj, self.k_proj, self.v_proj = map(_linear, weights, biases)
         self.out_proj = _linear(attention.out_proj.weight, attention.out_proj.bias)
+
+    def to_torch(self) -> nn.MultiheadAttention:
+        """Return torch's own module with copies of these weights. The projections must be ``nn.Linear``.
+
+        A packed parameter trains if one of its three parts does.
+        """
+        q, k, v = (layer.get_parameter("weight") for layer in (self.q_proj, self.k_proj, self.v_proj))
+        biases = [layer.bias for layer in (self.q_proj, self.k_proj, self.v_proj)]
+        sizes: Any = {"kdim": k.shape[1], "vdim": v.shape[1], "batch_first": self.batch_first}
+        has_bias = self.q_proj.bias is not None
+        made = nn.MultiheadAttention(self.embed_dim, self.num_heads, self.dropout, has_bias, device="meta", **sizes)
+        if made.in_proj_weight is not None:
+            made.in_proj_weight = _stacked([q, k, v])
+        else:
+            made.q_proj_weight, made.k_proj_weight, made.v_proj_weight = (_stacked([part]) for part in (q, k, v))
+        if has_bias:
+            made.in_proj_bias = _stacked(biases)
+        made.out_proj.weight = _stacked([self.out_proj.weight])
+        made.out_proj.bias = None if self.out_proj.bias is None else _stacked([self.out_proj.bias])
+        return made.train(self.training)
 
     def forward(
         self,
@@ -110,6 +132,11 @@ def _softmax(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None) -> tor
 
 def _part(whole: torch.Tensor, part: torch.Tensor) -> nn.Parameter:
     return nn.Parameter(part, whole.requires_grad)
+
+
+def _stacked(parts: Sequence[torch.Tensor]) -> nn.Parameter:
+    """Return one parameter that holds copies of these tensors, one below the other."""
+    return nn.Parameter(torch.cat([part.detach() for part in parts]), any(part.requires_grad for part in parts))
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .adapters import adapted
+from .adapters import adapted, unadapted
 from .arguments import require
 from .computed import is_trained, tensor_of
 from .conv1d import SparseConv1d
@@ -86,12 +86,15 @@ def sparsify(
 def densify(model: nn.Module) -> nn.Module:
     """Return a copy of ``model`` in which every sparse layer is a dense torch layer that computes the same.
 
+    Each :class:`Attention` becomes ``nn.MultiheadAttention`` again, so that the original network can load the copy's
+    ``state_dict``. A module that another adapter put in (:func:`register_adapter`) stays, with its own names.
+
     Raises:
         InvalidArgumentError: the model is on the meta device.
     """
     check_has_numbers(model)
     layers = {name: layer.to_dense_layer().train(layer.training) for name, layer in sparse_layers(model).items()}
-    return copied(model, layers)
+    return unadapted(copied(model, layers))
 
 
 def _sparse_layer(layer: nn.Module, connections: torch.Tensor | None, structure: Structure) -> SparseLayer:

@@ -393,6 +393,59 @@ def test_an_adapted_model_shares_nothing_and_the_model_is_not_changed():
     assert not {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in masked.parameters()}
 
 
+# ------------------------------------------------------------------------------------------ and back
+
+
+class Encoder(nn.Module):
+    def __init__(self, batch_first):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=batch_first)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("convert", [mask_model, sparsify])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_densify_gives_back_the_network_that_was_converted(batch_first, training, convert):
+    torch.manual_seed(0)
+    model, x = Encoder(batch_first).train(training), torch.randn(3, 5, 16)
+    sparse = convert(model, 0.5)
+    dense = densify(sparse)
+    torch.testing.assert_close(dense(x), sparse(x), rtol=1e-4, atol=1e-5)
+    assert repr(dense) == repr(model)
+    assert not any(type(module).__module__.startswith("truly_sparse") for module in dense.modules())
+    again = Encoder(batch_first).train(training)
+    again.load_state_dict(dense.state_dict())
+    torch.testing.assert_close(again(x), sparse(x), rtol=1e-4, atol=1e-5)
+    assert not {p.data_ptr() for p in sparse.parameters()} & {p.data_ptr() for p in dense.parameters()}
+    assert list(sparse_layers(sparsify(dense, 0.5))) == list(sparse_layers(sparse))
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"kdim": 6, "vdim": 10}, {"kdim": 6, "bias": False}], ids=str)
+def test_densify_gives_back_each_kind_of_attention(options):
+    torch.manual_seed(0)
+    model = nn.MultiheadAttention(16, 4, dropout=0.1, **options).eval()
+    for parameter in model.out_proj.parameters():
+        parameter.requires_grad_(False)
+    dense = densify(sparsify(model, 0.0))
+    assert type(dense) is nn.MultiheadAttention and not dense.training and dense.dropout == 0.1
+    assert dense.state_dict().keys() == model.state_dict().keys()
+    assert all(map(torch.equal, dense.state_dict().values(), model.state_dict().values()))
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert {name: parameter.requires_grad for name, parameter in dense.named_parameters()} == trained
+    query, key, value = torch.randn(3, 2, 16), torch.randn(7, 2, model.kdim), torch.randn(7, 2, model.vdim)
+    torch.testing.assert_close(dense(query, key, value), model(query, key, value))
+
+
+def test_densify_leaves_what_another_adapter_put_in(transposed_is_known):
+    model, x = nn.Sequential(Transposed(6, 8), nn.Linear(8, 3)), torch.randn(4, 6)
+    dense = densify(sparsify(model, 0.0))
+    assert type(dense[0]) is nn.Linear
+    torch.testing.assert_close(dense(x), model(x))
+
+
 # ------------------------------------------------------------------------------------------ taken over
 
 

@@ -13,17 +13,31 @@ from typing_extensions import override
 
 from .arguments import check_choice, require
 from .blocks import units_of
+from .driver_checks import (
+    check_attached,
+    check_finite,
+    check_grown,
+    check_holds,
+    check_rules,
+    check_saved,
+    checked_score,
+)
 from .errors import InvalidArgumentError, TrainingError
 from .interface import Carry, SparsifiableLayer, Units, sparse_layers
 from .interrupt import undivided
-from .positions import contained, without
-from .rules import GROW_RULES, PRUNE_SCORES, GrowChoice, GrowRule, PruneScore, grow_rule, over_all_ranks, smallest
+from .positions import without
+from .rules import PRUNE_SCORES, GrowChoice, GrowRule, PruneScore, grow_rule, over_all_ranks, smallest
 from .schedule import DECAYS, Epochs, in_steps
 from .structure import whole_blocks
 from .topology import carry_between, generator_of, saved_generator
 
 # Arguments of SparsifiableLayer.rewire: kept connections, grown connections, weights of the grown ones.
 Plan: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+NO_GRADIENT = (
+    "no gradient reached this driver's layers since the last rewiring; call backward() on the model given to attach, "
+    "not on a copy, then optimizer.step(), then driver.step()"
+)
 
 
 class Rewirer(ABC):
@@ -41,18 +55,24 @@ class Rewirer(ABC):
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, every: int, until: int | None) -> None:
+        check_attached(model, optimizer)
         self.layers = sparse_layers(model)
         if not self.layers:
             raise InvalidArgumentError(
                 f"model={type(model).__name__} has no sparse layers; call sparsify(model, sparsity=0.95) first"
             )
         self.optimizer, self.every, self.until = optimizer, every, until
-        self._check_optimizer()
+        check_holds(optimizer, self.layers)
         self._state_in_use = optimizer.state
         for layer in self.layers.values():
             layer.watch_loading(self)
         self.steps = 0
         self.rewirings = 0
+
+    @override
+    def __repr__(self) -> str:
+        times = f"every={self.every}, until={self.until}"
+        return f"{type(self).__name__}({times}, step {self.steps}, {self.rewirings} rewirings)"
 
     @property
     def at_rest(self) -> bool:
@@ -79,15 +99,21 @@ class Rewirer(ABC):
             TrainingError: a weight or gradient is not finite; the topology is unchanged then.
         """
         layers = self._in_training()
-        for name, layer in layers.items():
-            if not layer.active_values().isfinite().all():
-                raise TrainingError(f"a weight of {name!r} is not finite; lower the learning rate")
-        plans = self._plans(layers) if layers else {}
+        check_finite(layers)
+        plans = self._plans_or_reason(layers) if layers else {}
         with undivided():
             for name, plan in plans.items():
                 layer = self.layers[name]
                 self._carry_optimizer_state(layer.weight_parameter, layer.rewire(*plan))
             self.rewirings += 1
+
+    def _plans_or_reason(self, layers: Mapping[str, SparsifiableLayer]) -> dict[str, Plan]:
+        try:
+            return self._plans(layers)
+        except TrainingError as error:
+            if any(layer.record_gradient and not layer.has_record for layer in layers.values()):
+                raise TrainingError(NO_GRADIENT) from error
+            raise
 
     @abstractmethod
     def _plans(self, layers: Mapping[str, SparsifiableLayer]) -> dict[str, Plan]:
@@ -130,31 +156,21 @@ class Rewirer(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs in addition to the state of model and optimizer."""
-        return {"steps": self.steps, "rewirings": self.rewirings}
+        of = {"driver": type(self).__name__, "every": self.every, "until": self.until}
+        return of | {"steps": self.steps, "rewirings": self.rewirings}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a saved state.
 
         Raises:
-            InvalidArgumentError: ``state`` was not made by :meth:`state_dict`.
+            InvalidArgumentError: ``state`` was not made by :meth:`state_dict`, or by a driver of another class,
+                ``every`` or ``until``.
         """
-        for name in ("steps", "rewirings"):
-            value = state.get(name)
-            require(isinstance(value, int) and value >= 0, f"state[{name!r}]", value, "give what state_dict() returned")
+        check_saved(state, Rewirer.state_dict(self))
         self.steps, self.rewirings = state["steps"], state["rewirings"]
 
     def _due(self, step: int) -> bool:
         return step % self.every == 0 and (self.until is None or step <= self.until)
-
-    def _check_optimizer(self) -> None:
-        held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
-        trained = {name: p for name, layer in self.layers.items() if (p := layer.weight_parameter).requires_grad}
-        missing = [name for name, parameter in trained.items() if id(parameter) not in held]
-        if missing:
-            raise InvalidArgumentError(
-                f"optimizer={type(self.optimizer).__name__} does not hold the weights of {', '.join(missing)}; "
-                "build it from this model's parameters, after mask_model, or freeze these layers"
-            )
 
     def _carry_optimizer_state(self, parameter: nn.Parameter, carry: Carry) -> None:
         group = next((g for g in self.optimizer.param_groups if any(p is parameter for p in g["params"])), None)
@@ -294,7 +310,7 @@ class DynamicSparsity(Rewirer):
 
     def _pruned(self, layers: Mapping[str, Units], nnz: dict[str, int]) -> dict[str, torch.Tensor]:
         """Return the positions to prune among each layer's active units."""
-        scores = {name: _checked_score(self.score(layer), name, nnz[name]) for name, layer in layers.items()}
+        scores = {name: checked_score(self.score(layer), name, nnz[name]) for name, layer in layers.items()}
         rooms = {name: math.prod(layers[name].dense_shape) - count for name, count in nnz.items()}
         counts = self._counts(scores, rooms)
         return {name: smallest(score, counts[name]) for name, score in scores.items()}
@@ -316,7 +332,7 @@ class DynamicSparsity(Rewirer):
         self, layer: SparsifiableLayer, units: Units, active: torch.Tensor, pruned: torch.Tensor, count: int
     ) -> Plan:
         chosen = self._chosen(units, active, pruned, count) if count else active[:0]
-        _check_grown(chosen, active, count, math.prod(units.dense_shape))
+        check_grown(chosen, active, count, math.prod(units.dense_shape))
         kept = whole_blocks(without(active, pruned), layer.dense_shape, layer.structure)
         grown = whole_blocks(chosen, layer.dense_shape, layer.structure)
         new = torch.randn(len(grown), generator=self.generator, dtype=torch.float64) * self.grow.initial_std
@@ -353,36 +369,6 @@ def lowest_of_all(scores: dict[str, torch.Tensor], count: int) -> dict[str, int]
     ends = torch.tensor([len(score) for score in scores.values()]).cumsum(0).to(lowest.device)
     of_layer = torch.searchsorted(ends, lowest, right=True)
     return {name: int((of_layer == i).sum()) for i, name in enumerate(scores)}
-
-
-def _checked_score(score: torch.Tensor, name: str, nnz: int) -> torch.Tensor:
-    if score.shape != (nnz,):
-        raise InvalidArgumentError(
-            f"the prune rule returned scores of shape {tuple(score.shape)} for {name!r}; "
-            f"it must return one per active connection, [{nnz}]"
-        )
-    return score
-
-
-def _check_grown(grown: torch.Tensor, active: torch.Tensor, count: int, size: int) -> None:
-    """Refuse connections of a custom grow rule that would change the layer's nnz."""
-    fits = len(grown) == count and (count == 0 or (int(grown[0]) >= 0 and int(grown[-1]) < size))
-    if not fits or (grown[1:] <= grown[:-1]).any() or contained(grown, active).any():
-        raise InvalidArgumentError(
-            f"the grow rule returned {len(grown)} connections; it must return {count} sorted, distinct, inactive ones"
-        )
-
-
-def check_rules(prune: object, grow: object) -> None:
-    """Refuse what is neither the name of a rule nor a rule.
-
-    Raises:
-        InvalidArgumentError: see above.
-    """
-    if not callable(prune) and prune not in PRUNE_SCORES:
-        raise InvalidArgumentError(f"prune={prune!r}; use one of {', '.join(PRUNE_SCORES)}, or a function of a layer")
-    if not callable(grow) and not isinstance(grow, GrowRule) and grow not in GROW_RULES:
-        raise InvalidArgumentError(f"grow={grow!r}; use one of {', '.join(GROW_RULES)}, a function, or a GrowRule")
 
 
 def _check_settings(prune_fraction: float, prune: object, scope: str, grow: object, decay: str) -> None:

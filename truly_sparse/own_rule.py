@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
 from .blocks import units_of
-from .dst import DynamicSparsity, check_rules
+from .driver_checks import check_rules
+from .dst import DynamicSparsity
 from .errors import TrainingError
 from .interface import Units
 from .layers import SparseConv2d, SparseLinear

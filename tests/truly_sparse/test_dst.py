@@ -10,12 +10,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from truly_sparse import (
+    ITOP,
     SET,
+    DeepRewiring,
     DynamicSparsity,
     Epochs,
+    GradualMagnitudePruning,
     GrowRule,
     InvalidArgumentError,
     RigL,
+    SRigL,
     Static,
     TrainingError,
     gradient_grow,
@@ -322,6 +326,83 @@ def test_optimizer_of_another_model(small_cnn):
     optimizer = torch.optim.SGD(small_cnn.parameters(), lr=0.1)  # built before masking
     with pytest.raises(InvalidArgumentError, match=r"does not hold the weights of features\.0, hidden, out"):
         DynamicSparsity(mask_model(small_cnn, 0.8), optimizer)
+
+
+def test_an_error_names_three_layers_at_most():
+    model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(9)])
+    with pytest.raises(
+        InvalidArgumentError, match=r"SGD does not hold the weights of 0, 1, 2 and 6 more; build it from"
+    ):
+        DynamicSparsity(mask_model(model, 0.5), torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+def test_an_optimizer_without_a_state_per_weight():
+    model = mask_model(nn.Linear(20, 20), 0.8)
+    with pytest.raises(InvalidArgumentError, match="optimizer=LBFGS keeps one state for all weights"):
+        RigL().attach(model, torch.optim.LBFGS(model.parameters()), steps_per_epoch=9, total_steps=9, seed=0)
+
+
+def test_a_model_and_an_optimizer_in_each_others_place():
+    model = mask_model(nn.Linear(20, 20), 0.8)
+    optimizer = torch.optim.AdamW(model.parameters())
+    for recipe in (RigL(), DeepRewiring(), GradualMagnitudePruning(0.9)):
+        with pytest.raises(InvalidArgumentError, match="model=AdamW, optimizer=MaskedLinear are swapped"):
+            recipe.attach(optimizer, model, steps_per_epoch=9, total_steps=9, seed=0)
+
+
+def test_a_weight_in_half_precision_that_is_not_finite():
+    model = mask_model(nn.Linear(20, 20), 0.8).half()
+    driver = DynamicSparsity(model, torch.optim.SGD(model.parameters(), lr=0.1), every=1)
+    model.weight.data[model.mask] = math.inf
+    with pytest.raises(
+        TrainingError, match=r"lower the learning rate, or keep weights in float32 and use torch\.autocast"
+    ):
+        driver.step()
+
+
+# ------------------------------------------------------------------------------------------ what it saves and shows
+
+
+def test_a_driver_says_what_it_is():
+    model = mask_model(nn.Linear(20, 20), 0.8)
+    driver = DynamicSparsity(model, torch.optim.SGD(model.parameters(), lr=0.1), every=5, until=75)
+    assert repr(driver) == "DynamicSparsity(every=5, until=75, step 0, 0 rewirings)"
+    for _ in range(11):
+        driver.step()
+    assert repr(driver) == "DynamicSparsity(every=5, until=75, step 11, 2 rewirings)"
+
+
+def saved_by(recipe, **more):
+    model = mask_model(nn.Linear(20, 20), 0.8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return recipe.attach(model, optimizer, **{"steps_per_epoch": 5, "total_steps": 100, "seed": 0} | more)
+
+
+@pytest.mark.parametrize(
+    ("saved", "told"),
+    [
+        (lambda: saved_by(RigL(every=7)), r"DynamicSparsity\(every=7, until=75\)"),
+        (lambda: saved_by(RigL(every=5), total_steps=50), r"DynamicSparsity\(every=5, until=37\)"),
+        (lambda: saved_by(ITOP(every=5, until=0.75)), None),  # the same driver
+        (lambda: saved_by(SRigL(every=5)), r"ConstantFanIn\(every=5, until=75\)"),
+    ],
+)
+def test_the_state_of_another_driver_is_refused(saved, told):
+    state, driver = saved().state_dict() | {"steps": 3}, saved_by(RigL(every=5))
+    if told is None:
+        driver.load_state_dict(state)
+        assert driver.steps == 3
+        return
+    with pytest.raises(InvalidArgumentError, match=rf"state is of {told}, this driver is DynamicSparsity\(every=5, un"):
+        driver.load_state_dict(state)
+    assert driver.steps == 0
+
+
+def test_a_state_of_an_earlier_version_is_taken():
+    driver = saved_by(RigL(every=5))
+    state = {name: value for name, value in driver.state_dict().items() if name not in ("driver", "every", "until")}
+    driver.load_state_dict(state | {"steps": 9, "rewirings": 1})
+    assert (driver.steps, driver.rewirings) == (9, 1)
 
 
 def test_dense_model_is_refused(small_cnn):

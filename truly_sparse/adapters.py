@@ -12,7 +12,7 @@ from .arguments import check_patterns, require, shown
 from .attention import Attention
 from .copies import copied
 from .errors import InvalidArgumentError
-from .interface import Names, is_chosen, is_weight_layer, owners_of
+from .interface import Names, check_excluded, is_chosen, is_weight_layer, owners_of
 
 Module = TypeVar("Module", bound=nn.Module)
 Adapter: TypeAlias = Callable[[Module], nn.Module | None]
@@ -61,12 +61,12 @@ def adapted(model: nn.Module, include: Names = ("*",), exclude: Names = ()) -> n
         exclude: see :func:`weight_layers`.
 
     Raises:
-        InvalidArgumentError: an adapter returned something other than a module.
+        InvalidArgumentError: an adapter returned something other than a module, or one of ``exclude`` means no module.
     """
     check_patterns("include", include)
     check_patterns("exclude", exclude)
     modules, owners = dict(model.named_modules()), owners_of(model)
-    replaced: dict[str, nn.Module] = {}
+    known, replaced = dict(modules), {}
     for name, module in modules.items():
         adapt = ADAPTERS.get(type(module))
         alone = all(len(owners[p]) == 1 for p in module.parameters())
@@ -79,8 +79,10 @@ def adapted(model: nn.Module, include: Names = ("*",), exclude: Names = ()) -> n
             )
         object.__setattr__(new, "adapted_from", type(module))  # for include and exclude by class
         layers = {f"{name}.{own}".strip("."): layer for own, layer in new.named_modules() if is_weight_layer(layer)}
+        known |= layers
         if any(is_chosen(layer, modules | layers, include, exclude) for layer in layers):
             replaced[name] = new.train(module.training)
+    check_excluded(exclude, known)
     if not replaced:
         return model
     model = copied(model, replaced, share=True)

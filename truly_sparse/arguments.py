@@ -64,6 +64,17 @@ def check_count(name: str, value: int, least: int) -> int:
     return int(value)
 
 
+def check_model(model: object) -> None:
+    """Refuse what is no module, and a class where a module of it is meant.
+
+    Raises:
+        InvalidArgumentError: see above.
+    """
+    if isinstance(model, type):
+        raise InvalidArgumentError(f"model={model.__name__} is a class; give an instance")
+    require(isinstance(model, nn.Module), "model", model, "give a torch.nn.Module")
+
+
 def check_patterns(name: str, patterns: Iterable[str | type[nn.Module]]) -> None:
     """Refuse one text or class where a list is meant: the letters of a text would be taken for patterns."""
     fits = not isinstance(patterns, (str, bytes)) and all(

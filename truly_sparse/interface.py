@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from .arguments import check_patterns
+from .arguments import check_model, check_patterns
 from .computed import has_known_weight
 from .errors import InvalidArgumentError
 from .structure import UNSTRUCTURED, Structure
@@ -170,10 +170,13 @@ class SparsifiableLayer(nn.Module, ABC):
         """Call ``watcher.topology_loaded`` after each ``load_state_dict``. A watcher is not kept alive."""
         _watchers.setdefault(self, WeakSet()).add(watcher)
 
-    def _load_from_state_dict(self, *args: Any, **more: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *more: Any) -> None:
         watchers = list(_watchers.get(self, ()))
         before = self.active() if watchers else torch.empty(0, dtype=torch.int64)
-        super()._load_from_state_dict(*args, **more)
+        try:
+            super()._load_from_state_dict(state_dict, prefix, *more)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"{prefix[:-1]!r}: {error}" if prefix else str(error)) from error
         for watcher in watchers:
             watcher.topology_loaded(self, before)
 
@@ -207,15 +210,29 @@ def is_chosen(name: str, modules: Mapping[str, nn.Module], include: Names, exclu
         exclude: see :func:`weight_layers`.
     """
     parts = name.split(".")
-    around = {"", *(".".join(parts[: n + 1]) for n in range(len(parts)))}
-    kinds = {place: getattr(modules[place], "adapted_from", type(modules[place])) for place in around}
+    around = {place: modules[place] for place in ("", *(".".join(parts[: n + 1]) for n in range(len(parts))))}
+    return any(_means(each, around) for each in include) and not any(_means(each, around) for each in exclude)
 
-    def is_named(wanted: str | type[nn.Module]) -> bool:
-        if isinstance(wanted, str):
-            return any(fnmatchcase(place, wanted) for place in around)
-        return any(issubclass(kind, wanted) for kind in kinds.values())
 
-    return any(map(is_named, include)) and not any(map(is_named, exclude))
+def _means(wanted: str | type[nn.Module], modules: Mapping[str, nn.Module]) -> bool:
+    """Tell whether a name pattern or class fits one of these modules."""
+    if isinstance(wanted, str):
+        return any(fnmatchcase(place, wanted) for place in modules)
+    return any(issubclass(getattr(each, "adapted_from", type(each)), wanted) for each in modules.values())
+
+
+def check_excluded(exclude: Names, modules: Mapping[str, nn.Module]) -> None:
+    """Refuse a name pattern or class that fits none of these modules, as a misspelled one.
+
+    Raises:
+        InvalidArgumentError: see above.
+    """
+    for wanted in exclude:
+        if not _means(wanted, modules):
+            name = repr(wanted) if isinstance(wanted, str) else wanted.__name__
+            some = [place for place, module in modules.items() if place and is_weight_layer(module)][:3]
+            remedy = f"use names such as {', '.join(some)}, or classes" if some else "leave it out"
+            raise InvalidArgumentError(f"exclude={name} matches no layer or module; {remedy}")
 
 
 def weight_layers(model: nn.Module, include: Names = ("*",), exclude: Names = ()) -> dict[str, WeightLayer]:
@@ -305,8 +322,9 @@ def check_has_numbers(model: nn.Module) -> None:
     """Refuse a model on the meta device, and a model with lazy layers that have not been called yet.
 
     Raises:
-        InvalidArgumentError: a parameter or buffer is on the meta device, or has no shape yet.
+        InvalidArgumentError: a parameter or buffer is on the meta device, or has no shape yet; or it is no model.
     """
+    check_model(model)
     tensors: list[tuple[str, Any]] = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in tensors:
         if is_lazy(tensor):

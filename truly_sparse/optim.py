@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .arguments import require, shown
+from .arguments import check_model, require, shown
 from .errors import InvalidArgumentError
 from .interface import sparse_layers
 
@@ -84,8 +84,9 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         Two groups with named parameters, as ``torch.optim`` optimizers take them.
 
     Raises:
-        InvalidArgumentError: ``weight_decay`` is negative or not finite.
+        InvalidArgumentError: ``weight_decay`` is negative or not finite, or ``model`` is no module.
     """
+    check_model(model)
     require(0 <= weight_decay < math.inf, "weight_decay", weight_decay, "use a finite number of at least 0")
     sparse = {layer.weight_parameter for layer in sparse_layers(model).values()}
     decay: list[tuple[str, nn.Parameter]] = []

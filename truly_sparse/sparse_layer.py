@@ -240,6 +240,6 @@ class SparseLayer(SparsifiableLayer):
         if index.nnz != len(self.values):
             raise InvalidArgumentError(
                 f"state={shown(state)}: the saved topology has {index.nnz} connections, this layer {len(self.values)}; "
-                "build the layer with the same number of connections before loading"
+                "use the same sparsity, scheme, structure and exclude"
             )
         self._hold(index, state)

@@ -64,6 +64,25 @@ def fitting(structure: Structure, shape: Sequence[int], groups: int = 1) -> Stru
     return Structure(math.gcd(structure.rows, shape[0] // groups), math.gcd(structure.columns, shape[1]))
 
 
+def check_divides(structure: Structure, layers: Sequence[tuple[Sequence[int], int]]) -> None:
+    """Refuse blocks of which no part but single weights divides any layer.
+
+    Args:
+        structure: wanted.
+        layers: shape of the weight, and groups, of each layer.
+
+    Raises:
+        InvalidArgumentError: see above.
+    """
+    if layers and structure.area > 1 and all(fitting(structure, *layer).area == 1 for layer in layers):
+        shape, groups = layers[0]
+        sizes = shape[0] // groups, shape[1]
+        blocks = Structure(*(common if (common := math.gcd(4, size)) > 1 else size for size in sizes))
+        raise InvalidArgumentError(
+            f"structure={structure} divides none of these layers; give divisors of their sizes such as {blocks}"
+        )
+
+
 def grid(shape: Sequence[int], structure: tuple[int, int]) -> tuple[int, ...]:
     """Return how many blocks a weight ``(out, in, *kernel)`` has: ``(out / rows, in / columns, *kernel)``."""
     return shape[0] // structure[0], shape[1] // structure[1], *shape[2:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from .structure import (
     StructureLike,
     as_structure,
     block_of,
+    check_divides,
     fitting,
     sums_of_squares,
     whole_blocks,
@@ -34,9 +36,13 @@ TOPOLOGIES = ("random", "magnitude")
 
 
 def check_sparsity(sparsity: float) -> float:
-    """Return ``sparsity`` if it is a number in [0, 1), else raise InvalidArgumentError."""
-    require(0 <= sparsity < 1, "sparsity", sparsity, "use a number from 0 (dense) up to, not including, 1")
-    return float(sparsity)
+    """Return ``sparsity`` as a float if it is a number in [0, 1), else raise InvalidArgumentError."""
+    given: Any = sparsity
+    if isinstance(given, torch.Tensor) and given.dim() == 0 and not given.is_meta:
+        given = given.item()
+    fits = isinstance(given, Real) and 0 <= float(given) < 1
+    require(fits, "sparsity", sparsity, "use a number from 0 (dense) up to, not including, 1")
+    return float(given)
 
 
 def layer_nnz(
@@ -81,7 +87,7 @@ def layer_nnz(
         InvalidArgumentError: sparsity outside [0, 1), an unknown scheme, no such layers, or a budget below one
             weight or block per layer.
     """
-    check_sparsity(sparsity)
+    sparsity = check_sparsity(sparsity)
     check_choice("scheme", scheme, SCHEMES)
     layers = untied_layers(adapted(model, include, exclude), include, exclude)
     pruned = {name: int(mask.sum()) for name, layer in layers.items() if (mask := pruning_mask(layer)) is not None}
@@ -99,20 +105,24 @@ def structures_of(layers: Mapping[str, WeightLayer], structure: StructureLike) -
         layers: by name.
         structure: wanted in dense layers, ``"auto"``: what was fastest in layers of that size (``auto.py``). Masked
             and truly sparse layers have their own.
+
+    Raises:
+        InvalidArgumentError: no layer gets blocks, because no part of them divides any layer.
     """
     if isinstance(structure, str):
         require(structure == "auto", "structure", structure, 'give outputs × inputs such as (4, 4), or "auto"')
     given = None if isinstance(structure, str) else as_structure(structure)
 
-    def of(layer: WeightLayer) -> Structure:
-        if isinstance(layer, SparsifiableLayer):
-            return layer.structure
-        if pruning_mask(layer) is not None:
-            return UNSTRUCTURED
-        shape = weight_shape(layer)
-        return fitting(automatic(shape) if given is None else given, shape, getattr(layer, "groups", 1))
-
-    return {name: of(layer) for name, layer in layers.items()}
+    free = {
+        name: (weight_shape(layer), getattr(layer, "groups", 1))
+        for name, layer in layers.items()
+        if not isinstance(layer, SparsifiableLayer) and pruning_mask(layer) is None
+    }
+    if given is not None:
+        check_divides(given, list(free.values()))
+    wanted = {name: automatic(shape) if given is None else given for name, (shape, _) in free.items()}
+    own = {name: getattr(layer, "structure", UNSTRUCTURED) for name, layer in layers.items()}
+    return own | {name: fitting(wanted[name], *free[name]) for name in free}
 
 
 def _shared_out(

@@ -208,6 +208,7 @@ IMAGE = torch.zeros(1, 1, 4, 4)
 IMAGES = [*TENSOR, torch.zeros(4), torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 1, 4), torch.zeros(1, 4)]
 VALUES = [torch.zeros(3), torch.zeros(2, 2), torch.zeros(4, device="meta"), FOUR.double()]
 DRIVER_BAD = {"model": [*MODEL, DENSE], "optimizer": [None, "adam", 3, Stranger(), adam(nn.Linear(2, 2))]}
+DRIVER_BAD["optimizer"] += [torch.optim.LBFGS(nn.Linear(2, 2).parameters()), nn.Linear(2, 2)]
 RECIPE = {
     "prune_fraction": [*NOT_NUMBERS],
     "every": [None, "x", 2.5, True, Stranger(), [1]],
@@ -249,6 +250,11 @@ DOORS = [
     # which connections exist
     Door(topology.check_sparsity, lambda: {"sparsity": 0.5}, {"sparsity": SHARE}),
     Door(
+        interface.check_excluded,
+        lambda: {"exclude": ["0"], "modules": dict(net().named_modules())},
+        {"exclude": [["nothing"], [nn.LSTM], [3]], "modules": [None, 3]},
+    ),
+    Door(
         interface.weight_layers,
         lambda: {"model": net()},
         {"model": [*MODEL, DENSE], "include": NAMES, "exclude": NAMES},
@@ -262,7 +268,8 @@ DOORS = [
             "sparsity": [*SHARE, 0.999999],
             "scheme": CHOICE,
             "include": [*NAMES, ["nothing"]],
-            "exclude": NAMES,
+            "exclude": [*NAMES, ["nothing"]],
+            "structure": [*STRUCTURE, (7, 11)],
         },
     ),
     Door(
@@ -382,8 +389,13 @@ DOORS = [
     ),
     Door(
         engine.sparsify,
-        lambda: {"model": net()},
-        {"model": [*MODEL, DENSE, META, LAZY, tied(), uncopyable()]},
+        lambda: {"model": net(), "sparsity": 0.5},
+        {
+            "model": [*MODEL, DENSE, META, LAZY, tied(), uncopyable()],
+            "sparsity": [value for value in SHARE if value is not None],
+            "exclude": [*NAMES, ["cnov*"], [nn.LSTM]],
+            "structure": [value for value in STRUCTURE if value not in (1, (1, 1))],
+        },
     ),
     Door(
         adapters.register_adapter,
@@ -613,7 +625,7 @@ DOORS = [
     Door(
         optim.decay_groups,
         lambda: {"model": sparse_net(), "weight_decay": 0.1},
-        {"model": [*MODEL], "weight_decay": [*NUMBER, -1.0]},
+        {"model": [*MODEL, net().parameters()], "weight_decay": [*NUMBER, -1.0]},
     ),
     Door(
         engine.AveragedSparseModel.update_parameters,

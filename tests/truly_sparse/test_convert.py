@@ -1,15 +1,28 @@
 """Conversion in one step draws what a mask would hold, makes no mask, and copies no dense weight that it replaces."""
 
 import copy
+import re
 import tracemalloc
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from truly_sparse import InvalidArgumentError, SparseConv2d, SparseLinear, densify, fuse, sparse_layers, sparsify
+from truly_sparse import (
+    InvalidArgumentError,
+    SparseConv2d,
+    SparseLinear,
+    densify,
+    fuse,
+    layer_nnz,
+    sparse_layers,
+    sparsify,
+)
+from truly_sparse.arguments import shown
 from tutorial_lib import TutorialCNN, mask_model
 
 
@@ -120,6 +133,62 @@ def test_a_topology_is_drawn_for_a_dense_model_only(kind):
 def test_a_sparsity_out_of_range(sparsity):
     with pytest.raises(InvalidArgumentError, match=f"sparsity={sparsity}"):
         sparsify(nn.Linear(6, 6), sparsity)
+
+
+@pytest.mark.parametrize("sparsity", ["0.9", {"fc1": 0.9}, [0.9], torch.tensor([0.9]), True, torch.tensor(1.0)])
+@pytest.mark.parametrize("convert", [sparsify, mask_model, layer_nnz])
+def test_a_sparsity_that_is_no_number(convert, sparsity):
+    with pytest.raises(
+        InvalidArgumentError, match=re.escape(f"sparsity={shown(sparsity)}; use a number from 0 (dense)")
+    ):
+        convert(nn.Linear(6, 6), sparsity)
+
+
+@pytest.mark.parametrize("sparsity", [torch.tensor(0.5), np.float32(0.5), np.float64(0.5), Fraction(1, 2)])
+@pytest.mark.parametrize("convert", [sparsify, mask_model])
+def test_a_sparsity_in_other_kinds_of_numbers(convert, sparsity):
+    assert len(convert(nn.Linear(6, 6), sparsity).active()) == 18
+
+
+@pytest.mark.parametrize("convert", [sparsify, densify, mask_model])
+def test_a_class_in_place_of_a_model(convert):
+    with pytest.raises(InvalidArgumentError, match="model=Linear is a class; give an instance"):
+        convert(nn.Linear)
+
+
+@pytest.mark.parametrize("convert", [sparsify, mask_model, layer_nnz])
+@pytest.mark.parametrize(
+    ("exclude", "told"), [(["haed"], "'haed'"), (["1", "blocks.*"], r"'blocks\.\*'"), ([nn.LSTM], "LSTM")]
+)
+def test_what_excludes_nothing_is_refused(convert, exclude, told):
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3))
+    message = f"exclude={told} matches no layer or module; use names such as 0, 1, or classes"
+    with pytest.raises(InvalidArgumentError, match=message):
+        convert(model, 0.5, exclude=exclude)
+
+
+def test_parts_of_an_adapted_module_can_be_excluded():
+    model = nn.TransformerEncoderLayer(8, 2, 16)
+    for exclude in (["*.q_proj"], ["self_attn"], [nn.MultiheadAttention], ["norm1"]):
+        sparse = sparsify(model, 0.5, exclude=exclude)
+        sparsify(mask_model(model, 0.5, exclude=exclude), exclude=exclude)
+        assert ("self_attn.q_proj" in sparse_layers(sparse)) == (exclude == ["norm1"])
+
+
+@pytest.mark.parametrize("convert", [sparsify, mask_model, layer_nnz])
+def test_blocks_that_divide_no_layer(convert):
+    model = nn.Sequential(nn.Linear(32, 256), nn.Linear(256, 4))
+    message = "structure=3×5 divides none of these layers; give divisors of their sizes such as 4×4"
+    with pytest.raises(InvalidArgumentError, match=message):
+        convert(model, 0.5, structure=(3, 5))
+    assert convert(model, 0.5, structure=(3, 4))  # 1×4 in both
+
+
+def test_a_state_with_another_number_of_connections():
+    model = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(6, 6)))
+    message = r"'1\.0': .*has 18 connections, this layer 7; use the same sparsity, scheme, structure and exclude"
+    with pytest.raises(InvalidArgumentError, match=message):
+        sparsify(model, 0.8).load_state_dict(sparsify(model, 0.5).state_dict())
 
 
 def test_a_foreign_sparsifiable_layer_must_have_a_plain_form():

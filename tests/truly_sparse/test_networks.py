@@ -541,7 +541,7 @@ def test_the_largest_weights_of_each_layer(scheme, layout):
 def test_an_unknown_topology():
     with pytest.raises(InvalidArgumentError, match="topology='largest'; use one of random, magnitude"):
         sparsify(nn.Linear(4, 4), 0.5, topology="largest")
-    with pytest.raises(InvalidArgumentError, match="leave scheme, seed and topology out"):
+    with pytest.raises(InvalidArgumentError, match="leave scheme, seed, topology and structure out"):
         sparsify(nn.Linear(4, 4), topology="magnitude")
 
 

@@ -66,6 +66,8 @@ def _row(shape: tuple[int, ...], active: int, structure: Structure = UNSTRUCTURE
 def tell_what_stays_dense(model: nn.Module, include: Names, exclude: Names) -> None:
     """Print one line that names the modules which were to become sparse and did not; nothing if there are none.
 
+    A parameter that the model itself holds has its own name, others that of their module.
+
     Args:
         model: after its layers became sparse.
         include: see :func:`weight_layers`.
@@ -75,15 +77,17 @@ def tell_what_stays_dense(model: nn.Module, include: Names, exclude: Names) -> N
     found: dict[str, str] = {}
     dense = 0
     for parameter, names in owners_of(model).items():
-        places = [name.rpartition(".")[0] for name in names]
-        chosen = [place for place in places if is_chosen(place, modules, include, exclude)]
+        places = {name: name.rpartition(".")[0] for name in names}
+        chosen = [name for name, place in places.items() if is_chosen(place, modules, include, exclude)]
         if parameter in sparse or parameter.dim() < 2 or not chosen:
             continue
         dense += parameter.numel()
-        for place in chosen:
-            others = " and ".join(repr(other) for other in places if other != place)
+        for name in chosen:
+            place = places[name]
+            others = " and ".join(repr(other or own) for own, other in places.items() if other != place)
             shares = f", shares its weight with {others}" if others else ""
-            found[place] = f"{place} ({type(modules[place]).__name__}{shares})".strip()
+            kind = type(modules[place] if place else parameter)
+            found[place or name] = f"{place or name} ({kind.__name__}{shares})"
     if found:
         more = f" and {len(found) - NAMED} more, see sparsity_report" if len(found) > NAMED else ""
         total = sparsity_by_layer(model)["total"].weights

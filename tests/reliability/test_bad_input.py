@@ -74,6 +74,7 @@ WITHOUT_CASES = {
     "check_finite": "a check",
     "check_grown": "a check",
     "check_holds": "a check",
+    "check_interval": "a check",
     "check_rules": "a check",
     "check_saved": "a check",
     "checked_score": "a check",
@@ -180,7 +181,7 @@ CALLED = {
     "taps": "indptr",
     "theirs": "run with",
     "until": "steps_per_epoch",
-    "values": "weight",
+    "values": "weights?",
     "x": "activations|input",
 }
 

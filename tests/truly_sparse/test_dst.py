@@ -1,5 +1,6 @@
 """Dynamic sparsity: exact counts, the right connections, and an optimizer that forgets what it must."""
 
+import dataclasses
 import math
 
 import pytest
@@ -19,6 +20,7 @@ from truly_sparse import (
     GrowRule,
     InvalidArgumentError,
     RigL,
+    SparseMomentum,
     SRigL,
     Static,
     TrainingError,
@@ -435,3 +437,22 @@ def test_recipe_with_a_bad_end():
     model = mask_model(nn.Linear(20, 20), 0.8)
     with pytest.raises(InvalidArgumentError, match="until=0"):
         RigL(until=0).attach(model, torch.optim.SGD(model.parameters()), steps_per_epoch=1, total_steps=1, seed=0)
+
+
+@pytest.mark.parametrize("recipe", [SET, RigL, ITOP, SRigL, SparseMomentum])
+def test_a_recipe_checks_its_numbers_when_it_is_made(recipe):
+    for wrong in (0, -1, 2.5, True, "x"):
+        with pytest.raises(InvalidArgumentError, match=f"every={wrong!r}; use"):
+            recipe(every=wrong)
+    for wrong in (-0.1, 1.1, math.nan):
+        with pytest.raises(InvalidArgumentError, match=f"prune_fraction={wrong}; use a number from 0 to 1"):
+            dataclasses.replace(recipe(), prune_fraction=wrong)
+    assert dataclasses.replace(recipe(), every=7) == recipe(every=7)
+    with pytest.raises(InvalidArgumentError, match="every=0; use"):
+        GradualMagnitudePruning(0.9, every=0)
+
+
+@pytest.mark.parametrize("recipe", [RigL(), DeepRewiring(), GradualMagnitudePruning(0.9)])
+def test_a_training_without_steps(recipe):
+    with pytest.raises(InvalidArgumentError, match="total_steps=0; use a whole number of at least 1"):
+        saved_by(recipe, total_steps=0)

@@ -255,7 +255,7 @@ def test_what_stays_dense_is_named_in_one_line_and_counted(convert, capsys):
     weights = sum(parameter.numel() for parameter in Recurrent().parameters() if parameter.dim() > 1)
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and f"{weights - 160:,} of {weights:,} weights stay dense: " in line
-    for named in ("words (Embedding)", "lstm (LSTM)", "(Recurrent)"):
+    for named in ("words (Embedding)", "lstm (LSTM)", "position (Parameter)"):
         assert named in line
     report = sparsity_report(model)
     assert report.loc["total", ["weights", "active"]].tolist() == [weights, weights - 160 + 16]
@@ -281,7 +281,7 @@ def test_what_was_not_wanted_is_not_named(options, capsys):
     mask_model(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 8)), 0.5)
     assert capsys.readouterr().err == ""
     mask_model(Recurrent(), 0.9, exclude=[nn.LSTM, "words"])
-    assert "140 of 7,956 weights stay dense: (Recurrent)" in capsys.readouterr().err
+    assert "140 of 7,956 weights stay dense: position (Parameter)" in capsys.readouterr().err
 
 
 def test_report_of_a_dense_model_counts_attention():

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import pickle
 import re
 import shutil
@@ -467,3 +468,16 @@ def test_every_attribute_of_a_dense_layer_is_there_or_documented(dense, sparse):
             assert mine == other, name
     known = {*dir(SparseLinear(4, 3)), *dir(SparseConv2d(1, 2, 3)), *dir(nn.Linear(4, 3)), *dir(nn.Conv2d(1, 2, 3))}
     assert differ <= known
+
+
+@pytest.mark.parametrize("network", [nn.Linear(8, 8), nn.Conv2d(8, 8, 1)], ids=["linear", "convolution"])
+@pytest.mark.parametrize(
+    ("of_input", "of_weights"),
+    list(itertools.permutations(["float32", "float16", "float64", "bfloat16"], 2)),
+)
+def test_an_input_of_another_type_than_the_weights(of_input, of_weights, network):
+    layer = sparsify(network, 0.5).to(getattr(torch, of_weights))
+    x = torch.randn((2, 8) if isinstance(network, nn.Linear) else (2, 8, 3, 3)).to(getattr(torch, of_input))
+    message = rf"the input is {of_input}, the weights {of_weights}: use one type, or keep float32 and torch\.autocast"
+    with pytest.raises(InvalidArgumentError, match=message):
+        layer(x)

@@ -13,7 +13,7 @@ from ..arguments import shown
 from ..errors import InvalidArgumentError
 from . import memory
 from .memory import is_batch_innermost
-from .stage import Stage
+from .stage import Stage, two_types
 
 PLAIN = frozenset((torch.Tensor, nn.Parameter))  # types whose memory is their own
 FLOAT = torch.float32
@@ -80,6 +80,8 @@ def our_kind(name: str, tensor: torch.Tensor, dtype: torch.dtype = FLOAT) -> tor
     """
     if not isinstance(tensor, torch.Tensor):
         raise InvalidArgumentError(f"{name}={shown(tensor)}; give a torch.Tensor.")
+    if name in ("values", "bias") and tensor.is_floating_point() and tensor.is_cpu and tensor.dtype is not FLOAT:
+        raise InvalidArgumentError(two_types(FLOAT, name, tensor.dtype))
     if tensor.dtype is not dtype or not tensor.is_cpu or tensor.layout is not torch.strided:
         raise InvalidArgumentError(
             f"{name} are {tensor.dtype} on {tensor.device}, {tensor.layout}; these kernels take {dtype} on the CPU, "

@@ -98,12 +98,22 @@ def check_pass(
         raise InvalidArgumentError(f"values have shape {tuple(values.shape)}; give {index.nnz}.")
     if bias is not None and getattr(bias, "shape", None) != (outputs,):
         raise InvalidArgumentError(f"bias={shown(bias)}; give {outputs} numbers.")
-    for tensor in (values, bias, grad):
-        if tensor is not None and (tensor.dtype, tensor.device) != (x.dtype, x.device):
-            raise InvalidArgumentError(
-                f"a tensor is {tensor.dtype} on {tensor.device}, the input {x.dtype} on {x.device}; "
-                "use one type and one device, such as x.to(layer.values)."
-            )
+    for name, tensor in (("values", values), ("bias", bias), ("grad", grad)):
+        if tensor is None or (tensor.dtype, tensor.device) == (x.dtype, x.device):
+            continue
+        if tensor.device == x.device and tensor.is_floating_point():
+            raise InvalidArgumentError(two_types(x.dtype, name, tensor.dtype))
+        raise InvalidArgumentError(
+            f"a tensor is {tensor.dtype} on {tensor.device}, the input {x.dtype} on {x.device}; "
+            "use one type and one device, such as x.to(layer.values)."
+        )
+
+
+def two_types(of_input: torch.dtype, name: str, other: torch.dtype) -> str:
+    """Return the message of an error about an input and a tensor of the layer that have different types."""
+    called = "the weights" if name == "values" else name
+    types = f"the input is {of_input}, {called} {other}".replace("torch.", "")
+    return f"{types}: use one type, or keep float32 and torch.autocast"
 
 
 def fitted(x: torch.Tensor, stage: Stage) -> torch.Tensor:

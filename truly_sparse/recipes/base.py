@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from ..arguments import require
+from ..arguments import check_count, require
 from ..dst import DynamicSparsity, Rewirer
 from ..rules import GrowChoice, GrowRule, PruneScore
-from ..schedule import Epochs
+from ..schedule import Epochs, in_steps
 
 
 def describe(settings: object) -> str:
@@ -61,6 +61,9 @@ class DynamicRecipe(Recipe):
         prune_fraction, every, grow, decay, prune, scope: arguments of :class:`DynamicSparsity`.
         until: share of the training after which the topology stays, above 0 up to 1. The last step never rewires, so
             that the evaluated network has trained in its topology.
+
+    Raises:
+        InvalidArgumentError: ``prune_fraction`` or ``every`` outside its range. The others are checked by ``attach``.
     """
 
     prune_fraction: float
@@ -70,6 +73,10 @@ class DynamicRecipe(Recipe):
     decay: str
     prune: str | PruneScore = "magnitude"
     scope: str = "layer"
+
+    def __post_init__(self) -> None:
+        require(0 <= self.prune_fraction <= 1, "prune_fraction", self.prune_fraction, "use a number from 0 to 1")
+        check_interval(self.every)
 
     @override
     def attach(
@@ -94,11 +101,22 @@ class DynamicRecipe(Recipe):
         return DynamicSparsity(*on, **settings)
 
 
+def check_interval(every: int | Epochs) -> None:
+    """Refuse an interval that is no number of steps or epochs. Whether epochs make a whole step, ``attach`` can tell.
+
+    Raises:
+        InvalidArgumentError: see above.
+    """
+    if not isinstance(every, Epochs):
+        in_steps("every", every, None, least=1)
+
+
 def last_step(until: float, total_steps: int) -> int:
     """Return the last step at which a rewiring may happen: never the last of the training.
 
     Raises:
-        InvalidArgumentError: ``until`` is not a share above 0 up to 1.
+        InvalidArgumentError: ``until`` is not a share above 0 up to 1, or ``total_steps`` is below 1.
     """
+    check_count("total_steps", total_steps, least=1)
     require(0 < until <= 1, "until", until, "a recipe takes a share of the training; use above 0 up to 1")
     return min(int(until * total_steps), total_steps - 1)

@@ -17,7 +17,7 @@ from ..interface import Units
 from ..rules import GrowChoice, GrowRule
 from ..schedule import Epochs
 from ..topology import check_sparsity
-from .base import DynamicRecipe, Recipe, last_step
+from .base import DynamicRecipe, Recipe, check_interval, last_step
 from .sharing import check_exchange
 
 
@@ -36,6 +36,9 @@ class GradualMagnitudePruning(Recipe):
     scheme: str = "erk"
     every: int = 100
     until: float = 0.75
+
+    def __post_init__(self) -> None:
+        check_interval(self.every)
 
     @override
     def attach(

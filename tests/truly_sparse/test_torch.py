@@ -14,7 +14,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch.distributed import destroy_process_group, init_process_group
 from torch.func import functional_call, grad, jacfwd, jacrev, stack_module_state, vmap
-from torch.nn.utils import clip_grad_norm_, parametrize
+from torch.nn.utils import clip_grad_norm_, parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
 from truly_sparse import (
@@ -481,3 +481,15 @@ def test_an_input_of_another_type_than_the_weights(of_input, of_weights, network
     message = rf"the input is {of_input}, the weights {of_weights}: use one type, or keep float32 and torch\.autocast"
     with pytest.raises(InvalidArgumentError, match=message):
         layer(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+@pytest.mark.parametrize(
+    "refused", [torch.jit.script, lambda layer: prune.l1_unstructured(layer, "weight", 0.5)], ids=["script", "prune"]
+)
+def test_what_the_page_says_is_refused_changes_nothing(refused):
+    layer, x = sparsify(nn.Linear(8, 8), 0.5), torch.randn(2, 8)
+    before = layer(x)
+    with pytest.raises((TypeError, ValueError, InvalidArgumentError)):
+        refused(layer)
+    assert torch.equal(layer(x), before)

@@ -202,6 +202,7 @@ def traces(value: Any) -> Iterator[str]:
         shape = tuple(value.shape)
         yield from (
             str(value.dtype),
+            str(value.dtype).removeprefix("torch."),
             str(shape),
             f"[B, {', '.join(map(str, shape[1:]))}]",
             "×".join(map(str, shape[2:])),

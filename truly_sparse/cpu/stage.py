@@ -101,7 +101,7 @@ def check_pass(
     for name, tensor in (("values", values), ("bias", bias), ("grad", grad)):
         if tensor is None or (tensor.dtype, tensor.device) == (x.dtype, x.device):
             continue
-        if tensor.device == x.device and tensor.is_floating_point():
+        if tensor.device == x.device and tensor.is_floating_point() and x.is_floating_point():
             raise InvalidArgumentError(two_types(x.dtype, name, tensor.dtype))
         raise InvalidArgumentError(
             f"a tensor is {tensor.dtype} on {tensor.device}, the input {x.dtype} on {x.device}; "

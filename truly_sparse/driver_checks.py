@@ -64,7 +64,7 @@ def check_finite(layers: Mapping[str, SparsifiableLayer]) -> None:
 
 
 def check_saved(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Refuse a state that another driver has saved, or that no driver has.
+    """Refuse a state that another driver has saved, or that no driver has. A longer training may take it.
 
     Args:
         state: as it was saved; states of earlier versions do not name the driver.
@@ -76,7 +76,7 @@ def check_saved(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     for name in ("steps", "rewirings"):
         value = state.get(name)
         require(isinstance(value, int) and value >= 0, f"state[{name!r}]", value, "give what state_dict() returned")
-    keys = [name for name in ("driver", "every", "until") if name in state]
+    keys = [name for name in ("driver", "every") if name in state]
     if any(state[name] != own[name] for name in keys):
         raise InvalidArgumentError(
             f"state is of {_named({**own, **state})}, this driver is {_named(own)}; "
@@ -85,7 +85,7 @@ def check_saved(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
 
 
 def _named(state: Mapping[str, Any]) -> str:
-    return f"{state['driver']}(every={state['every']}, until={state['until']})"
+    return f"{state['driver']}(every={state['every']})"
 
 
 def checked_score(score: torch.Tensor, name: str, nnz: int) -> torch.Tensor:

@@ -156,15 +156,15 @@ class Rewirer(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs in addition to the state of model and optimizer."""
-        of = {"driver": type(self).__name__, "every": self.every, "until": self.until}
+        of = {"driver": type(self).__name__, "every": self.every}
         return of | {"steps": self.steps, "rewirings": self.rewirings}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a saved state.
 
         Raises:
-            InvalidArgumentError: ``state`` was not made by :meth:`state_dict`, or by a driver of another class,
-                ``every`` or ``until``.
+            InvalidArgumentError: ``state`` was not made by :meth:`state_dict`, or by a driver of another class
+                or with another ``every``.
         """
         check_saved(state, Rewirer.state_dict(self))
         self.steps, self.rewirings = state["steps"], state["rewirings"]

@@ -383,10 +383,10 @@ def saved_by(recipe, **more):
 @pytest.mark.parametrize(
     ("saved", "told"),
     [
-        (lambda: saved_by(RigL(every=7)), r"DynamicSparsity\(every=7, until=75\)"),
-        (lambda: saved_by(RigL(every=5), total_steps=50), r"DynamicSparsity\(every=5, until=37\)"),
+        (lambda: saved_by(RigL(every=7)), r"DynamicSparsity\(every=7\)"),
+        (lambda: saved_by(RigL(every=5), total_steps=50), None),
         (lambda: saved_by(ITOP(every=5, until=0.75)), None),  # the same driver
-        (lambda: saved_by(SRigL(every=5)), r"ConstantFanIn\(every=5, until=75\)"),
+        (lambda: saved_by(SRigL(every=5)), r"ConstantFanIn\(every=5\)"),
     ],
 )
 def test_the_state_of_another_driver_is_refused(saved, told):
@@ -395,7 +395,7 @@ def test_the_state_of_another_driver_is_refused(saved, told):
         driver.load_state_dict(state)
         assert driver.steps == 3
         return
-    with pytest.raises(InvalidArgumentError, match=rf"state is of {told}, this driver is DynamicSparsity\(every=5, un"):
+    with pytest.raises(InvalidArgumentError, match=rf"state is of {told}, this driver is DynamicSparsity\(every=5\)"):
         driver.load_state_dict(state)
     assert driver.steps == 0
 

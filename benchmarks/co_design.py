@@ -22,7 +22,7 @@ from tutorial_lib.compare import Budget, Comparison, compare
 from tutorial_lib.contenders import Contender, Sparse
 from tutorial_lib.project import ROOT
 
-STRUCTURES = tuple(Structure(*size) for size in ((1, 1), (4, 1), (4, 4), (8, 8), (16, 1)))
+STRUCTURES = (*(Structure(*size) for size in ((1, 1), (4, 1), (4, 4), (8, 8), (16, 1))), "auto")
 SPARSITIES = (0.9, 0.95, 0.98, 0.99, 0.995)
 SEEDS = (0, 1, 2, 3, 4)
 BUDGET = Budget(epochs=10, batch_size=64)
@@ -44,7 +44,7 @@ def step_seconds() -> dict[tuple[str, float], float]:
     """Return the median seconds of one training step of each structure at each sparsity, in one interleaved run."""
     x, y = torch.randn(BUDGET.batch_size, 1, 28, 28), torch.randint(10, (BUDGET.batch_size,))
 
-    def step(structure: Structure, sparsity: float) -> Callable[[], Any]:
+    def step(structure: Structure | str, sparsity: float) -> Callable[[], Any]:
         model = Sparse(how=Static(), structure=structure).build(sparsity, seed=0)
         train = TrainingStep(model, torch.optim.Adam(model.parameters()))
         return lambda: train(x, y)

@@ -204,7 +204,7 @@ def _draw_lines(axes: Axes, methods: Sequence[Method], rows: Mapping[str, float]
 
 def main() -> None:
     """Draw the picture, and write what it shows beside it."""
-    plot_decade().savefig(FIGURES / "decade.png", dpi=150)
+    plot_decade().savefig(FIGURES / "decade.png", dpi=120)
     save_result("decade", drawn(), command="python -m tools.decade_page")
 
 

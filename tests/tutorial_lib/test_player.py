@@ -332,6 +332,16 @@ def test_runs_in_a_narrow_frame_of_a_notebook(page):
 
 
 @pytest.mark.browser
+def test_a_hidden_player_draws_nothing_and_no_error(page, tmp_path):
+    topology_player(recorded({"a": (3, 4)})).save(tmp_path / "hidden.html")
+    opened_at(page, tmp_path / "hidden.html", "a", 0)
+    for display in ("none", ""):
+        page.locator("#stage").evaluate("(e, display) => e.style.display = display", display)
+        page.evaluate("() => show()")
+    shows(page, "a", 0)
+
+
+@pytest.mark.browser
 def test_one_moment_is_shown_without_controls(page, tmp_path):
     topology_player(recorded({"a": (3, 4)}, moments=1)).save(tmp_path / "one.html")
     opened_at(page, tmp_path / "one.html", "a", 0)

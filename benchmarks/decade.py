@@ -1,6 +1,6 @@
 """The decade on equal terms: its methods for truly sparse layers at two sparsities, on all of MNIST.
 
-python benchmarks/decade.py      # half an hour on two cores, one thread per run; goes on where it was stopped
+python benchmarks/decade.py      # one thread per run; goes on where it was stopped
 
 All have the same network, densities (ERK), first weights, optimizer, schedule and number of steps. How the topology
 changes is all that differs. Interval and share of a rewiring are those of RigL where the method has such settings

@@ -1,8 +1,8 @@
 """``structure="auto"``: the blocks of a layer, from a table of measured times.
 
 ``structures.json`` beside this file says for linear layers and convolutions of several sizes which blocks a training
-step prefers: the smallest ones within a tenth of the fastest, because small blocks learn better.
-``benchmarks/structures.py`` measures and writes it.
+step prefers: the smallest ones within a tenth of the fastest. On the tutorial's network small blocks were more accurate
+at 99% sparsity (``figures/co_design.json``). ``benchmarks/structures.py`` measures and writes the table on one machine.
 """
 
 from __future__ import annotations

@@ -329,9 +329,9 @@ def test_a_resumed_run_walks_on_in_blocks(kind, tmp_path):
 def test_a_topology_of_another_structure_is_not_loaded():
     plain, blocks = (sparsify(network(), 0.75, structure=of) for of in ((1, 1), (4, 4)))
     before = blocks[5].active()
-    if len(plain[5].values) == len(blocks[5].values):
-        with pytest.raises(InvalidArgumentError, match="not whole blocks"):
-            blocks[5].set_extra_state(plain[5].get_extra_state())
+    assert len(plain[5].values) == len(before), "the number of connections is not what is refused"
+    with pytest.raises(InvalidArgumentError, match="not whole blocks"):
+        blocks[5].set_extra_state(plain[5].get_extra_state())
     assert torch.equal(blocks[5].active(), before)
 
 

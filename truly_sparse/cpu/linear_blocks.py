@@ -2,7 +2,7 @@
 
 Four outputs of a block row have the same inputs: each row of the input is loaded once and used four times. Four inputs
 of a block column have the same outputs: so is each row of the gradient. The weights' gradients are products of four
-rows with two, summed over many samples before the lanes are.
+rows with four, or with two, summed over many samples before the lanes are.
 """
 # Compiled functions have no type hints: numba infers them. Names mean the same everywhere: x, y, g, dx are activations
 # and gradients; x_row … the floats from one of their rows to the next; b the first lane of the batch tile.

@@ -1,63 +1,128 @@
-"""The decade on equal terms: its methods for truly sparse layers at two sparsities, on all of MNIST.
+"""The decade on equal terms: its methods, and what their papers claim, on MNIST and on 1,000 of its training images.
 
-python benchmarks/decade.py      # one thread per run; goes on where it was stopped
+python benchmarks/decade.py      # hours on two cores, one thread per run; goes on where it was stopped
 
-All have the same network, densities (ERK), first weights, optimizer, schedule and number of steps. How the topology
-changes is all that differs. Interval and share of a rewiring are those of RigL where the method has such settings
-("common"), and those that its class has by default ("own"). Writes ``figures/decade_runs.json`` after each seed.
+All have the same network, first weights, optimizer, schedule and number of steps: where the connections are, and how
+they change, is all that differs. Writes ``figures/decade_runs.json`` after each race and seed.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import dataclass
 
-from truly_sparse import CHT, ITOP, MEST, SET, DeepRewiring, RigL, SRigL, Static
-from tutorial_lib import load_data, save_result
-from tutorial_lib.compare import Budget, compare
-from tutorial_lib.contenders import Contender, Sparse
+import pandas as pd
+from decade_methods import (
+    DENSE,
+    FIRST_EPOCH,
+    LENGTH,
+    MASKED,
+    TICKET,
+    TRULY_SPARSE,
+    VARIATIONS,
+    WIDTHS,
+    data_of,
+)
+
+from tutorial_lib import load_result, save_result
+from tutorial_lib.compare import Budget, Comparison, compare, save_runs
+from tutorial_lib.contenders import Contender
 from tutorial_lib.project import ROOT
 
-SPARSITIES = (0.95, 0.99)
-SEEDS = (0, 1, 2)
-BUDGET = Budget(epochs=10, batch_size=64)
+SPARSITIES = (0.9, 0.95, 0.98, 0.99, 0.995)
+TWO = (0.95, 0.99)
 COMMAND = "python benchmarks/decade.py"
 FOLDER = ROOT / "build" / "decade"
-COMMON = {"prune_fraction": 0.3, "every": 100, "until": 0.75, "decay": "cosine"}
-METHODS: dict[str, Contender] = {
-    "static": Sparse(how=Static()),
-    "Deep Rewiring, own": Sparse(how=DeepRewiring()),
-    "SET, common": Sparse(how=SET(**COMMON)),
-    "SET, own": Sparse(how=SET()),
-    "RigL, common and own": Sparse(how=RigL()),
-    "ITOP, own": Sparse(how=ITOP()),
-    "MEST, common": Sparse(how=MEST(**COMMON)),
-    "MEST, own": Sparse(how=MEST()),
-    "CHT, common": Sparse(how=CHT(**COMMON)),
-    "CHT, own": Sparse(how=CHT()),
-    "SRigL, common": Sparse(how=SRigL(**COMMON)),
-    "SRigL, own": Sparse(how=SRigL()),
-}
+FULL, SMALL = Budget(epochs=10, batch_size=64), Budget(epochs=30, batch_size=16)  # 9,380 and 1,890 steps
+
+
+@dataclass(frozen=True)
+class Race:
+    """Contenders that are trained under the same terms.
+
+    Attributes:
+        question: what the race is for.
+        contenders: by name.
+        images: number of training images; None: all of MNIST.
+        budget: of each run.
+        sparsities: of the sparse ones.
+        seeds: from 0 on.
+    """
+
+    question: str
+    contenders: dict[str, Contender]
+    images: int | None
+    budget: Budget
+    sparsities: tuple[float, ...]
+    seeds: int
+
+
+# In the order in which they run: what most depends on comes first.
+RACES = (
+    Race("methods", TRULY_SPARSE | DENSE, 1000, SMALL, SPARSITIES, 5),
+    Race("methods", TRULY_SPARSE, None, FULL, SPARSITIES, 3),
+    Race("masked", MASKED, 1000, SMALL, TWO, 3),
+    Race("variations", VARIATIONS, 1000, SMALL, TWO, 5),
+    Race("length", LENGTH, 1000, Budget(epochs=150, batch_size=16), TWO, 3),
+    Race("first epoch", FIRST_EPOCH, None, Budget(epochs=1, batch_size=64), TWO, 3),
+    Race("widths", WIDTHS, 1000, SMALL, (0.95,), 3),
+    Race("variations", VARIATIONS, None, FULL, TWO, 3),
+    Race("tickets", TICKET, 1000, SMALL, TWO, 3),
+    Race("dense", DENSE, None, FULL, (0.95,), 3),
+    Race("masked", MASKED, None, FULL, TWO, 2),
+)
 
 
 def main() -> None:
     """Run what is missing and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs side by side, one thread each")
-    arguments = parser.parse_args()
-    data = load_data("mnist")
-    for seeds in range(1, len(SEEDS) + 1):
-        found = compare(METHODS, data, SPARSITIES, SEEDS[:seeds], BUDGET, folder=FOLDER, workers=arguments.workers)
-        values = {
-            "epochs": BUDGET.epochs,
-            "batch_size": BUDGET.batch_size,
-            "seeds": list(SEEDS[:seeds]),
-            "threads_per_run": 1,
-            "runs_side_by_side": arguments.workers,
-            "runs": found.runs.to_dict(orient="list"),
-        }
-        path = save_result("decade_runs", values, command=COMMAND, data=data)
-        print(f"wrote {path.relative_to(ROOT)}, {seeds} of {len(SEEDS)} seeds")
+    workers = parser.parse_args().workers
+    restore()
+    found: list[pd.DataFrame] = []
+    for race in RACES:
+        for seeds in range(1, race.seeds + 1):
+            runs = run(race, seeds, workers).runs
+            save([*found, labelled(race, runs)], workers)
+        found.append(labelled(race, runs))
+
+
+def run(race: Race, seeds: int, workers: int) -> Comparison:
+    """Run what is missing of the first seeds of a race."""
+    return compare(
+        race.contenders,
+        data_of(race.images),
+        race.sparsities,
+        range(seeds),
+        race.budget,
+        folder=FOLDER,
+        workers=workers,
+    )
+
+
+def labelled(race: Race, runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs with the terms of their race."""
+    return runs.assign(race=race.question, images=race.images or 60_000, epochs=race.budget.epochs)
+
+
+def save(found: list[pd.DataFrame], workers: int) -> None:
+    """Write the result file."""
+    values = {"threads_per_run": 1, "runs_side_by_side": workers, "runs": pd.concat(found).to_dict(orient="list")}
+    path = save_result("decade_runs", values, command=COMMAND, data=data_of(None))
+    print(f"wrote {path.relative_to(ROOT)}: {len(values['runs']['seed'])} runs, last {found[-1]['race'].iloc[0]!r}")
+
+
+def restore() -> None:
+    """Put the runs of an earlier result file where ``compare`` finds them."""
+    if FOLDER.is_dir() or not (ROOT / "figures" / "decade_runs.json").is_file():
+        return
+    runs = pd.DataFrame(load_result("decade_runs")["runs"])
+    for race in RACES:
+        terms = {"race": race.question, "images": race.images or 60_000, "epochs": race.budget.epochs}
+        mine = runs[(runs[list(terms)] == pd.Series(terms)).all(axis=1)].drop(columns=list(terms))
+        if len(mine):
+            save_runs(mine, FOLDER, race.contenders, data_of(race.images), race.budget)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,237 @@
+"""The contenders of ``benchmarks/decade.py``: each method with common settings and with its own.
+
+Common: 30% of a layer's connections are replaced every 100 steps, falling by the cosine, until three quarters of the
+training. Own: the settings that its class has by default. Where one method has only one kind, its name says which.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from typing_extensions import override
+
+from truly_sparse import (
+    CHT,
+    DSR,
+    ITOP,
+    MEST,
+    SET,
+    SNFS,
+    DeepRewiring,
+    GraNet,
+    RigL,
+    SparseMomentum,
+    SRigL,
+    Static,
+    fuse,
+    grasp,
+    lottery_ticket,
+    snip,
+    sparse_init,
+    sparsify,
+    synflow,
+)
+from truly_sparse.interface import Units
+from truly_sparse.recipes import Recipe
+from truly_sparse.recipes.classic import MagnitudeAndGradient
+from tutorial_lib import Digits, TutorialCNN, fit, load_data, mask_model
+from tutorial_lib.contenders import IMAGE, Contender, Dense, Gradual, Sparse
+
+COMMON = {"prune_fraction": 0.3, "every": 100, "until": 0.75, "decay": "cosine"}
+SAMPLES = 100  # ten per class, as GraSP takes them
+
+
+@functools.cache
+def data_of(images: int | None) -> Digits:
+    """Return MNIST with this many training images; None: all."""
+    return load_data("mnist", train_size=images)
+
+
+@dataclass(frozen=True)
+class BeforeTraining(Contender):
+    """A truly sparse network whose topology a dense one chose, which then stays.
+
+    Attributes:
+        how: ``"SNIP"``, ``"GraSP"`` or ``"SynFlow"``.
+    """
+
+    how: str = "SNIP"
+
+    @override
+    def build(self, sparsity: float, seed: int) -> nn.Module:
+        data = load_data("mnist", train_size=SAMPLES, seed=seed)
+        torch.manual_seed(seed)
+        dense = TutorialCNN()
+        choose: dict[str, Callable[[], nn.Module]] = {
+            "SNIP": lambda: snip(dense, lambda model: F.cross_entropy(model(data.train_x), data.train_y), sparsity),
+            "GraSP": lambda: grasp(
+                dense, lambda model: F.cross_entropy(model(data.train_x) / 200, data.train_y), sparsity
+            ),
+            "SynFlow": lambda: synflow(dense, IMAGE, sparsity),
+        }
+        return fuse(sparsify(sparse_init(mask_model(choose[self.how]()), seed)))
+
+    @override
+    def recipe(self, sparsity: float) -> Recipe:
+        return Static()
+
+
+@dataclass(frozen=True)
+class Ticket(Contender):
+    """A winning ticket: trained, pruned and rewound in rounds of 20%, on a subset of MNIST; then trained like others.
+
+    Attributes:
+        images: training images of a round.
+        epochs: of a round.
+        batch_size: of a round.
+    """
+
+    images: int = 1000
+    epochs: int = 30
+    batch_size: int = 16
+
+    @override
+    def build(self, sparsity: float, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        rounds = next(n for n in range(1, 100) if 0.8**n <= 1.001 * (1 - sparsity))
+        found = lottery_ticket(
+            TutorialCNN(), lambda model: self.train(model, seed), sparse_or_masked, sparsity=sparsity, rounds=rounds
+        )
+        return fuse(sparsify(found))
+
+    def train(self, model: nn.Module, seed: int) -> None:
+        """Train a round's network, evaluated once."""
+        data = data_of(self.images)
+        small_test = dataclasses.replace(data, test_x=data.test_x[:100], test_y=data.test_y[:100])
+        given = {"lr": self.lr, "schedule": self.schedule, "optimizer": self.optimizer, "seed": seed}
+        fit(model, small_test, epochs=self.epochs, batch_size=self.batch_size, progress=False, **given)
+
+    @override
+    def recipe(self, sparsity: float) -> Recipe:
+        return Static()
+
+
+def sparse_or_masked(model: nn.Module) -> nn.Module:
+    """Return a round's network: masked while it is nearly dense, where truly sparse layers are slower."""
+    kept = [mask.mean().item() for name, mask in model.named_buffers() if name.endswith("weight_mask")]
+    return fuse(sparsify(model)) if kept and sum(kept) / len(kept) < 0.3 else mask_model(model)
+
+
+@dataclass(frozen=True)
+class Masked(Contender):
+    """A masked network, for methods whose layers change their number of weights.
+
+    Attributes:
+        how: how its topology changes.
+        start: sparsity of the first topology; None: that of the run.
+        scheme: how its layers share the weights.
+    """
+
+    how: Recipe
+    start: float | None = None
+    scheme: str = "erk"
+
+    @override
+    def build(self, sparsity: float, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        start = sparsity if self.start is None else self.start
+        return sparse_init(mask_model(TutorialCNN(), start, self.scheme, seed=seed), seed)
+
+    @override
+    def recipe(self, sparsity: float) -> Recipe:
+        return dataclasses.replace(self.how, sparsity=sparsity) if isinstance(self.how, GraNet) else self.how
+
+
+@dataclass(frozen=True)
+class Wide(Contender):
+    """The tutorial's network with all hidden layers wider or narrower.
+
+    Attributes:
+        width: factor; see :class:`TutorialCNN`.
+        sparse: static with ERK densities at the run's sparsity, or dense.
+    """
+
+    width: float = 1.0
+    sparse: bool = True
+
+    @property
+    @override
+    def is_dense(self) -> bool:
+        return not self.sparse
+
+    @override
+    def build(self, sparsity: float, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        dense = TutorialCNN(self.width)
+        return fuse(sparsify(sparse_init(mask_model(dense, sparsity, seed=seed), seed))) if self.sparse else dense
+
+    @override
+    def recipe(self, sparsity: float) -> Recipe | None:
+        return Static() if self.sparse else None
+
+
+def weight_times_gradient(layer: Units) -> torch.Tensor:
+    """Return ``|w · ∂L/∂w|`` of each active unit: SNIP's score, as a prune criterion of Nowak et al. (2023)."""
+    return (layer.active_values() * layer.gradient_at(layer.active())).abs()
+
+
+def at_random(layer: Units) -> torch.Tensor:
+    """Return a random score of each active unit: the control for prune criteria."""
+    return torch.rand(len(layer.active()))
+
+
+# All layers keep their number of weights, so they run truly sparse.
+TRULY_SPARSE: dict[str, Contender] = {
+    "static": Sparse(how=Static()),
+    "Deep Rewiring, own": Sparse(how=DeepRewiring()),
+    "SET, common": Sparse(how=SET(**COMMON)),
+    "SET, own": Sparse(how=SET()),
+    "SNFS without sharing, common": Sparse(how=SNFS()),
+    "RigL, common and own": Sparse(how=RigL()),
+    "ITOP, own": Sparse(how=ITOP()),
+    "MEST, common": Sparse(how=MEST(**COMMON)),
+    "MEST, own": Sparse(how=MEST()),
+    "SRigL, common": Sparse(how=SRigL(**COMMON)),
+    "SRigL, own": Sparse(how=SRigL()),
+    "CHT, common": Sparse(how=CHT(**COMMON)),
+    "CHT, own": Sparse(how=CHT()),
+    "SNIP, own": BeforeTraining(how="SNIP"),
+    "GraSP, own": BeforeTraining(how="GraSP"),
+    "SynFlow, own": BeforeTraining(how="SynFlow"),
+}
+# Layers change their number of weights, so they run masked, at the cost of dense ones.
+MASKED: dict[str, Contender] = {
+    "DSR, common": Masked(how=DSR(**COMMON)),
+    "DSR, own": Masked(how=DSR()),
+    "SNFS, common": Masked(how=SparseMomentum(**COMMON)),
+    "SNFS, own": Masked(how=SparseMomentum()),
+    "GraNet, own": Masked(how=GraNet(), start=0.5, scheme="er"),
+    "GMP, own": Gradual(),
+}
+DENSE: dict[str, Contender] = {"dense": Dense()}
+TICKET: dict[str, Contender] = {"IMP, own": Ticket()}
+# RigL with other prune criteria, and first weights of a dense network.
+VARIATIONS: dict[str, Contender] = {
+    "RigL, prunes by magnitude and gradient": Sparse(how=RigL(prune=MagnitudeAndGradient())),
+    "RigL, prunes by weight times gradient": Sparse(how=RigL(prune=weight_times_gradient)),
+    "RigL, prunes at random": Sparse(how=RigL(prune=at_random)),
+    "RigL, dense initialisation": Sparse(how=RigL(), init="dense"),
+    "static, dense initialisation": Sparse(how=Static(), init="dense"),
+}
+LENGTH: dict[str, Contender] = {
+    name: TRULY_SPARSE[name] for name in ("static", "SET, common", "RigL, common and own", "ITOP, own")
+}
+FIRST_EPOCH: dict[str, Contender] = {
+    name: (TRULY_SPARSE | VARIATIONS)[name] for name in ("static", "static, dense initialisation")
+}
+WIDTHS: dict[str, Contender] = {
+    f"{'static' if sparse else 'dense'}, width {width}": Wide(width=width, sparse=sparse)
+    for width in (0.25, 0.5, 1.0, 2.0)
+    for sparse in (True, False)
+}

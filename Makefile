@@ -24,7 +24,7 @@ tutorial: $(INSTALLED) ## Run all notebooks in the quick profile into build/ and
 test: $(INSTALLED) ## Run all tests: library, notebooks, README
 	@$(BIN)/python -m pytest tests notebooks --nbval-lax --nbval-current-env --nbval-sanitize-with tests/notebooks/nbval_sanitize.cfg
 
-claims: $(INSTALLED) ## Run all notebooks from 3 seeds on both data sets and print which claims hold (half an hour)
+claims: $(INSTALLED) ## Run all notebooks from 3 seeds on both data sets and print which claims hold, and accuracies (half an hour)
 	@$(BIN)/python tools/claims.py
 
 test-browser: $(INSTALLED) ## Run the tests that need a headless Chromium, and install what they need

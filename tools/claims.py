@@ -3,7 +3,8 @@
     python tools/claims.py                         # all notebooks, 3 seeds, both data sets: about half an hour
     python tools/claims.py 03 --seeds 0 --data digits
 
-The claims are those of ``tests/notebooks/claims.py``. Before a run, the notebook's seeds are replaced.
+The claims are those of ``tests/notebooks/claims.py``. Before a run, the notebook's seeds are replaced. A second table
+has the accuracies of the trainings.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ RESULTS = """
 import json, sys
 
 sys.path.insert(0, {root!r})
-from tests.notebooks.claims import results
+from tests.notebooks.claims import accuracies, results
 
-print(json.dumps(results({notebook!r}, dict(globals()))))
+variables = dict(globals())
+print(json.dumps([results({notebook!r}, variables), accuracies({notebook!r}, variables)]))
 """
 
 
@@ -57,17 +59,17 @@ def prepared(path: Path, data: str, seed: int) -> nbformat.NotebookNode:
     return notebook
 
 
-def run(path: Path, data: str, seed: int) -> dict[str, str]:
-    """Return, by claim, an empty text where it holds and what is wrong elsewhere."""
+def run(path: Path, data: str, seed: int) -> tuple[dict[str, str], dict[str, float]]:
+    """Return, by claim, an empty text where it holds and what is wrong elsewhere; and the accuracy of each training."""
     notebook = prepared(path, data, seed)
     resources = {"metadata": {"path": str(NOTEBOOKS)}}
     try:
         NotebookClient(notebook, timeout=None, kernel_name="python3", resources=resources).execute()
     except CellExecutionError as error:
-        return {"(runs to its end)": str(error).strip().splitlines()[-1]}
+        return {"(runs to its end)": str(error).strip().splitlines()[-1]}, {}
     printed = "".join(out.text for out in notebook.cells[-1].outputs if out.get("name") == "stdout")
-    found: dict[str, str] = json.loads(printed.strip().splitlines()[-1])
-    return found
+    claims, accuracies = json.loads(printed.strip().splitlines()[-1])
+    return claims, accuracies
 
 
 def main() -> int:
@@ -79,9 +81,11 @@ def main() -> int:
     asked = parser.parse_args()
     paths = [p for p in sorted(NOTEBOOKS.glob("*.ipynb")) if not asked.only or p.name.startswith(tuple(asked.only))]
     jobs = [(path, data, seed) for path in paths for data in asked.data for seed in asked.seeds]
-    rows = []
+    rows, trained = [], []
     for path, data, seed in tqdm(jobs, unit="run"):
-        for claim, wrong in run(path, data, seed).items():
+        claims, accuracies = run(path, data, seed)
+        trained += [(path.stem, name, data, seed, accuracy) for name, accuracy in accuracies.items()]
+        for claim, wrong in claims.items():
             rows.append((path.stem, claim, f"{data} {seed}", wrong))
             if wrong:
                 tqdm.write(f"{path.stem}, {data}, seed {seed}: {claim}: {wrong}", file=sys.stderr)
@@ -90,6 +94,9 @@ def main() -> int:
     table["of"] = 1
     print(table.groupby(["notebook", "claim"], sort=False)[["holds", "of"]].sum().to_string())
     print(f"{table['holds'].sum()} of {len(table)} hold")
+    if trained:
+        accuracy = pd.DataFrame(trained, columns=["notebook", "training", "data", "seed", "accuracy %"])
+        print(accuracy.pivot(index=["notebook", "training"], columns=["data", "seed"]).round(2).to_string())
     return int(not table["holds"].all())
 
 

@@ -725,6 +725,32 @@ CLAIMS: dict[str, list[Claim]] = {
 }
 
 
+# Of the trainings that a reader compares, the variable that holds the history.
+TRAININGS: dict[str, dict[str, Callable[[SimpleNamespace], Any]]] = {
+    "03_dst_loop": {
+        "dense, published recipe": lambda v: v.dense_history,
+        "SET, uniform, published recipe": lambda v: v.sparse_history,
+        "dense, one-cycle": lambda v: v.dense_cycle_history,
+        "RigL, ERK, one-cycle": lambda v: v.rigl_history,
+    },
+    "04_mask_visualization": {
+        "SET, uniform": lambda v: v.history,
+        "RigL, ERK, one-cycle": lambda v: v.rigl_history,
+    },
+    "07_truly_sparse_training": {
+        "SET, ERK, truly sparse": lambda v: v.histories["truly sparse"],
+        "SET, ERK, masked, as many seconds": lambda v: v.histories["masked"],
+        "dense, as many seconds": lambda v: v.histories["dense"],
+    },
+}
+
+
+def accuracies(notebook: str, variables: dict[str, Any]) -> dict[str, float]:
+    """Return the test accuracy after the last epoch, in percent, of the trainings of a notebook that has run."""
+    v = SimpleNamespace(**variables)
+    return {name: history(v).test_accuracy[-1] for name, history in TRAININGS.get(notebook, {}).items()}
+
+
 def results(notebook: str, variables: dict[str, Any]) -> dict[str, str]:
     """Return, by claim, an empty text where it holds after a notebook has run, and what is wrong elsewhere.
 

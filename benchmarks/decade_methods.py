@@ -29,6 +29,7 @@ from truly_sparse import (
     SparseMomentum,
     SRigL,
     Static,
+    TopKAST,
     fuse,
     grasp,
     lottery_ticket,
@@ -176,6 +177,17 @@ class Wide(Contender):
         return Static() if self.sparse else None
 
 
+@dataclass(frozen=True)
+class LargerSet(Sparse):
+    """Top-KAST: the network computes with the run's number of weights, and holds those that are updated besides."""
+
+    how: TopKAST = dataclasses.field(default=TopKAST())
+
+    @override
+    def build(self, sparsity: float, seed: int) -> nn.Module:
+        return super().build(1 - (1 - sparsity) / self.how.forward, seed)
+
+
 def weight_times_gradient(layer: Units) -> torch.Tensor:
     """Return ``|w · ∂L/∂w|`` of each active unit: SNIP's score, as a prune criterion of Nowak et al. (2023)."""
     return (layer.active_values() * layer.gradient_at(layer.active())).abs()
@@ -204,6 +216,7 @@ TRULY_SPARSE: dict[str, Contender] = {
     "SNIP, own": BeforeTraining(how="SNIP"),
     "GraSP, own": BeforeTraining(how="GraSP"),
     "SynFlow, own": BeforeTraining(how="SynFlow"),
+    "Top-KAST, own": LargerSet(),
 }
 # Layers change their number of weights, so they run masked, at the cost of dense ones.
 MASKED: dict[str, Contender] = {

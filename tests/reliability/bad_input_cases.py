@@ -569,6 +569,12 @@ DOORS = [
         {"l1": [*NUMBER, -1.0], "temperature": [*NUMBER, -1.0], "until": NOT_NUMBERS},
     ),
     Door(
+        recipes.TopKAST,
+        dict,
+        {"forward": [*NUMBER, 0, -0.1, 1.1], "l2": [*NUMBER, -1.0]}
+        | {name: RECIPE[name] for name in ("every", "until")},
+    ),
+    Door(
         recipes.snip,
         lambda: {"model": small_net(), "loss": loss_of, "sparsity": 0.5},
         {"model": [*MODEL, DENSE, META, sparse_net()], "loss": FUNCTION, "sparsity": SHARE},

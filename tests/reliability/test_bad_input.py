@@ -35,8 +35,8 @@ from tutorial_lib.exercises.checking import CheckFailedError
 ENGINE = (
     "adapters attention averages backend conv1d convert copies driver_checks dst fuse gradual init layers optim "
     "own_rule recipes.base recipes.before_training recipes.classic recipes.decade recipes.deep_rewiring "
-    "recipes.fan_in recipes.gradual recipes.links recipes.lottery_ticket recipes.sharing reference rules step topology "
-    "cpu.chain cpu.index cpu.memory"
+    "recipes.fan_in recipes.gradual recipes.links recipes.lottery_ticket recipes.sharing recipes.top_kast "
+    "reference rules step topology cpu.chain cpu.index cpu.memory"
 )
 LIBRARY = (
     "bench checkpoint compare contenders cost csr data masked models player project recorder referee_plots schematics "
@@ -66,6 +66,7 @@ WITHOUT_CASES = {
     "MomentumSharing": "built by SparseMomentum",
     "PruneAndRegenerate": "built by GraNet",
     "SignKeeping": "built by DeepRewiring",
+    "ForwardAndBackwardSet": "built by TopKAST",
     "Method": "a row of a table",
     "MagnitudeAndGradient": "a score that MEST uses",
     "ch3_l3_rows": "used by CHT",
@@ -81,8 +82,10 @@ WITHOUT_CASES = {
     "fan_ins": "used by SRigL",
     "keep_largest": "used by snip and others",
     "last_step": "used by recipes",
+    "learning_rate": "used by recipes",
     "link_grow": "used by CHT",
     "lowest_of_all": "used by drivers",
+    "outside_of_largest": "used by TopKAST",
     "rooms_of": "used by drivers",
     "share_out": "called by layer_nnz; tested through it",
     "saved_generator": "called by load_state_dict of drivers; tested through it",

@@ -21,7 +21,9 @@ from truly_sparse import (
     InvalidArgumentError,
     SparseMomentum,
     SRigL,
+    TopKAST,
     TrainingError,
+    densify,
     grasp,
     lottery_ticket,
     snip,
@@ -93,6 +95,7 @@ ON_BOTH = {
     "CHT": CHT(every=EVERY),
     "SRigL": SRigL(every=EVERY),
     "DeepRewiring": DeepRewiring(l1=1e-3, temperature=1e-4),
+    "TopKAST": TopKAST(every=EVERY),
 }
 EXCHANGING = {
     "DSR": DSR(0.2, EVERY, until=1.0, threshold=0.01),
@@ -290,7 +293,9 @@ def test_truly_sparse_layers_do_not_change_their_size(name):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "lost"), [(DSR(), "threshold"), (DSR(), "generator"), (DeepRewiring(), "generator")]
+    ("recipe", "lost"),
+    [(DSR(), "threshold"), (DSR(), "generator"), (DeepRewiring(), "generator")]
+    + [(TopKAST(), lost) for lost in ("dense", "outside", "generator")],
 )
 def test_a_state_without_what_a_driver_needs_is_refused(recipe, lost):
     driver = attached(recipe, mask_model(network(), 0.8))
@@ -371,9 +376,112 @@ def test_deep_rewiring_keeps_the_momentum_of_kept_weights_and_clears_that_of_new
     assert state[0, 0] == 1 and state.count_nonzero() == 1
 
 
-def test_a_block_has_no_sign():
+# ------------------------------------------------------------------------------------------ Top-KAST
+
+
+def ranked(kind, recipe):
+    """A layer of four connections of eight, the first two of which compute, and θ of the others by hand."""
+    model = nn.Sequential(linear([[4.0, -3, 2, 1, 0, 0, 0, 0]]))
+    model = sparsify(model) if kind == "sparse" else model
+    driver = attached(recipe, model)
+    driver.dense["0"][4:] = torch.tensor([1.5, 0.2, -0.1, 0.0])
+    return model, driver
+
+
+@pytest.mark.parametrize("kind", ["masked", "sparse"])
+def test_top_kast_computes_with_the_largest_and_updates_more(kind):
+    model, driver = ranked(kind, TopKAST(every=1, l2=0.5))
+    y = model(torch.tensor([[1.0, -1, -20, 5, 0, 0, 0, 0]])).sum()
+    assert y == 4 + 3  # the weights 2 and 1 are in B∖A
+    y.backward()
+    driver.optimizer.step()
+    driver.step()
+    # 0.1 times the gradient goes; then 0.1 · 0.5 of A, and, as D = 1/4, four times as much of B∖A:
+    # 3.9 · 0.95, −2.9 · 0.95, 4 · 0.8, 0.5 · 0.8. The largest four are those and 1.5, without the last.
+    assert model[0].active().tolist() == [0, 1, 2, 4]
+    assert torch.allclose(driver.theta["0"], torch.tensor([3.705, -2.755, 3.2, 1.5]))
+    assert torch.allclose(model[0].active_values(), torch.tensor([3.705, 0, 3.2, 0]))
+    assert driver.state_dict()["dense"]["0"][3] == pytest.approx(0.4)  # it may come back
+
+
+@pytest.mark.parametrize("kind", ["masked", "sparse"])
+def test_top_kast_keeps_momentum_where_a_weight_enters_or_leaves_the_forward_set(kind):
+    model, driver = ranked(kind, TopKAST(every=1, l2=0.0))
+    driver.optimizer.param_groups[0]["momentum"] = 0.9
+    model(torch.tensor([[1.0, -1, -20, 9, 0, 0, 0, 0]])).sum().backward()
+    driver.optimizer.step()
+    driver.step()
+    state = driver.optimizer.state[model[0].weight_parameter]["momentum_buffer"]
+    state = state[model[0].mask] if kind == "masked" else state
+    assert state.tolist() == [1, -1, -20, 0]
+
+
+def test_top_kast_ends_with_the_network_of_the_forward_set():
+    model = sparsify(network(), 0.8)
+    driver = attached(TopKAST(every=EVERY, l2=0.1), model)
+    for x, y in batches():
+        driver.optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        driver.optimizer.step()
+        driver.step()
+    small = sparsify(densify(model))
+    sizes = [len(layer.active()) for layer in sparse_layers(small).values()]
+    assert sizes == [round(len(layer.active()) / 2) for layer in driver.layers.values()]
+    assert torch.allclose(small(x), model(x))
+
+
+def test_top_kast_draws_the_others_below_the_forward_set():
+    model = nn.Sequential(linear([[4.0, -3, 2, 1] + [0] * 400]))
+    driver = attached(TopKAST(), model)
+    drawn = driver.dense["0"][4:]
+    assert 2.9 < drawn.max() < 3 and -3 < drawn.min() < -2.9 and drawn.std() == pytest.approx(3**0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["masked", "sparse"])
+def test_top_kast_takes_over_a_loaded_model(kind):
+    model, driver = ranked(kind, TopKAST(every=1, l2=0.0))
+    own = copy.deepcopy(model.state_dict())
+    x = torch.tensor([[1.0, -1, -20, 5, 0, 0, 0, 0]])
+    model(x).sum().backward()
+    driver.optimizer.step()
+    driver.step()
+    assert model[0].active().tolist() == [0, 1, 2, 4]
+    model.load_state_dict(own)
+    assert model[0].active_values().tolist() == [4, -3, 0, 0]
+    assert driver.theta["0"].tolist() == pytest.approx([4, -3, 4, 0.5])  # of B∖A the model's state says nothing
+
+
+def test_top_kast_leaves_a_frozen_layer_alone_until_it_trains():
+    model = nn.Sequential(linear([[4.0, 3, 2, 1, 0, 0]] * 3), linear([[4.0, 3, 2]]))
+    model[0].weight.requires_grad_(False)
+    driver = attached(TopKAST(every=1, l2=0.1), model)
+    model(torch.ones(1, 6)).sum().backward()
+    driver.step()
+    assert model[0].active_values().tolist() == [4, 3, 2, 1] * 3 and 0 in model[1].active_values()
+    model[0].weight.requires_grad_(True)
+    model(torch.ones(1, 6)).sum().backward()
+    driver.step()
+    assert model[0].active_values().count_nonzero() == 6
+
+
+def test_top_kast_refuses_a_weight_outside_of_the_forward_set_that_is_not_finite():
+    model, driver = ranked("sparse", TopKAST(every=1))
+    model[0].set_active_values(torch.tensor([4.0, -3, math.inf, 0]))
+    with pytest.raises(TrainingError, match="weight of '0' outside of A is not finite"):
+        driver.step()
+    assert model[0].active().tolist() == [0, 1, 2, 3]
+
+
+def test_top_kast_refuses_a_state_of_other_sizes():
+    state = attached(TopKAST(), sparsify(network(), 0.8)).state_dict()
+    with pytest.raises(InvalidArgumentError, match=r"state\['outside'\].*same sizes"):
+        attached(TopKAST(), sparsify(network(), 0.9)).load_state_dict(state)
+
+
+@pytest.mark.parametrize("recipe", [DeepRewiring(), TopKAST()], ids=["DeepRewiring", "TopKAST"])
+def test_single_weights_are_ranked(recipe):
     with pytest.raises(InvalidArgumentError, match="structure"):
-        attached(DeepRewiring(), mask_model(network(), 0.5, structure=(2, 2)))
+        attached(recipe, mask_model(network(), 0.5, structure=(2, 2)))
 
 
 # ------------------------------------------------------------------------------------------ before training

@@ -39,6 +39,7 @@ from truly_sparse import (
     SparseMomentum,
     SRigL,
     Static,
+    TopKAST,
     TrainingError,
     densify,
     gradient_grow,
@@ -64,11 +65,12 @@ RECIPES = {
     "GraNet": GraNet(0.5, EVERY, until=1.0, sparsity=SPARSITY),
     "SRigL": SRigL(0.5, EVERY, until=1.0),
     "DeepR": DeepRewiring(l1=1e-2, temperature=1e-2),
+    "Top-KAST": TopKAST(every=EVERY),
 }
 START = {"GMP": 0.0, "GraNet": 0.5}  # sparsity at the start, where it is another one
 EXCHANGING = ("DSR", "SparseMomentum", "GraNet")  # the number of weights of a layer changes, the total is exact
 MASKED_ONLY = ("GMP", *EXCHANGING)
-SINGLE_WEIGHTS = ("SRigL", "DeepR", *EXCHANGING)  # no blocks, or none of different sizes as here
+SINGLE_WEIGHTS = ("SRigL", "DeepR", "Top-KAST", *EXCHANGING)  # no blocks, or none of different sizes as here
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=LR, momentum=0.9, weight_decay=0.1),
     "adam": lambda p: torch.optim.Adam(p, lr=LR, weight_decay=0.1),
@@ -245,9 +247,9 @@ def rejects(check, setup, symptom):
 FIRST = ("Static", "SET", "RigL", "SNFS", "GMP")
 DECADE = [name for name in RECIPES if name not in FIRST]
 ALL = setups(*FIRST) + decade(*DECADE)
-WALKING = decade("DeepR")  # it moves weights in a rewiring, too
-REWIRING = setups("SET", "RigL", "SNFS", "GMP") + decade(*DECADE[:-1])  # the static topology never changes
-# Gradual pruning grows nothing, and SRigL by a rule of its own.
+WALKING = decade("DeepR", "Top-KAST")  # they move weights in a rewiring, too
+REWIRING = setups("SET", "RigL", "SNFS", "GMP") + decade(*DECADE[:-2])  # the static topology never changes
+# Gradual pruning grows nothing, SRigL by a rule of its own, and what Top-KAST grows has kept its value by design.
 GROWING = setups("SET", "RigL", "SNFS") + decade("MEST", "CHT", *EXCHANGING)
 BY_GRADIENT = setups("RigL", "SNFS") + decade("SparseMomentum", "GraNet")  # growth of the others sees no gradient
 
@@ -867,7 +869,8 @@ def places_are_looked_up_in_a_mask(run):
     change_plans(run, lambda layer, kept, *grown: (to_connections(to_mask(kept, layer.dense_shape)), *grown))
 
 
-TRULY_SPARSE = of_kind("sparse", ALL)  # masked layers are a simulation: they hold a dense weight, and say so
+# Masked layers are a simulation: they hold a dense weight, and say so. Top-KAST keeps all weights, on the side.
+TRULY_SPARSE = [setup for setup in of_kind("sparse", ALL) if setup.recipe != "Top-KAST"]
 
 
 @on(TRULY_SPARSE)

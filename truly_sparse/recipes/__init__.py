@@ -12,6 +12,7 @@ from .gradual import GradualMagnitudePruning, GraNet
 from .links import CHT
 from .lottery_ticket import lottery_ticket
 from .sharing import DSR, SparseMomentum
+from .top_kast import TopKAST
 
 __all__ = [
     "CHT",
@@ -29,6 +30,7 @@ __all__ = [
     "SRigL",
     "SparseMomentum",
     "Static",
+    "TopKAST",
     "describe",
     "grasp",
     "lottery_ticket",

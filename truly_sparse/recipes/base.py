@@ -120,3 +120,9 @@ def last_step(until: float, total_steps: int) -> int:
     check_count("total_steps", total_steps, least=1)
     require(0 < until <= 1, "until", until, "a recipe takes a share of the training; use above 0 up to 1")
     return min(int(until * total_steps), total_steps - 1)
+
+
+def learning_rate(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> float:
+    """Return the optimizer's present learning rate of a parameter that it holds."""
+    groups = optimizer.param_groups
+    return next(float(group["lr"]) for group in groups if any(p is parameter for p in group["params"]))

@@ -18,7 +18,7 @@ from ..interrupt import undivided
 from ..positions import without
 from ..rules import random_grow, smallest
 from ..topology import generator_of, saved_generator
-from .base import Recipe, last_step
+from .base import Recipe, last_step, learning_rate
 
 FIRST = 1e-12  # magnitude of a new weight: as good as zero, but it has a sign
 
@@ -67,13 +67,9 @@ class SignKeeping(Rewirer):
 
     def _walked(self, name: str, layer: SparsifiableLayer) -> torch.Tensor:
         """Return the weights after this step's share of the prior and of the noise."""
-        values, rate = layer.active_values(), self._rate(layer.weight_parameter)
+        values, rate = layer.active_values(), learning_rate(self.optimizer, layer.weight_parameter)
         noise = torch.randn(len(values), generator=self.generator, dtype=torch.float64).to(values)
         return values - rate * self.l1 * self.signs[name] + math.sqrt(2 * rate * self.temperature) * noise
-
-    def _rate(self, parameter: nn.Parameter) -> float:
-        groups = self.optimizer.param_groups
-        return next(float(group["lr"]) for group in groups if any(p is parameter for p in group["params"]))
 
     @override
     def _plans(self, layers: Mapping[str, SparsifiableLayer]) -> dict[str, Plan]:

@@ -101,6 +101,8 @@ class Rewirer(ABC):
         layers = self._in_training()
         check_finite(layers)
         plans = self._plans_or_reason(layers) if layers else {}
+        for name, plan in plans.items():
+            self.layers[name].check_rewire(*plan)
         with undivided():
             for name, plan in plans.items():
                 layer = self.layers[name]

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias, cast
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.utils.parametrize import type_before_parametrizations as _kind
 
 from .copies import copied
 from .errors import InvalidArgumentError
@@ -55,7 +56,7 @@ def fuse(model: nn.Module) -> fx.GraphModule:
     calls = [
         node
         for node in graph.nodes
-        if node.op == "call_module" and type(modules[node.target]) in (SparseLinear, SparseConv2d)
+        if node.op == "call_module" and _kind(modules[node.target]) in (SparseLinear, SparseConv2d)
     ]
     targets = [node.target for node in calls]
     for node in calls:
@@ -108,10 +109,10 @@ def _call_at_once(graph: fx.Graph, chain: list[fx.Node]) -> None:
 
 def _next_layer(node: fx.Node, modules: Modules) -> fx.Node | None:
     """Return the call of the sparse layer that is the only user of the result of ``node``; None if there is none."""
-    kind, (user, *others) = type(modules[node.target]), tuple(node.users) or (None,)
+    kind, (user, *others) = _kind(modules[node.target]), tuple(node.users) or (None,)
     if kind is SparseConv2d and user is not None and not others and _is_flatten(user, modules):
         kind, (user, *others) = SparseLinear, tuple(user.users) or (None,)
-    if user is None or others or user.op != "call_module" or type(modules[user.target]) is not kind:
+    if user is None or others or user.op != "call_module" or _kind(modules[user.target]) is not kind:
         return None
     return user if len(user.args) == 1 and not user.kwargs else None
 

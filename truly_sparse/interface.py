@@ -149,6 +149,13 @@ class SparsifiableLayer(nn.Module, ABC):
             TrainingError: no backward pass ran while ``record_gradient`` was True.
         """
 
+    def check_rewire(self, kept: torch.Tensor, grown: torch.Tensor, values: torch.Tensor) -> None:
+        """Refuse what :meth:`rewire` would refuse because of how the weights are computed; no layer has changed then.
+
+        Raises:
+            InvalidArgumentError: the layer cannot hold these weights.
+        """
+
     @abstractmethod
     def rewire(self, kept: torch.Tensor, grown: torch.Tensor, values: torch.Tensor) -> Carry:
         """Change the topology to ``kept ∪ grown`` in place. Kept weights keep their values.

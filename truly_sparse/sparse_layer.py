@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -10,10 +11,12 @@ from torch import nn
 from typing_extensions import override
 
 from .arguments import check_memory, require, shown
+from .computed import is_trained
 from .cpu.index import MOST, ConvIndex, LinearIndex
 from .errors import InvalidArgumentError, TrainingError
 from .interface import Carry, SparsifiableLayer
 from .ops import numbered
+from .parametrized import Parametrizations, check_computed, originals_of, parameter_of, steps_of
 from .places import Places, Sizes, places_of
 from .seal import Seal
 from .structure import whole_blocks
@@ -71,7 +74,8 @@ class SparseLayer(SparsifiableLayer):
     """Common base of SparseLinear and SparseConv2d.
 
     Attributes:
-        values: parameter, the active weights in the order of their flat indices, ``[nnz]``.
+        values: parameter, the active weights in the order of their flat indices, ``[nnz]``; or the tensor that
+            ``torch.nn.utils.parametrize`` computes (``parametrized.py``).
         bias: parameter ``[out]`` or None.
         index: the positions of the weights, in the orders that the kernels need.
         relu: whether the layer applies ReLU to its result.
@@ -109,6 +113,16 @@ class SparseLayer(SparsifiableLayer):
     def _hold(self, index: LinearIndex | ConvIndex, connections: torch.Tensor) -> None:
         self.index, self.seal = index, Seal(self, connections)
         self._pointers, self._positions = places_of(index)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; torch sets ``parametrizations`` when the first one is registered."""
+        super().__setattr__(name, Parametrizations() if name == "parametrizations" else value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SparseLayer:
+        """Return a copy. torch replaces ``__getstate__`` where a parametrization computes a parameter."""
+        made = memo[id(self)] = type(self).__new__(type(self))
+        made.__setstate__(copy.deepcopy(SparseLayer.__getstate__(self), memo))
+        return made
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy or a pickle, which makes its own of what belongs to this object."""
@@ -151,7 +165,7 @@ class SparseLayer(SparsifiableLayer):
     @property
     @override
     def weight_parameter(self) -> nn.Parameter:
-        return self.values
+        return parameter_of(self)
 
     @property
     def weight(self) -> DenseWeight:
@@ -179,7 +193,7 @@ class SparseLayer(SparsifiableLayer):
     def set_active_values(self, values: torch.Tensor) -> None:
         check_values(values, self.index.nnz)
         with torch.no_grad():
-            self.values.copy_(values)
+            self.weight_parameter.copy_(originals_of(self, values.to(self.values)))
 
     @override
     def fade_gradient(self, factor: float) -> None:
@@ -192,13 +206,22 @@ class SparseLayer(SparsifiableLayer):
         return self._recorded
 
     @override
+    def check_rewire(self, kept: torch.Tensor, grown: torch.Tensor, values: torch.Tensor) -> None:
+        if steps_of(self) is not None:
+            _, was = check_rewiring(self, kept, grown, values)
+            new = torch.cat([self.weight_parameter, originals_of(self, values)])
+            check_computed(self, new.index_select(0, was), torch.cat([self.values, values]).index_select(0, was))
+
+    @override
     def rewire(self, kept: torch.Tensor, grown: torch.Tensor, values: torch.Tensor) -> Carry:
+        self.check_rewire(kept, grown, values)
         after, was = check_rewiring(self, kept, grown, values)
         if len(kept) + len(grown) != self.index.nnz:
             raise InvalidArgumentError(
                 f"kept={shown(kept)} and grown={shown(grown)} are {len(kept) + len(grown)} connections; "
                 f"this layer holds exactly {self.index.nnz}, give as many"
             )
+        new = originals_of(self, values)
         self._hold(self.build_index(after), after)
         del after  # a large layer's is large
 
@@ -206,7 +229,8 @@ class SparseLayer(SparsifiableLayer):
             return torch.cat([state, state.new_full((len(grown),), fresh)]).index_select(0, was)
 
         with torch.no_grad():
-            self.values.copy_(torch.cat([self.values, values]).index_select(0, was))
+            parameter = self.weight_parameter
+            parameter.copy_(torch.cat([parameter, new]).index_select(0, was))
         return carry
 
     def to_dense(self) -> torch.Tensor:
@@ -217,14 +241,21 @@ class SparseLayer(SparsifiableLayer):
 
     def _with_activation(self, dense: nn.Linear | nn.Conv1d | nn.Conv2d) -> nn.Module:
         """Give a dense layer this layer's tensors, and add modules for ReLU and pooling."""
-        dense.weight = nn.Parameter(self.to_dense(), self.values.requires_grad)
-        dense.bias = None if self.bias is None else nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)
+        dense.weight = nn.Parameter(self.to_dense(), is_trained(self, "values"))
+        dense.bias = None if self.bias is None else nn.Parameter(self.bias.detach().clone(), is_trained(self, "bias"))
         parts = [dense, *([nn.ReLU()] if self.relu else []), *([nn.MaxPool2d(2)] if self.pool else [])]
         return dense if len(parts) == 1 else nn.Sequential(*parts)
 
     def _description(self) -> str:
         blocks = f", structure={self.structure}" if self.structure != (1, 1) else ""
         return f"active={self.index.nnz}/{math.prod(self.dense_shape)}{blocks}"
+
+    @override
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *more: Any) -> None:
+        steps = steps_of(self)
+        if steps is not None:  # torch loads them after this layer, and who watches it reads its weights before that
+            steps._load_from_state_dict(state_dict, f"{prefix}parametrizations.values.", *more[:2], [], [], [])
+        super()._load_from_state_dict(state_dict, prefix, *more)
 
     def get_extra_state(self) -> torch.Tensor:
         """Return the topology for ``state_dict``: flat indices, int64 ``[nnz]``."""

@@ -362,8 +362,6 @@ def test_a_parametrization_computes_a_parameter(kind):
     assert near([model(x), torch.compile(model, backend="aot_eager")(x)], [right, right])
     model(x).sum().backward()
     assert layer.parametrizations.bias.original.grad.abs().max() > 0
-    with pytest.raises(KeyError, match="values"):  # torch keeps parametrizations by name beside its methods
-        parametrize.register_parametrization(layer, "values", Doubled())
 
 
 OPTIMIZERS = {

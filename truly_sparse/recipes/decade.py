@@ -188,6 +188,7 @@ METHODS = (
         "all weights, on the side, of which the largest are chosen; gradients of the larger set only",
         BOTH,
         "comparable to or better than earlier work, sparse in both passes (ImageNet); works for language modelling",
+        "https://github.com/A-Klass/torch_topkast",
     ),
     Method(
         "GraSP",

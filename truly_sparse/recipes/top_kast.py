@@ -13,7 +13,6 @@ from typing_extensions import override
 
 from ..arguments import require
 from ..dst import Plan, Rewirer
-from ..errors import TrainingError
 from ..interface import SparsifiableLayer
 from ..interrupt import undivided
 from ..positions import contained
@@ -49,7 +48,7 @@ class ForwardAndBackwardSet(Rewirer):
     Attributes:
         dense: ``θ`` of all connections of each layer, ``[size]`` in the CPU's memory; that of ``B`` may be older.
         theta: ``θ`` of each layer's active connections, ``[nnz]``.
-        outside: which of these are in ``B∖A``, bool ``[nnz]``.
+        outside: 1 for those of them in ``B∖A``, 0 for those in ``A``, ``[nnz]``, in the type of the weights.
 
     Raises:
         InvalidArgumentError: a number outside its range, or a layer whose weights exist in blocks.
@@ -99,9 +98,9 @@ class ForwardAndBackwardSet(Rewirer):
         self._choose(name, layer, torch.where(outside & (values == 0), known.to(values), values), outside)
 
     def _choose(self, name: str, layer: SparsifiableLayer, theta: torch.Tensor, outside: torch.Tensor) -> None:
-        """Let the layer compute with ``A`` only: ``α``."""
-        self.theta[name], self.outside[name] = theta, outside
-        layer.set_active_values(theta.masked_fill(outside, 0))
+        """Let the layer compute with ``A`` only: ``α``. What is not finite stays so, and the next choice refuses it."""
+        self.theta[name], self.outside[name] = theta, outside.to(theta)
+        layer.set_active_values(torch.addcmul(theta, theta, self.outside[name], value=-1))
 
     def _all(self, name: str, active: torch.Tensor) -> torch.Tensor:
         """Return ``θ`` of all connections, with that of these active ones up to date."""
@@ -120,11 +119,11 @@ class ForwardAndBackwardSet(Rewirer):
 
     def _update(self, name: str, layer: SparsifiableLayer) -> None:
         """Add the optimizer's step to ``θ``, and regularise."""
-        values, outside = layer.active_values(), self.outside[name]
-        theta = torch.where(outside, self.theta[name] + values, values)
-        density = self._count(len(theta)) / math.prod(layer.dense_shape)
+        outside, density = self.outside[name], self._count(len(self.theta[name])) / math.prod(layer.dense_shape)
+        theta = torch.addcmul(layer.active_values(), self.theta[name], outside)
         decay = self.l2 * learning_rate(self.optimizer, layer.weight_parameter)
-        self._choose(name, layer, theta - decay * torch.where(outside, theta / density, theta), outside)
+        theta.addcmul_(theta, 1 + outside * (1 / density - 1), value=-decay)
+        self._choose(name, layer, theta, outside)
 
     @override
     def rewire(self) -> None:
@@ -136,9 +135,6 @@ class ForwardAndBackwardSet(Rewirer):
 
     @override
     def _plans(self, layers: Mapping[str, SparsifiableLayer]) -> dict[str, Plan]:
-        for name in layers:
-            if not self.theta[name].isfinite().all():
-                raise TrainingError(f"a weight of {name!r} outside of A is not finite; lower the learning rate")
         return {name: self._plan(layer.active(), self._all(name, layer.active())) for name, layer in layers.items()}
 
     def _plan(self, active: torch.Tensor, dense: torch.Tensor) -> Plan:
@@ -171,7 +167,7 @@ class ForwardAndBackwardSet(Rewirer):
         self.generator, self.dense, self.outside = generator, dense, outside
         for name in dense:
             values, active = self.layers[name].active_values(), self.layers[name].active()
-            self.theta[name], self.outside[name] = dense[name][active.cpu()].to(values), outside[name].to(values.device)
+            self.theta[name], self.outside[name] = dense[name][active.cpu()].to(values), outside[name].to(values)
 
     def _saved(self, state: Mapping[str, Any], key: str) -> dict[str, torch.Tensor]:
         """Return copies of saved tensors by layer.

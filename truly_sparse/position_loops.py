@@ -38,38 +38,104 @@ def first_wrong(positions, size):
 
 
 @_loop
+def are_outside(positions, among, size):
+    """Tell whether a list is sorted, distinct and in ``range(size)``, and shares no number with another list."""
+    i, j = 0, 0
+    while i < len(positions) and j < len(among) and positions[i] != among[j]:  # adding is faster than a branch
+        before = positions[i] < among[j]
+        i += before
+        j += not before
+    return (i == len(positions) or j == len(among)) and first_wrong(positions, size) == len(positions)
+
+
+@_loop
 def rewire(active, kept, grown, after, was):
     """Write the list that remains and grows, and of each position its place in ``active``, or behind it in ``grown``.
 
     Returns the place of the first of ``kept`` that is not active, and of the first of ``grown`` that is; -1 for none.
+    ``after`` and ``was`` have room for one more.
     """
-    a, j, n, m, end = 0, 0, len(kept), len(grown), len(active)
-    i = 0
-    while i < n or j < m:
-        grows = i == n or (j < m and grown[j] < kept[i])
-        place = grown[j] if grows else kept[i]
-        while a < end and active[a] < place:
+    a, i, j, at, end = 0, 0, 0, 0, len(active)
+    while a < end and i < len(kept) and j < len(grown):  # writing always, and counting what stays, is faster than a branch
+        old, new = active[a], grown[j]
+        if old == new:
+            return -1, j
+        grows = new < old
+        stays = kept[i] == old
+        after[at], was[at] = (new, end + j) if grows else (old, a)
+        at += grows | stays
+        i += stays & (not grows)
+        j += grows
+        a += not grows
+    while j < len(grown):  # all that is kept was found, or is not active
+        while a < end and active[a] < grown[j]:
             a += 1
-        found = a < end and active[a] == place
-        if grows:
-            if found:
-                return -1, j
-            after[i + j], was[i + j], j = place, end + j, j + 1
-        else:
-            if not found:
-                return i, -1
-            after[i + j], was[i + j], i = place, a, i + 1
-    return -1, -1
+        if a < end and active[a] == grown[j]:
+            return -1, j
+        after[at], was[at] = grown[j], end + j
+        at, j = at + 1, j + 1
+    while a < end and i < len(kept):
+        stays = kept[i] == active[a]
+        after[at], was[at] = active[a], a
+        at, i, a = at + stays, i + stays, a + 1
+    return (i if i < len(kept) else -1), -1
+
+
+@_loop
+def without(active, places, left):
+    """Write a list without the numbers at some of its places; ``left`` has room for one more."""
+    stays, at = np.ones(len(active), np.uint8), 0
+    for place in places:
+        stays[place] = 0
+    for k in range(len(active)):
+        left[at] = active[k]
+        at += stays[k]
 
 
 @_loop
 def unranked(active, ranks, places):
     """Write, of the positions that are not in a list, those of the given ranks (sorted)."""
-    a, end = 0, len(active)
-    for k in range(len(ranks)):
-        while a < end and active[a] - a <= ranks[k]:
-            a += 1
+    a, k = 0, 0
+    while a < len(active) and k < len(ranks):  # writing always is faster than a branch
+        skips = active[a] - a <= ranks[k]
         places[k] = ranks[k] + a
+        k += not skips
+        a += skips
+    for later in range(k, len(ranks)):
+        places[later] = ranks[later] + a
+
+
+@_loop
+def sort_distinct(numbers, other, population):
+    """Sort numbers of ``range(population)`` digit by digit, and return how many are distinct; they come first.
+
+    ``other`` has the same length. Returns as well whether they are there instead of in ``numbers``.
+    """
+    bits = 1
+    while population >> bits:
+        bits += 1
+    digits = (bits + 11) // 12
+    width = (bits + digits - 1) // digits
+    starts = np.empty(1 << width, np.int64)
+    mask = (1 << width) - 1
+    for shift in range(0, digits * width, width):
+        starts[:] = 0
+        for number in numbers:
+            starts[number >> shift & mask] += 1
+        before = 0
+        for digit in range(len(starts)):
+            starts[digit], before = before, before + starts[digit]
+        for number in numbers:
+            digit = number >> shift & mask
+            other[starts[digit]] = number
+            starts[digit] += 1
+        numbers, other = other, numbers
+    found, before = 0, -1
+    for number in numbers:  # writing always, and counting what is new, is faster than a branch
+        numbers[found] = number
+        found += number != before
+        before = number
+    return found, digits % 2 == 1
 
 
 @_loop
@@ -102,6 +168,14 @@ def by_column(indptr, cols, tall, wide, top, bottom, ends, rows, places):
     Writes the row and the place of the first of ``wide`` weights, and where each block column ends. ``ends`` holds
     zeros before.
     """
+    if tall == 1 and wide == 1:  # compiled for these numbers, without divisions
+        _by_column(indptr, cols, 1, 1, top, bottom, ends, rows, places)
+    else:
+        _by_column(indptr, cols, tall, wide, top, bottom, ends, rows, places)
+
+
+@njit(inline="always")
+def _by_column(indptr, cols, tall, wide, top, bottom, ends, rows, places):
     begin = tall * indptr[top] // wide
     for k in range(indptr[top], indptr[bottom], wide):
         ends[cols[k] // wide] += tall
@@ -117,6 +191,20 @@ def by_column(indptr, cols, tall, wide, top, bottom, ends, rows, places):
                 at = ends[column]
                 rows[at], places[at] = tall * o + r, start + k
                 ends[column] = at + 1
+
+
+@_loop
+def borders(indptr, pieces, room):
+    """Write borders between pieces of rows of about equal work, without empty pieces, and return how many there are."""
+    last, at, found = len(indptr) - 1, 0, 1
+    room[0] = 0
+    for piece in range(1, pieces + 1):
+        while pieces * (indptr[at] + at) < piece * (indptr[last] + last):  # each row adds a constant cost
+            at += 1
+        if at > room[found - 1]:
+            room[found] = at
+            found += 1
+    return found
 
 
 @_loop
@@ -143,12 +231,16 @@ def largest(bits, count, places):
             some[found] = key
             found += ((key >> shift) & 2047) == digit
         same = some[:found]
-    found = 0
-    for k in range(len(keys)):
+    found, k = 0, 0
+    while k < len(keys) and left < len(same):  # not all of the equal ones are chosen
         places[found] = k
         equal = (keys[k] == same[0]) & (left > 0)
         left -= equal
         found += (keys[k] > same[0]) | equal
+        k += 1
+    for later in range(k, len(keys)):
+        places[found] = later
+        found += keys[later] >= same[0]
 
 
 @_loop

@@ -99,6 +99,30 @@ def contained(numbers: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(inside).to(numbers.device)
 
 
+def are_outside(positions: torch.Tensor, among: torch.Tensor, size: int) -> bool:
+    """Tell whether ``positions`` are int64 ``[n]``, sorted, distinct, in ``range(size)`` and not in a list ``among``."""
+    if not _is_list(positions):
+        return False
+    ours, theirs = positions.numpy(force=True), among.numpy(force=True)
+    loops = loops_or_none()
+    if loops is not None:
+        return bool(loops.are_outside(ours, theirs, size))
+    ordered = (ours[1:] > ours[:-1]).all() and (len(ours) == 0 or (ours[0] >= 0 and ours[-1] < size))
+    return bool(ordered and not np.isin(ours, theirs, assume_unique=True).any())
+
+
+def sorted_distinct(numbers: torch.Tensor, population: int) -> torch.Tensor:
+    """Return numbers of ``range(population)``, int64 ``[n]`` on the CPU, sorted and without duplicates. Uses them up."""
+    array, loops = numbers.numpy(), loops_or_none()
+    if loops is not None:
+        other = np.empty_like(array)
+        count, moved = loops.sort_distinct(array, other, population)
+        return torch.from_numpy(other)[:count] if moved else numbers[:count]
+    array.sort()
+    repeated = array[1:] == array[:-1]
+    return torch.from_numpy(array[np.concatenate([[True], ~repeated])]) if repeated.any() else numbers
+
+
 def rewired(active: torch.Tensor, kept: torch.Tensor, grown: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Replace a list by the part of it that is kept, together with new positions.
 
@@ -116,8 +140,8 @@ def rewired(active: torch.Tensor, kept: torch.Tensor, grown: torch.Tensor) -> tu
     """
     ours, stay, come = (numbers.numpy(force=True) for numbers in (active, kept, grown))
     short = len(ours) + len(come) <= np.iinfo(np.int32).max
-    after = np.empty(len(stay) + len(come), np.int64)
-    was = np.empty(len(after), np.int32 if short else np.int64)
+    room = len(stay) + len(come) + 1
+    after, was = np.empty(room, np.int64), np.empty(room, np.int32 if short else np.int64)
     loops = loops_or_none()
     if loops is not None:
         lost, there = loops.rewire(ours, stay, come, after, was)
@@ -126,7 +150,7 @@ def rewired(active: torch.Tensor, kept: torch.Tensor, grown: torch.Tensor) -> tu
         found = np.isin(stay, ours, assume_unique=True), np.isin(come, ours, assume_unique=True)
         lost, there = (int(np.argmax(wrong)) if wrong.any() else -1 for wrong in (~found[0], found[1]))
         order = np.argsort(np.concatenate([stay, come]), kind="stable")
-        after[:], was[:] = (
+        after[:-1], was[:-1] = (
             part[order]
             for part in (
                 np.concatenate([stay, come]),
@@ -137,13 +161,17 @@ def rewired(active: torch.Tensor, kept: torch.Tensor, grown: torch.Tensor) -> tu
         raise InvalidArgumentError(f"kept: {stay[lost]} is not active; keep others")
     if there >= 0:
         raise InvalidArgumentError(f"grown: {come[there]} is already active; grow others")
-    return torch.from_numpy(after).to(active.device), torch.from_numpy(was).to(active.device)
+    return torch.from_numpy(after[:-1]).to(active.device), torch.from_numpy(was[:-1]).to(active.device)
 
 
 def without(active: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Return a list without the positions at some of its places, ``[m]``."""
-    left = np.delete(active.numpy(force=True), places.numpy(force=True))
-    return torch.from_numpy(left).to(active.device)
+    """Return a list without the positions at some of its places, int64 ``[m]``, sorted."""
+    ours, gone, loops = active.numpy(force=True), places.numpy(force=True), loops_or_none()
+    if loops is None:
+        return torch.from_numpy(np.delete(ours, gone)).to(active.device)
+    left = np.empty(len(ours) - len(gone) + 1, np.int64)
+    loops.without(ours, gone, left)
+    return torch.from_numpy(left[:-1]).to(active.device)
 
 
 def unranked(active: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -25,12 +27,12 @@ class Seal:
 
     Args:
         layer: receives the buffer.
-        connections: the topology, int64 ``[nnz]``.
+        places: the topology, as contiguous tensors on the CPU.
     """
 
-    def __init__(self, layer: nn.Module, connections: torch.Tensor) -> None:
+    def __init__(self, layer: nn.Module, places: Iterable[torch.Tensor]) -> None:
         # 22 bits: torch averages whole numbers in float32, which is exact up to 24 bits.
-        self.checksum = zlib.crc32(connections.contiguous().numpy(force=True).data) >> 10
+        self.checksum = functools.reduce(lambda so_far, of: zlib.crc32(of.numpy().data, so_far), places, 0) >> 10
         values = layer._parameters.get("values")
         with torch.inference_mode(False):  # inference tensors count no writes
             held = torch.tensor(self.checksum, device="cpu" if values is None else values.device)

@@ -110,9 +110,10 @@ class SparseLayer(SparsifiableLayer):
         """The positions of the weights as tensors that share the index's memory; they must not be changed."""
         return self._pointers, self._positions
 
-    def _hold(self, index: LinearIndex | ConvIndex, connections: torch.Tensor) -> None:
-        self.index, self.seal = index, Seal(self, connections)
+    def _hold(self, index: LinearIndex | ConvIndex) -> None:
+        self.index = index
         self._pointers, self._positions = places_of(index)
+        self.seal = Seal(self, self.places)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; torch sets ``parametrizations`` when the first one is registered."""
@@ -154,7 +155,7 @@ class SparseLayer(SparsifiableLayer):
         if connections is None:
             blocks = sample_distinct(size // area, nnz // area, torch.default_generator)
             connections = whole_blocks(blocks, self.dense_shape, self.structure)
-        self._hold(self.build_index(connections), connections)
+        self._hold(self.build_index(connections))
         bound = 1 / math.sqrt(max(1, math.prod(self.dense_shape[1:])))
         values = torch.empty(self.index.nnz, device=device, dtype=dtype)
         require(values.is_floating_point(), "dtype", dtype, "use a floating type such as torch.float32")
@@ -222,7 +223,7 @@ class SparseLayer(SparsifiableLayer):
                 f"this layer holds exactly {self.index.nnz}, give as many"
             )
         new = originals_of(self, values)
-        self._hold(self.build_index(after), after)
+        self._hold(self.build_index(after))
         del after  # a large layer's is large
 
         def carry(state: torch.Tensor, fresh: float) -> torch.Tensor:
@@ -273,4 +274,4 @@ class SparseLayer(SparsifiableLayer):
                 f"state={shown(state)}: the saved topology has {index.nnz} connections, this layer {len(self.values)}; "
                 "use the same sparsity, scheme, structure and exclude"
             )
-        self._hold(index, state)
+        self._hold(index)

@@ -18,7 +18,7 @@ from .auto import automatic
 from .computed import pruning_mask, tensor_of
 from .errors import InvalidArgumentError
 from .interface import Carry, Names, SparsifiableLayer, WeightLayer, untied_layers, weight_shape
-from .positions import check_connections, check_places, contained, largest, rewired
+from .positions import check_connections, check_places, contained, largest, rewired, sorted_distinct
 from .structure import (
     UNSTRUCTURED,
     Structure,
@@ -222,19 +222,11 @@ def sample_distinct(population: int, count: int, generator: torch.Generator) -> 
     while len(drawn) < count:
         # Draw more than are missing, then drop a random part of the surplus: all subsets stay equally likely.
         more = torch.randint(population, (2 * (count - len(drawn)),), generator=generator)
-        drawn = _sorted_distinct(torch.cat([drawn, more]) if len(drawn) else more)
+        drawn = sorted_distinct(torch.cat([drawn, more]) if len(drawn) else more, population)
         del more  # these arrays can be large
-    chosen = drawn[torch.randperm(len(drawn), generator=generator)[:count]]
+    chosen = drawn.index_select(0, torch.randperm(len(drawn), generator=generator)[:count])
     del drawn
-    return _sorted_distinct(chosen)
-
-
-def _sorted_distinct(numbers: torch.Tensor) -> torch.Tensor:
-    """Return the same as ``numbers.unique()``, faster and with less memory. Sorts ``numbers`` in place."""
-    array = numbers.numpy()
-    array.sort()
-    repeated = array[1:] == array[:-1]
-    return torch.from_numpy(array[np.concatenate([[True], ~repeated])]) if repeated.any() else numbers
+    return sorted_distinct(chosen, population)
 
 
 def initial_topology(

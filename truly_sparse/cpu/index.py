@@ -16,9 +16,9 @@ import torch
 
 from ..arguments import check_count, pair, require, shown
 from ..errors import InvalidArgumentError
-from ..positions import check_connections
+from ..positions import check_connections, loops_or_none
 from ..structure import check_structure
-from .blocks import check_blocks, in_rows, joined, sort_by_column, split
+from .blocks import check_blocks, joined, sort_by_column, split
 
 MOST = 2**32  # weights of a layer; kernels store their numbers in 4 bytes
 CHUNKS = 64  # pieces of work with equal numbers of nonzeros; fixed, so that results do not depend on the threads
@@ -118,23 +118,17 @@ class LinearIndex(_Index):
         blocks = max(1, min(nnz // BLOCK, nnz // (RUN * max(shape[1], 1))))
         t_rows: np.ndarray = np.empty(nnz // wide, _unsigned(shape[0]))
         t_perm = np.empty(nnz // wide, np.uint32)
-        ends = np.zeros((blocks, columns), np.int64)  # where the weights of each part and block column end
-        borders = np.searchsorted(indptr, np.linspace(0, nnz // tall, blocks + 1))  # of the block rows of each part
-        for block, (top, bottom) in enumerate(itertools.pairwise(borders)):
+        t_indptr = np.zeros(blocks * columns + 1, np.int64)
+        ends = t_indptr[1:].reshape(blocks, columns)  # where the weights of each part and block column end
+        parts = np.searchsorted(indptr, np.linspace(0, nnz // tall, blocks + 1)) if blocks > 1 else (0, len(indptr) - 1)
+        for block, (top, bottom) in enumerate(itertools.pairwise(parts)):
             sort_by_column(indptr, cols, structure, top, bottom, ends[block], t_rows, t_perm)
-        t_indptr = np.concatenate([[0], ends.reshape(-1)])
-        sizes = np.diff(t_indptr).reshape(blocks, columns)
-        return cls(
-            shape,
-            structure,
-            indptr,
-            cols,
-            t_indptr,
-            t_rows,
-            t_perm,
-            _chunks(indptr),
-            _chunks(np.concatenate([[0], np.cumsum(sizes.sum(0))])),
-        )
+        of_columns = t_indptr
+        if blocks > 1:
+            sizes = np.diff(t_indptr).reshape(blocks, columns)
+            of_columns = np.concatenate([[0], np.cumsum(sizes.sum(0))])
+        chunks = _chunks(indptr), _chunks(of_columns)
+        return cls(shape, structure, indptr, cols, t_indptr, t_rows, t_perm, *chunks)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return LinearIndex.build, (self.flat(), self.shape, self.structure)
@@ -260,10 +254,10 @@ class ConvIndex(_Index):
 
     def flat(self) -> torch.Tensor:
         """Return the flat positions: int64 ``[nnz]``, sorted (computed, not stored)."""
-        o, places = in_rows(self.indptr, self.structure[0])
-        c, dy, dx = self.taps[places].astype(np.int64).T
         _, channels, height, width = self.shape
-        return torch.from_numpy(((o * channels + c % max(channels, 1)) * height + dy) * width + dx)
+        c, dy, dx = self.taps.astype(np.int64).T
+        within = (c % max(channels, 1) * height + dy) * width + dx
+        return torch.from_numpy(joined(self.indptr, within, channels * height * width, self.structure[0]))
 
     def places(self, device: torch.device) -> torch.Tensor:
         """Return :meth:`flat` on a device, for ``reference.py``; cached."""
@@ -323,6 +317,10 @@ def _unsigned(size: int) -> type:
 
 
 def _chunks(indptr: np.ndarray) -> np.ndarray:
+    loops = loops_or_none()
+    if loops is not None:
+        room = np.empty(CHUNKS + 1, np.int64)
+        return room[: loops.borders(indptr, CHUNKS, room)].copy()
     work = indptr + np.arange(len(indptr))  # each row adds a constant cost
     borders = np.searchsorted(work, np.linspace(0, work[-1], CHUNKS + 1))
     return np.unique(np.concatenate([[0], borders, [len(indptr) - 1]])).astype(np.int64)

@@ -185,7 +185,8 @@ class Rewirer(ABC):
         state = self.optimizer.state.get(parameter, {})
         for key, value in state.items():
             if torch.is_tensor(value) and value.shape == parameter.shape:
-                state[key] = carry(value, float(fresh.get(key, 0.0)))
+                with torch.no_grad():  # in place: a compiled step keeps the addresses of these tensors
+                    value.copy_(carry(value, float(fresh.get(key, 0.0))))
 
 
 class DynamicSparsity(Rewirer):

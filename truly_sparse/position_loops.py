@@ -56,7 +56,9 @@ def rewire(active, kept, grown, after, was):
     ``after`` and ``was`` have room for one more.
     """
     a, i, j, at, end = 0, 0, 0, 0, len(active)
-    while a < end and i < len(kept) and j < len(grown):  # writing always, and counting what stays, is faster than a branch
+    while (
+        a < end and i < len(kept) and j < len(grown)
+    ):  # writing always, and counting what stays, is faster than a branch
         old, new = active[a], grown[j]
         if old == new:
             return -1, j
@@ -191,20 +193,6 @@ def _by_column(indptr, cols, tall, wide, top, bottom, ends, rows, places):
                 at = ends[column]
                 rows[at], places[at] = tall * o + r, start + k
                 ends[column] = at + 1
-
-
-@_loop
-def borders(indptr, pieces, room):
-    """Write borders between pieces of rows of about equal work, without empty pieces, and return how many there are."""
-    last, at, found = len(indptr) - 1, 0, 1
-    room[0] = 0
-    for piece in range(1, pieces + 1):
-        while pieces * (indptr[at] + at) < piece * (indptr[last] + last):  # each row adds a constant cost
-            at += 1
-        if at > room[found - 1]:
-            room[found] = at
-            found += 1
-    return found
 
 
 @_loop

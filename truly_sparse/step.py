@@ -41,6 +41,7 @@ class _Prepared(NamedTuple):
         groups: the optimizer's list of groups, and its only group.
         hooks: dictionaries of modules, and the name of a hook dictionary in each, which must stay empty.
         held: the optimizer's list of parameters, and a copy of it.
+        layers: the sparse layers.
         stages: what each layer computes.
         parameters: values and bias of each layer, without missing biases.
         weights: values and bias of each layer with their Adam state; None for a missing bias.
@@ -52,6 +53,7 @@ class _Prepared(NamedTuple):
     groups: tuple[list[dict[str, Any]], dict[str, Any]]
     hooks: list[tuple[dict[str, Any], str]]
     held: tuple[list[nn.Parameter], list[nn.Parameter]]
+    layers: list[SparseLayer]
     stages: list[Stage]
     parameters: list[nn.Parameter]
     weights: list[Trained | None]
@@ -141,8 +143,12 @@ class TrainingStep:
         if self._prepared is None or not _is_valid(self._prepared):
             self._prepared = self._prepare()
         ready = self._prepared
-        if ready is None or x.dim() != ready.dim or kernels_for(x) is reference:
+        if ready is None or any([layer.record_gradient for layer in ready.layers]):
             return None
+        if x.dim() != ready.dim or kernels_for(x) is reference:
+            return None
+        if any([layer.index is not stage.index for layer, stage in zip(ready.layers, ready.stages, strict=True)]):
+            self._prepared = ready = ready._replace(stages=stages_in(ready.layers))
         self._trainer = self._trainer or kernels_for(x).Trainer()
         done: tuple[float, int] | None = self._trainer.step(x, y, ready.stages, ready.weights, settings)
         if done is not None:
@@ -159,7 +165,7 @@ class TrainingStep:
         (group,), state = self.optimizer.param_groups, self.optimizer.state
         if not chain or "forward" in vars(self.model) or len(layers) < len(chain):
             return None
-        if any(layer.record_gradient for layer in layers) or not isinstance(layers[-1], SparseLinear):
+        if not isinstance(layers[-1], SparseLinear):
             return None
         parameters = parameters_of(layers)
         trained = [parameter for parameter in parameters if parameter is not None]
@@ -173,6 +179,7 @@ class TrainingStep:
             groups=(self.optimizer.param_groups, group),
             hooks=[(vars(module), name) for module in (self.model, *layers) for name in HOOKS],
             held=(group["params"], list(group["params"])),
+            layers=layers,
             stages=stages_in(layers),
             parameters=trained,
             weights=[None if each is None else (each, *(state[each][name] for name in MOMENTS)) for each in parameters],
@@ -193,7 +200,7 @@ class TrainingStep:
             places += [(parent._modules, step) for parent, step in zip(parents, steps, strict=True)]
         for layer in layers:
             places += [(layer._parameters, name) for name in ("values", "bias")]
-            places += [(vars(layer), name) for name in ("index", "relu", "pool", "_record_gradient")]
+            places += [(vars(layer), name) for name in ("relu", "pool")]
         for parameter in trained:
             places += [(state, parameter), *((state[parameter], name) for name in MOMENTS)]
         return places

@@ -289,7 +289,7 @@ def checked_kernels(lanes: int) -> Iterator[ModuleType]:
     """Give ``cpu/chain.py`` over these words, with registers of so many lanes; nothing else is changed for long."""
     names = (
         "adam convert conv_shape conv_gradient conv_blocks conv_forward conv_backward chain entry linear_shape "
-        "linear_blocks linear loss pass_record passes plan program traces training workspace"
+        "linear_blocks linear loss pass_record passes plan program templates traces training workspace"
     )
     package, here = kernels.__name__, sys.modules[__name__]
     with pytest.MonkeyPatch.context() as patch:
@@ -306,7 +306,8 @@ def checked_kernels(lanes: int) -> Iterator[ModuleType]:
         patch.setattr(plan, "address", lambda array: note(address(array), array.nbytes, array))
         patch.setattr(sys.modules[f"{package}.program"], "_Memory", Memory)
         patch.setattr(sys.modules[f"{package}.training"], "address", plan.address)
-        patch.setattr(sys.modules[f"{package}.pass_record"], "address", plan.address)
+        for name in ("pass_record", "templates"):
+            patch.setattr(sys.modules[f"{package}.{name}"], "address", plan.address)
         for name in ("chain", "training", "workspace"):
             patch.setattr(sys.modules[f"{package}.{name}"], "borrow", _borrow)
         patch.setattr(torch.Tensor, "data_ptr", _data_ptr)

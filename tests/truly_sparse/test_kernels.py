@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from truly_sparse import InvalidArgumentError, reference
 from truly_sparse.cpu import chain as cpu
 from truly_sparse.cpu import index as index_module
-from truly_sparse.cpu import memory, program
+from truly_sparse.cpu import memory, templates
 from truly_sparse.cpu.index import ConvIndex, LinearIndex
 from truly_sparse.cpu.memory import empty_batch_innermost, is_batch_innermost, to_batch_innermost
 from truly_sparse.cpu.stage import Stage
@@ -369,12 +369,12 @@ def test_copies_of_an_index_are_itself_and_pickles_build_their_own():
 
 def test_programs_of_many_topologies_are_not_kept():
     first = ConvIndex.build(pick((2, 1, 3, 3), 1.0), (2, 1, 3, 3), padding=(1, 1))
-    for seed in range(3 * program.KEPT):
+    for seed in range(3 * templates.KEPT):
         second = LinearIndex.build(pick((3, 2 * 16), 0.5, seed), (3, 2 * 16))
         chain = [Stage(first), Stage(second)], [torch.randn(18), None, torch.randn(second.nnz), None]
         x = torch.randn(5, 1, 4, 4)
         close(cpu.forward(x, *chain)[0], reference.forward(x, *chain)[0])
-    assert len(first.programs) <= program.KEPT
+    assert len(first.programs) <= templates.KEPT
 
 
 @pytest.mark.parametrize("remember", [False, True])

@@ -16,12 +16,13 @@ import torch
 
 from ..arguments import check_count, pair, require, shown
 from ..errors import InvalidArgumentError
-from ..positions import check_connections, loops_or_none
+from ..positions import check_connections
 from ..structure import check_structure
 from .blocks import check_blocks, joined, sort_by_column, split
 
 MOST = 2**32  # weights of a layer; kernels store their numbers in 4 bytes
 CHUNKS = 64  # pieces of work with equal numbers of nonzeros; fixed, so that results do not depend on the threads
+SHARES = np.arange(CHUNKS + 1) / CHUNKS
 # In the order by input, consecutive weights are far apart in ``values``. In a large layer they lie on more memory pages
 # than the TLB holds, so the outputs are divided into blocks of at least BLOCK weights, on average RUN per input.
 BLOCK, RUN = 2**20, 8
@@ -36,6 +37,7 @@ class _Index:
     Attributes:
         number: unique in this process.
         programs: the programs of chains that begin with this index (``program.py``).
+        parts: what it does with inputs of some sizes (``plan.py``).
     """
 
     def __copy__(self) -> Any:
@@ -64,8 +66,8 @@ class LinearIndex(_Index):
             ``[blocks * in / C + 1]``.
         t_rows: their outputs; uint16 or uint32 ``[nnz / C]``.
         t_perm: the positions in ``values`` of the first of their ``C`` weights; uint32 ``[nnz / C]``.
-        row_chunks: borders between block rows of about equal work; int64 ``[≤ CHUNKS + 1]``.
-        col_chunks: borders between block columns of about equal work; int64 ``[≤ CHUNKS + 1]``.
+        row_chunks: borders between block rows of about equal work; int64 ``[CHUNKS + 1]``, fewer for fewer rows.
+        col_chunks: borders between block columns of about equal work; likewise.
     """
 
     shape: tuple[int, int]
@@ -79,6 +81,7 @@ class LinearIndex(_Index):
     col_chunks: np.ndarray
     number: int = field(default_factory=_numbers.__next__, repr=False)
     programs: dict[Any, Any] = field(default_factory=dict, repr=False)
+    parts: dict[Any, Any] = field(default_factory=dict, repr=False)
     _places: dict[torch.device, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -194,6 +197,7 @@ class ConvIndex(_Index):
     taps: np.ndarray
     number: int = field(default_factory=_numbers.__next__, repr=False)
     programs: dict[Any, Any] = field(default_factory=dict, repr=False)
+    parts: dict[Any, Any] = field(default_factory=dict, repr=False)
     _places: dict[torch.device, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -317,10 +321,8 @@ def _unsigned(size: int) -> type:
 
 
 def _chunks(indptr: np.ndarray) -> np.ndarray:
-    loops = loops_or_none()
-    if loops is not None:
-        room = np.empty(CHUNKS + 1, np.int64)
-        return room[: loops.borders(indptr, CHUNKS, room)].copy()
+    """Return borders between pieces of about equal work. Their number depends on that of the rows alone."""
+    if len(indptr) <= CHUNKS:
+        return np.arange(len(indptr))
     work = indptr + np.arange(len(indptr))  # each row adds a constant cost
-    borders = np.searchsorted(work, np.linspace(0, work[-1], CHUNKS + 1))
-    return np.unique(np.concatenate([[0], borders, [len(indptr) - 1]])).astype(np.int64)
+    return np.searchsorted(work, work[-1] * SHARES)

@@ -82,6 +82,22 @@ class Layer(NamedTuple):
         return self.plan.kind == LINEAR
 
 
+class Part(NamedTuple):
+    """The work of one stage of a chain.
+
+    Attributes:
+        plan: for compiled code.
+        size: shape of the result, without batch.
+        alive: arrays whose addresses the plan holds, if the index does not hold them.
+        scratch: numbers of scratch memory of a thread for the gradients of the weights of a piece of the inputs.
+    """
+
+    plan: Plan
+    size: tuple[int, ...]
+    alive: tuple[np.ndarray, ...] = ()
+    scratch: int = 0
+
+
 def callers_form(size: tuple[int, ...], row: int) -> Form:
     """Return the form of a caller's batch-innermost tensor."""
     return Form(size, (row, 0), width=size[-1], plane=math.prod(size[1:])) if len(size) == 3 else Form(size, (row, 0))
@@ -102,19 +118,16 @@ def input_form(plan: Plan, span: int, row: int) -> Form:
     return Form(size, LANES, group, plan.columns, plan.plane, start, span // LANES * group)
 
 
-def layer_plan(
-    index: LinearIndex | ConvIndex, size: tuple[int, ...]
-) -> tuple[Plan, tuple[int, ...], tuple[np.ndarray, ...]]:
-    """Return the plan of a layer for inputs of this size, the size of its result, and arrays to keep alive.
+def layer_part(index: LinearIndex | ConvIndex, size: tuple[int, ...]) -> Part:
+    """Return the work of a layer, without pooling, for inputs of this size.
 
     Raises:
         InvalidArgumentError: the layer does not accept inputs of this size.
     """
-    return _linear_plan(index, size) if isinstance(index, LinearIndex) else _conv_plan(index, size)
+    return _linear_part(index, size) if isinstance(index, LinearIndex) else _conv_part(index, size)
 
 
-def _linear_plan(index: LinearIndex, size: tuple[int, ...]) -> tuple[Plan, tuple[int, ...], tuple[()]]:
-    """Return the plan of a linear layer for inputs of this size, the size of its result, and arrays to keep alive."""
+def _linear_part(index: LinearIndex, size: tuple[int, ...]) -> Part:
     if size != (index.shape[1],):
         raise InvalidArgumentError(f"the input has shape [B, {_listed(size)}]; give [B, {index.shape[1]}].")
     plan = Plan(
@@ -136,11 +149,11 @@ def _linear_plan(index: LinearIndex, size: tuple[int, ...]) -> tuple[Plan, tuple
         col_chunks=address(index.col_chunks),
         col_pieces=len(index.col_chunks) - 1,
     )
-    return plan, (index.shape[0],), ()
+    scratch = 1 << index.largest_piece.bit_length()  # rounded, so that it is the same for most topologies
+    return Part(plan, (index.shape[0],), (), scratch)
 
 
-def _conv_plan(index: ConvIndex, size: tuple[int, ...]) -> tuple[Plan, tuple[int, ...], tuple[np.ndarray, ...]]:
-    """Return the plan of a convolution for inputs of this size, the size of its result, and arrays to keep alive."""
+def _conv_part(index: ConvIndex, size: tuple[int, ...]) -> Part:
     outputs, inputs, kernel, dilation = index.shape[0], index.shape[1] * index.groups, index.shape[2:], index.dilation
     if len(size) != 3 or size[0] != inputs:
         raise InvalidArgumentError(f"the input has shape [B, {_listed(size)}]; give [B, {inputs}, H, W].")
@@ -180,7 +193,7 @@ def _conv_plan(index: ConvIndex, size: tuple[int, ...]) -> tuple[Plan, tuple[int
         by_input=address(by_input),
         lead=(reach[0] - 1) * columns + reach[1] - 1,
     )
-    return plan, (outputs, out_h, out_w), tuple(lists)
+    return Part(plan, (outputs, out_h, out_w), tuple(lists))
 
 
 def _conv_lists(index: ConvIndex, plane: int, columns: int) -> tuple[Any, ...]:

@@ -13,9 +13,10 @@ for a single linear layer with a medium batch in batch-innermost format. ``docs/
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -42,23 +43,22 @@ from .plan import (
     Address,
     Form,
     Layer,
+    Part,
     X,
     Y,
     buffer_form,
     callers_form,
     input_form,
-    layer_plan,
+    layer_part,
 )
 from .records import LINEAR, Call, Phase, Plan
 from .stage import Stage
+from .templates import kept, prepared
 
 SMALL = 2**18  # chains of at most this many weights are divided into spans
 SPAN = 32  # samples of a span
-KEPT = 16  # cached programs per index: later layers' topologies and input shapes change
 # Per-thread buffers are 256 KiB apart, so that hardware prefetching does not cause false sharing.
 APART = 2**18
-
-Part: TypeAlias = tuple[Plan, tuple[int, ...], tuple[np.ndarray, ...]]
 
 
 class Program(NamedTuple):
@@ -126,8 +126,12 @@ def forward_program(stages: Sequence[Stage], x: torch.Tensor, innermost: tuple[b
     Raises:
         InvalidArgumentError: a layer does not accept the result of the layer before it.
     """
-    key = (remember, innermost, x.shape, *((stage.index.number, stage.relu, stage.pool) for stage in stages))
-    return _cached(stages[0], key, lambda: _forward_program(stages, len(x), tuple(x.shape[1:]), innermost, remember))
+    size = tuple(x.shape[1:])
+
+    def make(parts: list[Part]) -> Program:
+        return _forward_program(stages, parts, len(x), size, innermost, remember)
+
+    return prepared(stages, (remember, innermost, x.shape), lambda: _parts(stages, size), make)
 
 
 def backward_program(
@@ -137,35 +141,28 @@ def backward_program(
 
     ``innermost`` describes ``x`` and its gradient, the result, and the gradient of the result.
     """
-    key = (need_input, innermost, trace, x.shape, *((stage.index.number, stage.relu, stage.pool) for stage in stages))
 
-    def make() -> Program:
+    def make(parts: list[Part]) -> Program:
         forward = forward_program(stages, x, innermost[:2], remember=True)
-        return _backward_program(stages, forward, len(x), (innermost[0], innermost[2]), need_input, trace)
+        return _backward_program(stages, parts, forward, len(x), (innermost[0], innermost[2]), need_input, trace)
 
-    return _cached(stages[0], key, make)
-
-
-def _cached(first: Stage, key: tuple[Any, ...], make: Callable[[], Program]) -> Program:
-    programs: dict[Any, Program] = first.index.programs
-    program = programs.get(key)
-    if program is None:
-        program = make()
-        if len(programs) >= KEPT:
-            programs.clear()
-        programs[key] = program
-    return program
+    return prepared(stages, (need_input, innermost, trace, x.shape), lambda: _parts(stages, tuple(x.shape[1:])), make)
 
 
 def _forward_program(
-    stages: Sequence[Stage], batch: int, size: tuple[int, ...], of: tuple[bool, bool], remember: bool
+    stages: Sequence[Stage],
+    parts: list[Part],
+    batch: int,
+    size: tuple[int, ...],
+    of: tuple[bool, bool],
+    remember: bool,
 ) -> Program:
     innermost, result_innermost = of
     small = sum(stage.index.nnz for stage in stages) <= SMALL
     several = batch > SPAN and small and not (innermost and _is_shared(stages, batch, remember))
     span, row = (SPAN, SPAN) if several else (max(row_lanes(batch), LANES), row_floats(batch))
     single = batch == 1 and not remember
-    memory, parts = _Memory(), _parts(stages, size)
+    memory = _Memory()
     forms = _forms(parts, span, row, single)
     places = [(ARENA, memory.take(4 * form.floats)) for form in forms[:-1]] + [(Y, 0)]
     room, one_sample = _Memory(), single and parts[-1][0].kind == LINEAR
@@ -178,7 +175,7 @@ def _forward_program(
     if in_place:
         forms[0], places[0] = callers_form(size, X_ROW), (X, 0)
     layers = []
-    for i, (stage, (plan, image, alive)) in enumerate(zip(stages, parts, strict=True)):
+    for i, (stage, (plan, image, alive, _)) in enumerate(zip(stages, parts, strict=True)):
         winners = (ARENA, memory.take(span * math.prod(image))) if stage.pool and remember else 0
         layers.append(Layer(plan, forms[i], places[i], forms[i + 1], places[i + 1], image, winners, alive))
     calls = [Call(**_common(i, *of)) for i, of in enumerate(zip(stages, layers, strict=True))]
@@ -220,29 +217,34 @@ def _forward_phases(calls: list[Call], plans: list[Plan], single: bool) -> Calla
 
 
 def _parts(stages: Sequence[Stage], size: tuple[int, ...]) -> list[Part]:
-    """Return for each stage its plan, the shape of its result without batch, and arrays to keep alive."""
+    """Return the work of each stage, for inputs of this size."""
     parts: list[Part] = []
-    for i, stage in enumerate(stages):
-        if i > 0 and isinstance(stage.index, LinearIndex):
-            size = (math.prod(size),)
-        plan, size, alive = layer_plan(stage.index, size)
-        size = (size[0], size[1] // 2, size[2] // 2) if stage.pool else size
-        parts.append((plan, size, alive))
+    for i, (index, _, pool) in enumerate(stages):
+        size = (math.prod(size),) if i > 0 and isinstance(index, LinearIndex) else size
+        part = kept(index.parts, size, functools.partial(layer_part, index, size))
+        size = (part.size[0], part.size[1] // 2, part.size[2] // 2) if pool else part.size
+        parts.append(part._replace(size=size))
     return parts
 
 
 def _forms(parts: list[Part], span: int, row: int, single: bool) -> list[Form]:
     """Return the form of each layer's input, and of the result."""
-    forms = [input_form(plan, span, row) for plan, _, _ in parts]
+    forms = [input_form(plan, span, row) for plan, *_ in parts]
     if single:  # linear layers read and write one number per feature; convolutions write 16
-        for i, (plan, _, _) in enumerate(parts):
+        for i, (plan, *_) in enumerate(parts):
             if plan.kind == LINEAR and (i == 0 or parts[i - 1][0].kind == LINEAR):
                 forms[i] = Form((plan.inputs,), 1, floats=plan.inputs)
     return [*forms, callers_form(parts[-1][1], Y_ROW)]
 
 
 def _backward_program(
-    stages: Sequence[Stage], forward: Program, batch: int, of: tuple[bool, bool], need_input: bool, trace: bool
+    stages: Sequence[Stage],
+    parts: list[Part],
+    forward: Program,
+    batch: int,
+    of: tuple[bool, bool],
+    need_input: bool,
+    trace: bool,
 ) -> Program:
     x_innermost, innermost = of
     several, span, result = forward.spans > 1, forward.span, forward.layers[-1]
@@ -276,7 +278,7 @@ def _backward_program(
         if not layer.linear:
             call = call._replace(pieces=(ROOM, memory.take(4 * span // LANES * (plan.nnz + plan.outputs))))
         calls.append(call._replace(masked_row=call.masked_row or row, scratch=(SCRATCH, 0)))
-        layers, scratch = [layer, *layers], max(scratch, _scratch_bytes(stages[i], plan, need_dx))
+        layers, scratch = [layer, *layers], max(scratch, _scratch_bytes(parts[i], need_dx))
         form, at = layer.x, cast(Address, call.dx)
     own = _Memory()
     own.take(scratch)
@@ -342,10 +344,11 @@ def _gradients_of_parameters(
     }
 
 
-def _scratch_bytes(stage: Stage, plan: Plan, need_dx: bool) -> int:
+def _scratch_bytes(part: Part, need_dx: bool) -> int:
     """Return the bytes of scratch memory that a thread needs in the backward pass of a layer."""
-    if isinstance(stage.index, LinearIndex):  # gradients of the weights of a piece of the inputs
-        return 4 * max(LANES, stage.index.largest_piece if need_dx else 0)
+    plan = part.plan
+    if plan.kind == LINEAR:  # gradients of the weights of a piece of the inputs
+        return 4 * max(LANES, part.scratch if need_dx else 0)
     images = LANES * (plan.lead + plan.outputs * plan.plane) if need_dx or plan.tall > 1 else 0
     weights = 1 if plan.tall > 1 else plan.nnz
     return 4 * (LANES * (weights + plan.outputs) + images)  # sums over lanes, and images of the gradient

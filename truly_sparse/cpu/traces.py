@@ -25,67 +25,118 @@ def traced(
     room: torch.Tensor,
     grad: torch.Tensor,
 ) -> list[Trace]:
-    """Return each stage's input and gradient, copied from the memory of a finished pass, also where it is reused."""
-    batch, traces, spans = len(x), [], backward.steps
-    for layer, stage in zip(backward.layers, stages, strict=True):
-        last = layer is backward.layers[-1]
-        shape = (batch, *layer.image)
-        kept = layer.y_at[0] == ARENA
-        result = _copy(arena, layer.y_at, layer.y, shape, backward, spans[ARENA]) if kept else y
-        g = grad if last else _copy(room, layer.g_at, cast(Form, layer.g), shape, backward, spans[ROOM])
+    """Return each stage's input and gradient, copied from the memory of a finished pass, also where it is reused.
+
+    Images are contiguous. Of features, all samples of one follow each other, as the pass has stored them.
+    """
+    batch, layers, spans = len(x), backward.layers, backward.steps
+    xs = [x, *(_copied(arena, of.x_at, of.x, of.x.size, backward, spans[ARENA], batch) for of in layers[1:])]
+    if layers[-1].y_at[0] == ARENA:
+        y = _copied(arena, layers[-1].y_at, layers[-1].y, layers[-1].image, backward, spans[ARENA], batch)
+    traces = []
+    for layer, stage, of_x, result in zip(layers, stages, xs, [*xs[1:], y], strict=True):
+        at_end = layer is layers[-1]
         if isinstance(layer.winners, tuple):
-            pixels = math.prod(layer.image[1:])
-            form = Form(layer.image, LANES, layer.image[0] * pixels * LANES, layer.image[2], pixels)
-            g = _unpooled(g, _copy(arena, layer.winners, form, shape, backward, spans[ARENA], torch.uint8), layer)
-        elif stage.relu:
-            g = g.masked_fill(cast(torch.Tensor, result) <= 0, 0)
-        traces.append(Trace(x.reshape(batch, *layer.x.size), g))
-        x = cast(torch.Tensor, result)  # None only after the last layer
+            g = _unpooled(backward, layer, arena, room, grad if at_end else None)
+        else:
+            form = cast(Form, layer.g)
+            g = grad if at_end else _copied(room, layer.g_at, form, layer.image, backward, spans[ROOM], batch)
+            if stage.relu:
+                stopped = cast(torch.Tensor, result) <= 0
+                g = g.masked_fill(stopped.unflatten(1, layer.image) if g.dim() > stopped.dim() else stopped, 0)
+        traces.append(Trace(of_x.reshape(batch, *layer.x.size), g))
     return traces
 
 
-def _unpooled(g: torch.Tensor, winners: torch.Tensor, layer: Layer) -> torch.Tensor:
-    """Return the gradient before pooling, from that after it and the winner of each window (4: none of the pixels)."""
+def _copied(
+    memory: torch.Tensor, at: Address, form: Form, size: tuple[int, ...], program: Program, step: int, batch: int
+) -> torch.Tensor:
+    """Return the activations at one place of each span, ``step`` bytes apart, as one tensor ``[batch, *size]``."""
+    lanes = _lanes(memory, at, form, size, program, step)
+    if len(size) == 1:
+        return lanes.permute(2, 0, 1, 3).reshape(size[0], program.spans * program.span).t()[:batch]
+    images = torch.empty((batch, *size), dtype=torch.float32, device=CPU)
+    _copy_images(lanes.numpy(), images.numpy())
+    return images
+
+
+def _unpooled(
+    program: Program, layer: Layer, arena: torch.Tensor, room: torch.Tensor, grad: torch.Tensor | None
+) -> torch.Tensor:
+    """Return the gradient before pooling, from that after it and the winner of each window (4: none of the pixels).
+
+    ``grad`` is the gradient after pooling of the last layer; that of others is in ``room``.
+    """
+    channels, rows, columns = layer.image
+    form = Form(layer.image, LANES, channels * rows * columns * LANES, columns, rows * columns)
+    winners = _lanes(arena, cast(Address, layer.winners), form, layer.image, program, program.steps[ARENA], torch.uint8)
     size = layer.plan.out_h, layer.plan.out_w
     odd = size[0] % 2 or size[1] % 2  # pooling drops an odd last row or column
-    full = (torch.zeros if odd else torch.empty)((*g.shape[:2], *size), dtype=torch.float32, device=CPU)
-    _unpool(g.contiguous().numpy(), winners.contiguous().numpy(), full.numpy())
+    batch = program.result[0]
+    full = (torch.zeros if odd else torch.empty)((batch, channels, *size), dtype=torch.float32, device=CPU)
+    if grad is None:
+        lanes = _lanes(room, layer.g_at, cast(Form, layer.g), layer.image, program, program.steps[ROOM])
+    else:
+        whole = torch.nn.functional.pad(grad.flatten(1).t(), (0, program.spans * program.span - batch))
+        lanes = whole.reshape(channels, rows, columns, program.spans, -1, LANES).permute(3, 4, 0, 1, 2, 5)
+    _unpool(lanes.numpy(), winners.numpy(), full.numpy())
     return full
 
 
-@entry
-def _unpool(g: np.ndarray, winners: np.ndarray, full: np.ndarray) -> None:
-    """Write the gradient of each window to the pixel that won, and zero to the others."""
-    images, channels, rows, columns = g.shape
-    nothing = np.float32(0)
-    for image in range(images):
-        for channel in range(channels):
-            for r in range(rows):
-                numbers, codes = g[image, channel, r], winners[image, channel, r]
-                above, below = full[image, channel, 2 * r], full[image, channel, 2 * r + 1]
-                for c in range(columns):
-                    above[2 * c] = numbers[c] if codes[c] == 0 else nothing
-                    above[2 * c + 1] = numbers[c] if codes[c] == 1 else nothing
-                    below[2 * c] = numbers[c] if codes[c] == 2 else nothing
-                    below[2 * c + 1] = numbers[c] if codes[c] == 3 else nothing
-
-
-def _copy(
+def _lanes(
     memory: torch.Tensor,
     at: Address,
     form: Form,
-    shape: tuple[int, ...],
+    size: tuple[int, ...],
     program: Program,
     step: int,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Return the activations at one place of each span, ``step`` bytes apart, as one tensor of the given shape."""
-    numbers, strides = memory.view(dtype), cast(dict[str, int], form.fields("of", shape[1:]))
-    row, size = strides["of_row"], numbers.element_size()
-    image = (strides["of_plane"] * row, strides["of_width"] * row, row) if len(shape) == 4 else (row,)
-    lanes_last = numbers.as_strided(
-        (program.spans, program.span // LANES, *shape[1:], LANES),
-        (step // size, strides["of_group"], *image, 1),
-        at[1] // size + form.start,
+    """Return a view of the same, 16 samples innermost: ``[spans, groups of 16, *size, 16]``."""
+    numbers, strides = memory.view(dtype), cast(dict[str, int], form.fields("of", size))
+    row, bytes_ = strides["of_row"], numbers.element_size()
+    image = (strides["of_plane"] * row, strides["of_width"] * row, row) if len(size) == 3 else (row,)
+    return numbers.as_strided(
+        (program.spans, program.span // LANES, *size, LANES),
+        (step // bytes_, strides["of_group"], *image, 1),
+        at[1] // bytes_ + form.start,
     )
-    return lanes_last.movedim(-1, 2).reshape(program.spans * program.span, *shape[1:])[: shape[0]]
+
+
+# A row of 16 samples is in the cache while it is read sample by sample.
+
+
+@entry
+def _copy_images(lanes: np.ndarray, images: np.ndarray) -> None:
+    """Write the samples one after the other."""
+    spans, groups, channels, rows, columns, width = lanes.shape
+    for group in range(spans * groups):
+        some, first = lanes[group // groups, group % groups], group * width
+        for channel in range(channels):
+            for r in range(rows):
+                for lane in range(min(width, len(images) - first)):
+                    row, numbers = images[first + lane, channel, r], some[channel, r, :, lane]
+                    for c in range(columns):
+                        row[c] = numbers[c]
+
+
+@entry
+def _unpool(lanes: np.ndarray, winners: np.ndarray, full: np.ndarray) -> None:
+    """Write the gradient of each window to the pixel that won, and zero to the others."""
+    spans, groups, channels, rows, columns, width = lanes.shape
+    nothing = np.float32(0)
+    for group in range(spans * groups):
+        some, won, first = (
+            lanes[group // groups, group % groups],
+            winners[group // groups, group % groups],
+            group * width,
+        )
+        for channel in range(channels):
+            for r in range(rows):
+                for lane in range(min(width, len(full) - first)):
+                    numbers, codes = some[channel, r, :, lane], won[channel, r, :, lane]
+                    pair = full[first + lane, channel, 2 * r : 2 * r + 2]
+                    pair[:] = nothing
+                    for c in range(columns):  # one store, whoever won: a branch would be a guess
+                        code = codes[c]
+                        pair[code >> 1 & 1, 2 * c + (code & 1)] = numbers[c] if code < 4 else nothing

@@ -19,10 +19,11 @@ from .plan import ARENA, GRAD, GRADIENTS, PARTIAL, STEPS, X_ROW, X, Y, address
 from .program import Program, backward_program, forward_program
 from .records import Step, Weights
 from .stage import Stage, Trained
+from .templates import are_alike
 from .threads import in_turn, use_threads
 from .workspace import fill_in, take
 
-LABELS = Step._fields.index("labels")
+FORWARD, BACKWARD, LABELS = map(Step._fields.index, ("forward", "backward", "labels"))
 _run_step = in_turn(run_step)
 
 
@@ -123,6 +124,9 @@ class Trainer:
                 f"labels={shown(labels)} for a result of shape {result}; "
                 "give int64 [B] of at least one sample, and layers that return [B, classes]."
             )
+        if ready is not None and ready.programs is not programs and all(map(are_alike, ready.programs, programs)):
+            ready.step[[FORWARD, BACKWARD]] = [program.address for program in programs]
+            self._ready = ready = ready._replace(stages=stages, inputs=inputs, programs=programs)
         same = ready is not None and ready.programs is programs and ready.weights is weights
         if ready is None or not same or ready.places != _places(ready.tensors):
             self._ready = ready = _prepared(stages, inputs, programs, weights)

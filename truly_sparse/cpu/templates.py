@@ -1,0 +1,80 @@
+"""Programs are prepared once per topology; after a rewiring the program of the topology before serves as a template.
+
+Of two topologies with as many weights, the programs differ in the addresses of the plans alone. Everything else (calls,
+phases, workspaces) is shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from .plan import Part, address
+from .records import Pass, Plan
+from .stage import Stage
+
+if TYPE_CHECKING:
+    from .program import Program
+
+KEPT = 16  # entries of a cache: programs per index (later layers' topologies and input shapes change), and templates
+PLANS = Pass._fields.index("plans")
+NO_ADDRESSES = dict.fromkeys(
+    ("indptr", "t_indptr", "t_perm", "cols", "t_rows", "row_chunks", "col_chunks", "offsets", "by_input"), 0
+)
+Made = TypeVar("Made")
+_templates: dict[Any, Program] = {}
+
+
+def kept(cache: dict[Any, Made], key: Any, make: Callable[[], Made]) -> Made:
+    """Return the entry of a cache, or make it."""
+    found = cache.get(key)
+    if found is None:
+        found = make()
+        if len(cache) >= KEPT:
+            cache.clear()
+        cache[key] = found
+    return found
+
+
+def prepared(
+    stages: Sequence[Stage], key: Any, parts: Callable[[], list[Part]], make: Callable[[list[Part]], Program]
+) -> Program:
+    """Return the program of a pass: one that is known, one made from a template, or a new one.
+
+    Args:
+        stages: the layers.
+        key: what the program depends on in addition to them.
+        parts: returns the plan of each layer, and what belongs to it.
+        make: makes the program of these parts.
+    """
+
+    def of_topology() -> Program:
+        found = parts()
+        sizes = tuple(
+            (*part.plan._replace(**NO_ADDRESSES), part.scratch, *stage[1:])
+            for part, stage in zip(found, stages, strict=True)
+        )
+        return _with_plans(kept(_templates, (key, sizes), lambda: make(found)), found)
+
+    numbers = tuple((stage.index.number, *stage[1:]) for stage in stages)
+    return kept(stages[0].index.programs, (key, numbers), of_topology)
+
+
+def are_alike(some: Program, other: Program) -> bool:
+    """Tell whether two programs have one template, so that the workspaces of one serve the other."""
+    return some.idle is other.idle
+
+
+def _with_plans(template: Program, parts: list[Part]) -> Program:
+    """Return a program that differs from another in its plans only."""
+    record, _, *shared = template.alive
+    record = record.copy()
+    listed: list[Plan] = [part.plan for part in parts]
+    plans = np.array(listed[::-1] if template.gradient_sizes else listed, np.int64)  # in the order of the pass
+    record[PLANS] = address(plans)
+    layers = [
+        layer._replace(plan=part.plan, alive=part.alive) for layer, part in zip(template.layers, parts, strict=True)
+    ]
+    return template._replace(layers=layers, address=address(record), alive=(record, plans, *shared))

@@ -111,7 +111,8 @@ def check_grown(grown: torch.Tensor, active: torch.Tensor, count: int, size: int
     """
     if len(grown) != count or not are_outside(grown, active, size):
         raise InvalidArgumentError(
-            f"the grow rule returned {len(grown)} connections; it must return {count} sorted, distinct, inactive ones, int64"
+            f"the grow rule returned {len(grown)} connections; "
+            f"it must return {count} sorted, distinct, inactive ones, int64"
         )
 
 

@@ -26,7 +26,7 @@ from .errors import InvalidArgumentError, TrainingError
 from .interface import Carry, SparsifiableLayer, Units, sparse_layers
 from .interrupt import undivided
 from .positions import without
-from .rules import PRUNE_SCORES, GrowChoice, GrowRule, PruneScore, grow_rule, over_all_ranks, smallest
+from .rules import OWN_CHOICES, PRUNE_SCORES, GrowChoice, GrowRule, PruneScore, grow_rule, over_all_ranks, smallest
 from .schedule import DECAYS, Epochs, in_steps
 from .structure import whole_blocks
 from .topology import carry_between, generator_of, saved_generator
@@ -309,6 +309,7 @@ class DynamicSparsity(Rewirer):
         return {
             name: self._plan(layer, units[name], active[name], pruned[name], grown[name])
             for name, layer in layers.items()
+            if len(pruned[name]) or grown[name]  # a dense layer stays as it is
         }
 
     def _pruned(self, layers: Mapping[str, Units], nnz: dict[str, int]) -> dict[str, torch.Tensor]:
@@ -335,7 +336,6 @@ class DynamicSparsity(Rewirer):
         self, layer: SparsifiableLayer, units: Units, active: torch.Tensor, pruned: torch.Tensor, count: int
     ) -> Plan:
         chosen = self._chosen(units, active, pruned, count) if count else active[:0]
-        check_grown(chosen, active, count, math.prod(units.dense_shape))
         kept = whole_blocks(without(active, pruned), layer.dense_shape, layer.structure)
         grown = whole_blocks(chosen, layer.dense_shape, layer.structure)
         new = torch.randn(len(grown), generator=self.generator, dtype=torch.float64) * self.grow.initial_std
@@ -343,7 +343,10 @@ class DynamicSparsity(Rewirer):
 
     def _chosen(self, units: Units, active: torch.Tensor, pruned: torch.Tensor, count: int) -> torch.Tensor:
         """Return the units to grow: flat indices, int64 ``[count]``."""
-        return self.grow.choose(units, active, count, self.generator)
+        chosen = self.grow.choose(units, active, count, self.generator)
+        if self.grow.choose not in OWN_CHOICES:
+            check_grown(chosen, active, count, math.prod(units.dense_shape))
+        return chosen
 
     @override
     def _due(self, step: int) -> bool:

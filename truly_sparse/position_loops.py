@@ -1,6 +1,6 @@
 """The compiled loops of ``positions.py``. Importing this file imports numba; a loop is compiled when first called."""
 # Compiled functions have no type hints: numba infers them. Lists of positions are int64 arrays, sorted, distinct.
-# ruff: noqa: ANN001, ANN201
+# ruff: noqa: ANN001, ANN201, ANN202
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from numba import config, njit
 
 # The bits of a float32 without its sign, and of infinity; those of NaN are larger.
 SIZE, INFINITE = np.int32(0x7FFFFFFF), np.int32(0x7F800000)
+DIGIT = 11  # bits at most by which numbers are sorted at a time
 TOGETHER = 4096  # numbers that are compared before the next step
 
 if config.DISABLE_JIT:  # type: ignore[attr-defined]
@@ -56,9 +57,7 @@ def rewire(active, kept, grown, after, was):
     ``after`` and ``was`` have room for one more.
     """
     a, i, j, at, end = 0, 0, 0, 0, len(active)
-    while (
-        a < end and i < len(kept) and j < len(grown)
-    ):  # writing always, and counting what stays, is faster than a branch
+    while a < end and i < len(kept) and j < len(grown):  # writing always, and counting, is faster than a branch
         old, new = active[a], grown[j]
         if old == new:
             return -1, j
@@ -116,7 +115,7 @@ def sort_distinct(numbers, other, population):
     bits = 1
     while population >> bits:
         bits += 1
-    digits = (bits + 11) // 12
+    digits = (bits + DIGIT - 1) // DIGIT
     width = (bits + digits - 1) // digits
     starts = np.empty(1 << width, np.int64)
     mask = (1 << width) - 1
@@ -232,13 +231,25 @@ def largest(bits, count, places):
 
 
 @_loop
+def sample(numbers, outside, step, room):
+    """Write every ``step``-th magnitude of those that are not in ``outside``, and return how many there are."""
+    count, skip = 0, 0
+    for k in range(0, len(numbers), step):
+        while skip < len(outside) and outside[skip] < k:
+            skip += 1
+        room[count] = abs(numbers[k])
+        count += skip == len(outside) or outside[skip] != k
+    return count
+
+
+@_loop
 def at_least(bits, outside, bound, room):
     """Write to ``room`` the positions of numbers, not in ``outside``, that reach a bound or are not finite.
 
     ``bits`` and ``bound`` are float32 numbers read as int32: without their sign they have the same order. Returns how
-    many positions there are.
+    many positions there are. ``room`` has room for one more than all.
     """
-    count, skip, skips = 0, 0, len(outside)
+    count, skip = 0, 0
     reach = np.zeros(TOGETHER, np.uint8)  # compared many at once, then looked through eight at a time
     eights = reach.view(np.uint64)
     for start in range(0, len(bits), TOGETHER):
@@ -246,13 +257,13 @@ def at_least(bits, outside, bound, room):
         reach[len(numbers) :] = 0
         for k in range(len(numbers)):
             reach[k] = (numbers[k] & SIZE) >= bound
+        while skip < len(outside) and outside[skip] < start + len(numbers):
+            k = outside[skip] - start
+            reach[k] = (numbers[k] & SIZE) >= INFINITE
+            skip += 1
         for eight in range(TOGETHER // 8):
             if eights[eight]:
-                for k in range(8 * eight, 8 * eight + 8):
-                    if reach[k]:
-                        while skip < skips and outside[skip] < start + k:
-                            skip += 1
-                        if skip == skips or outside[skip] != start + k or (numbers[k] & SIZE) >= INFINITE:
-                            room[count] = start + k
-                            count += 1
+                for k in range(8 * eight, 8 * eight + 8):  # writing always, and counting, is faster than a branch
+                    room[count] = start + k
+                    count += reach[k]
     return count

@@ -100,7 +100,7 @@ def contained(numbers: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
 
 
 def are_outside(positions: torch.Tensor, among: torch.Tensor, size: int) -> bool:
-    """Tell whether ``positions`` are int64 ``[n]``, sorted, distinct, in ``range(size)`` and not in a list ``among``."""
+    """Tell whether ``positions`` are a list of numbers of ``range(size)``, none of which is in the list ``among``."""
     if not _is_list(positions):
         return False
     ours, theirs = positions.numpy(force=True), among.numpy(force=True)
@@ -112,7 +112,7 @@ def are_outside(positions: torch.Tensor, among: torch.Tensor, size: int) -> bool
 
 
 def sorted_distinct(numbers: torch.Tensor, population: int) -> torch.Tensor:
-    """Return numbers of ``range(population)``, int64 ``[n]`` on the CPU, sorted and without duplicates. Uses them up."""
+    """Return numbers of ``range(population)``, int64 ``[n]`` on the CPU, as a list. Uses them up."""
     array, loops = numbers.numpy(), loops_or_none()
     if loops is not None:
         other = np.empty_like(array)
@@ -233,6 +233,7 @@ class Largest:
     def __init__(self, count: int, outside: torch.Tensor) -> None:
         self._count, self._outside = count, outside.numpy(force=True)
         self._score, self._place = np.empty(0, np.float32), np.empty(0, np.int64)
+        self._room = np.empty(0, np.int64)  # for positions in a block
         self.start = 0  # numbers seen so far
 
     @property
@@ -250,41 +251,54 @@ class Largest:
         first, last = np.searchsorted(self._outside, [self.start, self.start + len(numbers)])
         outside = self._outside[first:last] - self.start
         sure = self._score.min() if len(self._score) == self._count and self._count else 0.0
-        bound = max(sure, _estimate(numbers, self._count))
-        place, score = _at_least(numbers, outside, bound)
+        bound = max(sure, _estimate(numbers, outside, self._count))
+        if len(self._room) <= len(numbers):
+            self._room = np.empty(len(numbers) + 1, np.int64)
+        place, score = _at_least(numbers, outside, bound, self._room)
         if len(score) and not np.isfinite(score.max()):
             return float(numbers[~np.isfinite(numbers)][0])
         if bound > sure and np.count_nonzero(self._score >= bound) + len(score) < self._count:
-            place, score = _at_least(numbers, outside, sure)
-        score, place = np.concatenate([self._score, score]), np.concatenate([self._place, place + self.start])
-        best = _largest(score, min(self._count, len(score)))
-        self._score, self._place = score[best], place[best]
+            place, score = _at_least(numbers, outside, sure, self._room)
+        place = place + self.start
+        if len(self._score):
+            score, place = np.concatenate([self._score, score]), np.concatenate([self._place, place])
+        if len(score) > self._count:
+            best = _largest(score, self._count)
+            score, place = score[best], place[best]
+        self._score, self._place = score, place
         self.start += len(numbers)
         return None
 
 
-def _estimate(numbers: np.ndarray, count: int) -> float:
-    """Return a bound that about ``1.5 · count`` magnitudes reach; 0 if an estimate would not save time."""
+def _estimate(numbers: np.ndarray, outside: np.ndarray, count: int) -> float:
+    """Return a bound that about ``1.5 · count`` of the others reach; 0 if an estimate would not save time."""
     step = len(numbers) // SAMPLE
     wanted = count * 3 // 2 // max(step, 1) + 8
     if step < 4 or wanted > SAMPLE // 2:
         return 0.0
-    sample = np.abs(numbers[:: step | 1])  # an odd step, so that it does not meet the same columns in all rows
-    bound = np.partition(sample, len(sample) - wanted)[len(sample) - wanted]
-    return float(bound) if np.isfinite(bound) else 0.0
+    step |= 1  # odd, so that it does not meet the same columns in all rows
+    loops = loops_or_none()
+    if loops is None:
+        sample = np.abs(numbers[::step][~np.isin(np.arange(0, len(numbers), step), outside, assume_unique=True)])
+    else:
+        sample = np.empty(len(numbers) // step + 2, numbers.dtype)
+        sample = sample[: loops.sample(numbers, outside, step, sample)]
+    if len(sample) < wanted or not np.isfinite(sample.max()):
+        return 0.0
+    return float(sample[_largest(sample, wanted)].min())
 
 
-def _at_least(numbers: np.ndarray, outside: np.ndarray, bound: float) -> tuple[np.ndarray, np.ndarray]:
+def _at_least(
+    numbers: np.ndarray, outside: np.ndarray, bound: float, room: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Return positions and magnitudes of the numbers, not in ``outside``, that reach the bound or are not finite."""
     loops = loops_or_none()
     if loops is not None and numbers.dtype == np.float32:
-        room = np.empty(len(numbers), np.int64)
-        count = loops.at_least(numbers.view(np.int32), outside, np.float32(bound).view(np.int32), room)
-        place = room[:count].copy()
-        return place, np.abs(numbers[place])
-    reach = ~(np.abs(numbers) < bound)
-    reach[outside] &= ~np.isfinite(numbers[outside])
-    place = np.flatnonzero(reach)
+        place = room[: loops.at_least(numbers.view(np.int32), outside, np.float32(bound).view(np.int32), room)]
+    else:
+        reach = ~(np.abs(numbers) < bound)
+        reach[outside] &= ~np.isfinite(numbers[outside])
+        place = np.flatnonzero(reach)
     return place, np.abs(numbers[place])
 
 

@@ -181,7 +181,7 @@ GROW_RULES = {
     # Dettmers & Zettlemoyer (2019) smooth the dense gradient over all steps; the last 20 hold 88% of that sum.
     "momentum": GrowRule(_choose_by_gradient, gradient_steps=20, momentum=0.9),
 }
-
+OWN_CHOICES = {rule.choose for rule in GROW_RULES.values()}  # these return what a layer can grow
 
 PRUNE_SCORES: dict[str, PruneScore] = {"magnitude": lambda layer: layer.active_values().abs()}
 

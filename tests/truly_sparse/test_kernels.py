@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from truly_sparse import InvalidArgumentError, reference
 from truly_sparse.cpu import chain as cpu
 from truly_sparse.cpu import index as index_module
-from truly_sparse.cpu import memory, templates
+from truly_sparse.cpu import memory, program, templates
 from truly_sparse.cpu.index import ConvIndex, LinearIndex
 from truly_sparse.cpu.memory import empty_batch_innermost, is_batch_innermost, to_batch_innermost
 from truly_sparse.cpu.stage import Stage

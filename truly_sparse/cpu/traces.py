@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -42,8 +41,9 @@ def traced(
             form = cast(Form, layer.g)
             g = grad if at_end else _copied(room, layer.g_at, form, layer.image, backward, spans[ROOM], batch)
             if stage.relu:
-                stopped = cast(torch.Tensor, result) <= 0
-                g = g.masked_fill(stopped.unflatten(1, layer.image) if g.dim() > stopped.dim() else stopped, 0)
+                of_y = cast(torch.Tensor, result)
+                of_y = of_y.unflatten(1, layer.image) if g.dim() > of_y.dim() else of_y
+                g = torch.ops.aten.threshold_backward(g, of_y, 0)  # one pass; masked_fill takes three
         traces.append(Trace(of_x.reshape(batch, *layer.x.size), g))
     return traces
 

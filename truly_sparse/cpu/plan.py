@@ -149,7 +149,7 @@ def _linear_part(index: LinearIndex, size: tuple[int, ...]) -> Part:
         col_chunks=address(index.col_chunks),
         col_pieces=len(index.col_chunks) - 1,
     )
-    scratch = 1 << index.largest_piece.bit_length()  # rounded, so that it is the same for most topologies
+    scratch = 1 << max(index.largest_piece, index.nnz // 16).bit_length()  # the same for most topologies
     return Part(plan, (index.shape[0],), (), scratch)
 
 

@@ -32,6 +32,23 @@ def test_contained(some, others):
     assert positions.contained(tensor(some), tensor(others)).tolist() == [number in others for number in some]
 
 
+@given(st.lists(st.integers(-1, SIZE)), lists)
+def test_are_outside(some, others):
+    is_list = some == sorted(set(some)) and all(0 <= number < SIZE for number in some)
+    assert positions.are_outside(tensor(some), tensor(others), SIZE) == (is_list and not set(some) & set(others))
+
+
+@pytest.mark.parametrize("wrong", [torch.tensor([1.0]), torch.tensor([[1]]), torch.tensor([1], dtype=torch.int32), [1]])
+def test_what_is_no_list_of_positions_is_not_outside(wrong):
+    assert not positions.are_outside(wrong, tensor([]), SIZE)
+
+
+@given(st.data(), st.sampled_from([1, 2, 40, 2**11, 2**11 + 1, 2**22 + 1, 2**40, 2**62]))
+def test_sorted_distinct(data, population):
+    some = data.draw(st.lists(st.integers(0, population - 1), max_size=30))
+    assert positions.sorted_distinct(tensor(some), population).tolist() == sorted(set(some))
+
+
 @given(lists, st.data())
 def test_rewired(active, data):
     kept = sorted(data.draw(st.sets(st.sampled_from(active)))) if active else []

@@ -21,7 +21,7 @@ from typing import cast
 import torch
 
 from ..errors import InvalidArgumentError
-from ..positions import Largest, contained, rewired, unranked
+from ..positions import Largest, are_outside, contained, rewired, sorted_distinct, unranked, without
 from ..progress import progress_stream
 from .entry import checked_parameters, readable
 from .index import LinearIndex
@@ -147,6 +147,9 @@ def warmup() -> float:
     rewired(one, one, one + 1)
     unranked(one, one)
     contained(one, one)
+    without(one, one)
+    are_outside(one, one, 1)
+    sorted_distinct(one.clone(), 1)
     Largest(1, one[:0]).add(torch.ones(1, dtype=torch.float32, device=CPU))
     seconds = time.perf_counter() - began
     print(f"Sparse kernels ready in {seconds:.1f} s.", file=progress_stream())

@@ -367,6 +367,27 @@ def test_copies_of_an_index_are_itself_and_pickles_build_their_own():
         assert other.number != index.number and other.shape == index.shape and torch.equal(other.flat(), index.flat())
 
 
+def test_topologies_of_as_many_weights_have_programs_of_one_template():
+    conv = ConvIndex.build(pick((2, 1, 3, 3), 1.0), (2, 1, 3, 3), padding=(1, 1))
+    x, grad, programs = torch.randn(5, 1, 4, 4), torch.randn(5, 70), []
+    for count, seed in ((300, 0), (300, 1), (301, 2)):
+        flat = torch.randperm(70 * 32, generator=torch.Generator().manual_seed(seed))[:count].sort().values
+        stages = [Stage(conv, relu=True, pool=False), Stage(LinearIndex.build(flat, (70, 32)))]
+        parameters = [torch.randn(18), torch.randn(2), torch.randn(count), None]
+        y, passed = cpu.forward(x, stages, parameters, remember=True)
+        expected, memory_ = reference.forward(x, stages, parameters, remember=True)
+        close(y, expected)
+        found = cpu.backward(grad, passed, stages, parameters, trace=True)
+        right = reference.backward(grad, memory_, stages, parameters, trace=True)
+        for ours, theirs in zip((found.x, *found.parameters), (right.x, *right.parameters), strict=True):
+            close(ours, theirs, 10)
+        there = program.forward_program(stages, x, (False, False), remember=True)
+        programs.append((there, program.backward_program(stages, x, (False, False, False), True, True)))
+    first, second, other = programs
+    assert all(map(templates.are_alike, first, second)) and not any(map(templates.are_alike, first, other))
+    assert all(some.address != of.address for some, of in zip(first, second, strict=True))
+
+
 def test_programs_of_many_topologies_are_not_kept():
     first = ConvIndex.build(pick((2, 1, 3, 3), 1.0), (2, 1, 3, 3), padding=(1, 1))
     for seed in range(3 * templates.KEPT):
@@ -374,7 +395,7 @@ def test_programs_of_many_topologies_are_not_kept():
         chain = [Stage(first), Stage(second)], [torch.randn(18), None, torch.randn(second.nnz), None]
         x = torch.randn(5, 1, 4, 4)
         close(cpu.forward(x, *chain)[0], reference.forward(x, *chain)[0])
-    assert len(first.programs) <= templates.KEPT
+    assert len(first.programs) <= templates.KEPT and len(templates._templates) <= templates.KEPT
 
 
 @pytest.mark.parametrize("remember", [False, True])

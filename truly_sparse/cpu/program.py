@@ -126,12 +126,11 @@ def forward_program(stages: Sequence[Stage], x: torch.Tensor, innermost: tuple[b
     Raises:
         InvalidArgumentError: a layer does not accept the result of the layer before it.
     """
-    size = tuple(x.shape[1:])
 
     def make(parts: list[Part]) -> Program:
-        return _forward_program(stages, parts, len(x), size, innermost, remember)
+        return _forward_program(stages, parts, x.shape, innermost, remember)
 
-    return prepared(stages, (remember, innermost, x.shape), lambda: _parts(stages, size), make)
+    return prepared(stages, (remember, innermost, x.shape), lambda: _parts(stages, tuple(x.shape[1:])), make)
 
 
 def backward_program(
@@ -144,20 +143,15 @@ def backward_program(
 
     def make(parts: list[Part]) -> Program:
         forward = forward_program(stages, x, innermost[:2], remember=True)
-        return _backward_program(stages, parts, forward, len(x), (innermost[0], innermost[2]), need_input, trace)
+        return _backward_program(stages, parts, forward, (innermost[0], innermost[2]), need_input, trace)
 
     return prepared(stages, (need_input, innermost, trace, x.shape), lambda: _parts(stages, tuple(x.shape[1:])), make)
 
 
 def _forward_program(
-    stages: Sequence[Stage],
-    parts: list[Part],
-    batch: int,
-    size: tuple[int, ...],
-    of: tuple[bool, bool],
-    remember: bool,
+    stages: Sequence[Stage], parts: list[Part], shape: torch.Size, of: tuple[bool, bool], remember: bool
 ) -> Program:
-    innermost, result_innermost = of
+    batch, size, (innermost, result_innermost) = shape[0], tuple(shape[1:]), of
     small = sum(stage.index.nnz for stage in stages) <= SMALL
     several = batch > SPAN and small and not (innermost and _is_shared(stages, batch, remember))
     span, row = (SPAN, SPAN) if several else (max(row_lanes(batch), LANES), row_floats(batch))
@@ -238,15 +232,9 @@ def _forms(parts: list[Part], span: int, row: int, single: bool) -> list[Form]:
 
 
 def _backward_program(
-    stages: Sequence[Stage],
-    parts: list[Part],
-    forward: Program,
-    batch: int,
-    of: tuple[bool, bool],
-    need_input: bool,
-    trace: bool,
+    stages: Sequence[Stage], parts: list[Part], forward: Program, of: tuple[bool, bool], need_input: bool, trace: bool
 ) -> Program:
-    x_innermost, innermost = of
+    (x_innermost, innermost), batch = of, forward.result[0]
     several, span, result = forward.spans > 1, forward.span, forward.layers[-1]
     row = SPAN if several else row_floats(batch)
     sizes = [size for stage in stages for size in (stage.index.nnz, stage.index.shape[0])]

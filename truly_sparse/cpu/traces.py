@@ -78,7 +78,8 @@ def _unpooled(
         lanes = _lanes(room, layer.g_at, cast(Form, layer.g), layer.image, program, program.steps[ROOM])
     else:
         whole = torch.nn.functional.pad(grad.flatten(1).t(), (0, program.spans * program.span - batch))
-        lanes = whole.reshape(channels, rows, columns, program.spans, -1, LANES).permute(3, 4, 0, 1, 2, 5)
+        shape = channels, rows, columns, program.spans, program.span // LANES, LANES
+        lanes = whole.reshape(shape).permute(3, 4, 0, 1, 2, 5)
     _unpool(lanes.numpy(), winners.numpy(), full.numpy())
     return full
 

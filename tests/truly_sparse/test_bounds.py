@@ -28,8 +28,9 @@ def kernels(request):
 
 
 @pytest.fixture(autouse=True)
-def nothing_known():
+def nothing_known(kernels):
     plain_simd.known.clear()
+    sys.modules[f"{kernels.__package__}.templates"]._templates.clear()  # their arrays are no longer known
     torch.manual_seed(0)
 
 

@@ -3,7 +3,8 @@
     python -m tools.readme_tables
 
 In README each table stands between ``<!-- NAME -->`` and ``<!-- end -->``; nothing else there is touched, and in a
-notebook nothing but the seconds at its top. The tables of ``docs/decade.md`` are those of ``tools/decade_page.py``.
+notebook nothing but the seconds at its top. The tables of the decade's two pages are those of ``tools/decade_page.py``,
+``tools/decade_results.py`` and ``tools/decade_claims.py``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from tools import decade_page
+from tools import decade_claims, decade_page, decade_results
 from tutorial_lib import PUBLISHED_INFERENCE_MS, PUBLISHED_RESULTS, Benchmark, load_result, referee_plots, viz
 from tutorial_lib.compare import Comparison, in_words, paired_difference
 from tutorial_lib.project import FIGURES, ROOT
@@ -33,6 +34,7 @@ RESULTS = ROOT / "docs" / "results.md"
 HELP = ROOT / "docs" / "help.md"
 OWN_NETWORK = ROOT / "docs" / "your-own-network.md"
 DECADE = ROOT / "docs" / "decade.md"
+DECADE_RESULTS = ROOT / "docs" / "decade-results.md"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TO_RUN = re.compile(r"\d+ seconds to run \(measured: quick profile, two cores\)")
 BREAK, QUESTIONS, START = "break", "questions", "start: `make lab`, clear outputs"
@@ -315,23 +317,6 @@ def co_design_table() -> str:
     return markdown(["blocks", "sparsity", "step µs", *(f"{how} %, {seeds} seeds" for how in ("static", "RigL"))], rows)
 
 
-def equal_terms_table() -> str:
-    """Return accuracy, difference to the static topology, time and exploration of each method at each sparsity."""
-    recorded = load_result("decade_runs")
-    header = ["method", "settings", "sparsity", "accuracy %", "− static, points", "seconds", "ever active"]
-    if recorded is None:
-        return markdown(header, [["all", NOT_MEASURED, *[""] * 5]])
-    runs = pd.DataFrame(recorded["runs"])
-    rows = []
-    for (name, sparsity), part in runs.groupby(["contender", "sparsity"], sort=False):
-        method, _, settings = name.partition(", ")
-        gain = "" if name == "static" else in_words(*paired_difference(runs, name, "static", sparsity))
-        accuracy = f"{part['accuracy'].mean():.2f} ± {part['accuracy'].std():.2f}"
-        seconds = f"{part['seconds'].median():.0f}"
-        rows.append([method, settings, f"{sparsity:.0%}", accuracy, gain, seconds, f"{part['exploration'].mean():.0%}"])
-    return markdown(header, sorted(rows, key=lambda row: row[2]))
-
-
 def _overheads(name: str) -> Any:
     recorded = load_result("bench_overheads")
     return recorded[name] if recorded else []
@@ -508,6 +493,10 @@ def zoo_table() -> str:
     return markdown(header, rows)
 
 
+def _table(table: Callable[..., decade_page.Table], *arguments: Any) -> str:
+    return markdown(*table(*arguments))
+
+
 def _yes(reached: bool) -> str:
     return "yes" if reached else "no"
 
@@ -528,9 +517,23 @@ HELP_TABLES: dict[str, Callable[[], str]] = {"survived": survived_table}
 
 OWN_NETWORK_TABLES: dict[str, Callable[[], str]] = {"zoo": zoo_table}
 DECADE_TABLES: dict[str, Callable[[], str]] = {
-    "methods": lambda: markdown(*decade_page.methods_table()),
-    "claims": lambda: markdown(*decade_page.claims_table()),
-    "equal terms": equal_terms_table,
+    "methods": functools.partial(_table, decade_page.methods_table),
+    "claims": functools.partial(_table, decade_page.claims_table),
+} | {
+    f"equal terms, {task}": functools.partial(_table, decade_results.equal_terms_table, images)
+    for images, task in decade_results.TASKS.items()
+}
+DECADE_RESULTS_TABLES: dict[str, Callable[[], str]] = {
+    "friedman": decade_results.friedman_words,
+    "tried": lambda: _table(decade_claims.tried_table, decade_results.recorded()),
+    "cost": functools.partial(_table, decade_results.cost_table),
+} | {
+    f"{name}, {task}": functools.partial(_table, table, images)
+    for name, table in (
+        ("accuracies", decade_results.accuracies_table),
+        ("differences", decade_results.differences_table),
+    )
+    for images, task in decade_results.TASKS.items()
 }
 
 BENCHMARK_TABLES: dict[str, Callable[[], str]] = {
@@ -564,6 +567,7 @@ DOCUMENTS = {
     HELP: HELP_TABLES,
     OWN_NETWORK: OWN_NETWORK_TABLES,
     DECADE: DECADE_TABLES,
+    DECADE_RESULTS: DECADE_RESULTS_TABLES,
     GUIDE: GUIDE_TABLES,
 }
 
@@ -578,9 +582,9 @@ def render(text: str, tables: dict[str, Callable[[], str]] = TABLES) -> str:
     return text
 
 
-def save_drawn(name: str, table: pd.DataFrame) -> None:
-    """Write what a figure shows of ``figures/referee.json`` beside it, with that file's provenance."""
-    origin = json.loads((ROOT / "figures" / "referee.json").read_text(encoding="utf-8"))["provenance"]
+def save_drawn(name: str, table: pd.DataFrame, source: str = "referee") -> None:
+    """Write what a figure shows of ``figures/SOURCE.json`` beside it, with that file's provenance."""
+    origin = json.loads((ROOT / "figures" / f"{source}.json").read_text(encoding="utf-8"))["provenance"]
     drawn = {"values": json.loads(table.to_json(orient="records")), "provenance": origin}
     (FIGURES / f"{name}.json").write_text(json.dumps(drawn, indent=1) + "\n", encoding="utf-8")
 
@@ -632,6 +636,10 @@ def draw_figures() -> None:
         referee_plots.plot_waterfall(tables["waterfall"], said).savefig(FIGURES / "referee_waterfall.png", dpi=110)
         save_drawn("referee_tradeoff", everything)
         save_drawn("referee_waterfall", tables["waterfall"])
+    table = decade_results.drawn_ranks()
+    if len(table):
+        decade_results.plot_ranks().savefig(FIGURES / "decade_ranks.png", dpi=110)
+        save_drawn("decade_ranks", table, source="decade_runs")
     recorded = load_result("inference")
     if recorded:
         seconds = {name: [1e-3 * ms for ms in runs] for name, runs in recorded["runs_ms"].items()}

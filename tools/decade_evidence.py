@@ -1,0 +1,225 @@
+"""Kinds of evidence for a claim, as functions over the runs of ``benchmarks/decade.py``, and the rules of a verdict.
+
+A piece of evidence is a mean difference in accuracy, in points, paired by seed and averaged over the sparsities, with
+the 95% interval of Student's t over the seeds. The rules on this interval:
+
+- :func:`more`, "A is better than B": holds if the interval is above zero, does not if it is below.
+- :func:`no_less`, "A loses nothing": holds if the interval is above minus the margin; does not if it is below zero
+  otherwise.
+- :func:`alike`, "A and B do not differ": holds if the interval is within the margin on both sides; does not if it
+  leaves out zero otherwise.
+
+In all other cases no difference was seen. What was not run, or with a single seed, has no verdict yet.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.decade_ranks import EQUAL, by_seed, mean_and_interval
+from tutorial_lib.compare import in_words
+
+HOLDS, NOT, NO_DIFFERENCE = "holds here", "does not hold here", "no difference seen"
+IN_PART, NOT_RUN, NOT_TESTABLE = "holds in part", "not run yet", "not testable here"
+FOR_COMPARISON = ""  # the verdict of a piece that is only told beside others
+SMALL, FULL = 1000, 60_000  # training images
+TASKS = {SMALL: "1,000 images", FULL: "all of MNIST"}
+MARGINS = {SMALL: 0.5, FULL: 0.1}  # points
+ALL, TWO = (0.9, 0.95, 0.98, 0.99, 0.995), (0.95, 0.99)
+RACES = (*EQUAL, "variations", "widths")  # in which a contender's name says all
+FIXED = ("static", "SNIP, own", "GraSP, own", "SynFlow, own", "dense")  # truly sparse or dense, and never rewired
+WIDTHS = (0.25, 0.5, 1.0, 2.0)
+MOST_FREQUENT = (
+    11.35  # percent of MNIST's test images that show a 1: the most that a network that is cut in two reaches
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A piece of evidence: on what, its numbers in words, and its verdict."""
+
+    what: str
+    numbers: str
+    verdict: str
+
+
+Evidence = Callable[[pd.DataFrame], list[Found]]
+Rule = Callable[[float, float], str]
+
+
+@dataclass(frozen=True)
+class Side:
+    """Runs of a contender, on so many training images, in these races."""
+
+    contender: str
+    images: int
+    races: tuple[str, ...] = RACES
+
+    def accuracy(self, runs: pd.DataFrame, sparsities: Sequence[float]) -> pd.Series:
+        """Return the accuracy from each seed, averaged over the sparsities; empty without runs."""
+        return by_seed(
+            runs[runs["race"].isin(self.races) & (runs["images"] == self.images)], self.contender, sparsities
+        )
+
+
+# ------------------------------------------------------------------------------------------ verdicts
+
+
+def more(low: float, high: float) -> str:
+    """Return whether a difference is above zero."""
+    return HOLDS if low > 0 else NOT if high < 0 else NO_DIFFERENCE
+
+
+def no_less(low: float, high: float, margin: float) -> str:
+    """Return whether a difference is at most ``margin`` below zero."""
+    return HOLDS if low > -margin else NOT if high < 0 else NO_DIFFERENCE
+
+
+def alike(low: float, high: float, margin: float) -> str:
+    """Return whether a difference is at most ``margin`` on either side of zero."""
+    return HOLDS if -margin < low and high < margin else NOT if low > 0 or high < 0 else NO_DIFFERENCE
+
+
+def judged(what: str, samples: pd.Series, rule: Rule) -> Found:
+    """Return mean, interval and verdict of differences from each seed."""
+    mean, low, high = mean_and_interval(samples)
+    if math.isnan(mean):
+        return Found(what, "", NOT_RUN)
+    return Found(what, signed(mean, low, high), NOT_RUN if math.isnan(low) else rule(low, high))
+
+
+def signed(mean: float, low: float, high: float) -> str:
+    """Return a difference with its interval in words."""
+    return in_words(mean, low, high).replace("-", "−")
+
+
+def short(contender: str) -> str:
+    """Return a contender's name without the kind of its settings."""
+    return re.sub(r", (common and own|common|own)$", "", contender)
+
+
+def overall(pieces: Sequence[Found]) -> str:
+    """Return the verdict of all pieces together; those without one do not count."""
+    verdicts = {piece.verdict for piece in pieces} - {NOT_RUN, FOR_COMPARISON}
+    if len(verdicts) <= 1:
+        return verdicts.pop() if verdicts else NOT_RUN
+    return IN_PART if HOLDS in verdicts else NOT
+
+
+# ------------------------------------------------------------------------------------------ kinds of evidence
+
+
+def gap(runs: pd.DataFrame, ours: Side, theirs: Side, sparsities: Sequence[float]) -> pd.Series:
+    """Return the difference of two sides from each seed that both have."""
+    return (ours.accuracy(runs, sparsities) - theirs.accuracy(runs, sparsities)).dropna()
+
+
+def better(*pairs: tuple[str, str], at: Sequence[float], images: Sequence[int] = tuple(TASKS)) -> Evidence:
+    """The first contender of each pair is more accurate than the second."""
+    return _compared(pairs, at, dict.fromkeys(images, more))
+
+
+def without_loss(*pairs: tuple[str, str], at: Sequence[float], images: Sequence[int] = tuple(TASKS)) -> Evidence:
+    """The first contender of each pair is as accurate as the second, or more."""
+    return _compared(pairs, at, {n: functools.partial(no_less, margin=MARGINS[n]) for n in images})
+
+
+def equal(*pairs: tuple[str, str], at: Sequence[float], images: Sequence[int] = tuple(TASKS)) -> Evidence:
+    """Both contenders of each pair are equally accurate."""
+    return _compared(pairs, at, {n: functools.partial(alike, margin=MARGINS[n]) for n in images})
+
+
+def _compared(pairs: Sequence[tuple[str, str]], at: Sequence[float], rules: dict[int, Rule]) -> Evidence:
+    def find(runs: pd.DataFrame) -> list[Found]:
+        return [
+            judged(f"{short(ours)} − {short(theirs)}, {TASKS[n]}", gap(runs, Side(ours, n), Side(theirs, n), at), rule)
+            for ours, theirs in pairs
+            for n, rule in rules.items()
+        ]
+
+    return find
+
+
+def longer(contender: str, rule: Rule) -> Evidence:
+    """A contender that is trained five times longer than the dense network, at each sparsity; and as long as it."""
+
+    def find(runs: pd.DataFrame) -> list[Found]:
+        dense, usual, long = Side("dense", SMALL), Side(contender, SMALL), Side(contender, SMALL, ("length",))
+        found = [judged(f"five times longer, {s:.0%}", gap(runs, long, dense, (s,)), rule) for s in TWO]
+        before = [judged(f"equal length, {s:.0%}", gap(runs, usual, dense, (s,)), rule) for s in TWO]
+        return [*found, *(Found(piece.what, piece.numbers, FOR_COMPARISON) for piece in before)]
+
+    return find
+
+
+def gain_of_length(contender: str, other: str) -> Evidence:
+    """Five times longer training adds more to the accuracy of the first contender."""
+
+    def find(runs: pd.DataFrame) -> list[Found]:
+        gains = [gap(runs, Side(name, SMALL, ("length",)), Side(name, SMALL), TWO) for name in (contender, other)]
+        return [judged(f"gain of {short(contender)} − gain of {short(other)}", (gains[0] - gains[1]).dropna(), more)]
+
+    return find
+
+
+def early(contender: str, other: str) -> Evidence:
+    """After one epoch the first contender is more accurate."""
+
+    def find(runs: pd.DataFrame) -> list[Found]:
+        sides = [Side(name, FULL, ("first epoch",)) for name in (contender, other)]
+        return [judged(f"{contender} − {other}", gap(runs, *sides, TWO), more)]
+
+    return find
+
+
+def slope_over_widths(runs: pd.DataFrame) -> list[Found]:
+    """The difference of the static network to the dense one of equal width rises with the width."""
+    gaps = pd.DataFrame(
+        {w: gap(runs, Side(f"static, width {w}", SMALL), Side(f"dense, width {w}", SMALL), (0.95,)) for w in WIDTHS}
+    ).dropna()
+    slopes = pd.Series([np.polyfit(np.log2(WIDTHS), row, 1)[0] for row in gaps.to_numpy()], dtype=float)
+    means = ", ".join(f"{width:g}: {mean:.2f}".replace("-", "−") for width, mean in gaps.mean().items())
+    return [judged(f"points for each doubling (by width {means})", slopes, more)]
+
+
+def exploration_explains(runs: pd.DataFrame) -> list[Found]:
+    """Among rewired contenders of equal sparsity, those that explore more are more accurate: Spearman's correlation."""
+    found = []
+    for images, task in TASKS.items():
+        mine = runs[(runs["race"] == "methods") & (runs["images"] == images) & ~runs["contender"].isin(FIXED)]
+        samples = [
+            np.mean([at["exploration"].corr(at["accuracy"], method="spearman") for _, at in of.groupby("sparsity")])
+            for _, of in mine.groupby("seed")
+        ]
+        found.append(judged(f"correlation, {task}", pd.Series(samples, dtype=float), more))
+    return found
+
+
+def never_cut(contender: str, others: Sequence[str]) -> Evidence:
+    """All networks of a contender are better than one with an empty layer can be; those of others for comparison."""
+
+    def find(runs: pd.DataFrame) -> list[Found]:
+        found = []
+        for images, task in TASKS.items():
+            mine = runs[(runs["race"] == "methods") & (runs["images"] == images)]
+            lowest = mine.groupby("contender")["accuracy"].min()
+            for name in (contender, *others):
+                numbers = f"{lowest[name]:.2f}" if name in lowest else ""
+                verdict = NOT_RUN if not numbers else HOLDS if lowest[name] > MOST_FREQUENT else NOT
+                verdict = verdict if name == contender else FOR_COMPARISON
+                found.append(Found(f"lowest of {short(name)}, {task}", numbers, verdict))
+        return found
+
+    return find
+
+
+def needs(what: str) -> Evidence:
+    """A claim about something that is not here."""
+    return lambda runs: [Found(f"needs {what}", "", NOT_TESTABLE)]

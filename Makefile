@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help tutorial test claims test-browser test-zoo test-colab test-floor fuzz reliability slides solutions lab site full referee bench co-design bench-gpu lint clean
+.PHONY: help tutorial test claims test-browser test-zoo test-colab test-floor fuzz reliability slides solutions lab site full referee enter bench co-design bench-gpu lint clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -88,6 +88,10 @@ full: $(INSTALLED) ## Measure everything again: study, notebooks in place, figur
 referee: $(INSTALLED) ## Compare the algorithms at full length (hours; goes on where it was stopped)
 	@$(BIN)/python benchmarks/referee.py
 	@$(BIN)/python -m tools.readme_tables
+
+enter: $(INSTALLED) ## Train a rule of your own beside the decade's methods: make enter RULE=my_rule.py (minutes)
+	@test -n "$(RULE)" || { echo "say which file: make enter RULE=my_rule.py; docs/your-own-rule.md has a template"; exit 1; }
+	@$(BIN)/python benchmarks/enter.py "$(RULE)" --sparsity $(or $(SPARSITY),0.99)
 
 bench: $(INSTALLED) ## Race truly sparse layers against dense, masked and CSR; writes figures/ and README's tables
 	@$(BIN)/python benchmarks/bench.py

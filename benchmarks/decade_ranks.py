@@ -11,7 +11,8 @@ from scipy import stats
 
 from tutorial_lib.compare import interval
 
-EQUAL = ("methods", "masked", "tickets", "dense")  # races with the same network, steps and data: they may be compared
+METHODS = ("methods", "methods, more sparsities")  # races of the truly sparse methods
+EQUAL = (*METHODS, "masked", "tickets", "dense")  # races with the same network, steps and data: they may be compared
 SEPARATOR = ", "  # between a method and its settings in a contender's name
 
 
@@ -23,11 +24,11 @@ def equal_terms(runs: pd.DataFrame, images: int) -> pd.DataFrame:
 def ranks(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the rank of each contender, from 1 for the most accurate, in each pair of sparsity and seed.
 
-    Contenders that were not trained at every sparsity are left out, then the pairs that one of the others lacks.
+    Contenders that were trained in fewer pairs than others are left out.
     """
     table = runs[runs["sparsity"] > 0].pivot_table("accuracy", ["sparsity", "seed"], "contender")
-    has = table.groupby("sparsity").count() > 0
-    return table.loc[:, has.all()].dropna().rank(axis=1, ascending=False)
+    pairs = table.count()
+    return table.loc[:, pairs == pairs.max()].dropna().rank(axis=1, ascending=False)
 
 
 def mean_ranks(places: pd.DataFrame) -> pd.DataFrame:
@@ -53,6 +54,11 @@ def critical_difference(places: pd.DataFrame, alpha: float = 0.05) -> float:
     rows, contenders = places.shape
     quantile = stats.studentized_range.ppf(1 - alpha, contenders, np.inf) / math.sqrt(2)
     return float(quantile * math.sqrt(contenders * (contenders + 1) / (6 * rows)))
+
+
+def sparsities_of(runs: pd.DataFrame, contender: str) -> set[float]:
+    """Return the sparsities at which a contender was trained; 0 for a dense one."""
+    return set(runs.loc[runs["contender"] == contender, "sparsity"])
 
 
 def by_seed(runs: pd.DataFrame, contender: str, sparsities: Sequence[float]) -> pd.Series:

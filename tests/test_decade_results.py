@@ -18,6 +18,7 @@ from tools.decade_evidence import (
     NOT,
     NOT_RUN,
     NOT_TESTABLE,
+    ONE_SEED,
     SMALL,
     TASKS,
     TWO,
@@ -81,11 +82,12 @@ def recorded(everything, monkeypatch):
 # ------------------------------------------------------------------------------------------ statistics
 
 
-def test_ranks_are_of_pairs_that_all_have():
+def test_ranks_are_of_contenders_with_all_pairs():
     table = runs({"a": 90, "b": 92, "c": 91})
-    lost = (table["contender"] == "c") & (table["sparsity"] == 0.99) & (table["seed"] == 2)
-    places = ranks(pd.concat([table[~lost], runs({"only at one": 95}, (0.95,)), runs({"dense": 99})]))
-    assert list(places.columns) == ["a", "b", "c"] and len(places) == 2 * SEEDS - 1
+    others = [runs({"at fewer sparsities": 95}, (0.95,)), runs({"dense": 99})]
+    few = runs({"from fewer seeds": 95})
+    places = ranks(pd.concat([table, *others, few[few["seed"] < 2]]))
+    assert list(places.columns) == ["a", "b", "c"] and len(places) == 2 * SEEDS
     assert (places == [3, 1, 2]).all(axis=None)
 
 
@@ -160,8 +162,9 @@ def test_what_was_not_run_has_no_verdict():
     table = runs({"b": 90, "a": 91})
     assert verdict(evidence, table.iloc[:0]) == verdict(evidence, table[table["contender"] == "a"]) == NOT_RUN
     one_seed = evidence(table[table["seed"] == 0])[0]
-    assert one_seed.verdict == NOT_RUN and "one seed" in one_seed.numbers
-    assert verdict(evidence, table[table["sparsity"] == 0.95]) == NOT_RUN, "the claim is about two sparsities"
+    assert one_seed.verdict == ONE_SEED and "one seed" in one_seed.numbers
+    at_one = evidence(pd.concat([table, runs({"a": 99}, (0.9,))]))[0]
+    assert at_one.what.endswith("95%, 99%") and at_one.numbers.startswith("1.0"), "where both were trained"
 
 
 @pytest.mark.parametrize(
@@ -172,6 +175,8 @@ def test_what_was_not_run_has_no_verdict():
         ((HOLDS, NO_DIFFERENCE), IN_PART),
         ((NOT, NO_DIFFERENCE, FOR_COMPARISON), NOT),
         ((NOT_RUN, FOR_COMPARISON), NOT_RUN),
+        ((NOT_RUN, ONE_SEED), ONE_SEED),
+        ((NOT, ONE_SEED), NOT),
     ],
 )
 def test_pieces_make_one_verdict(verdicts, expected):
@@ -232,7 +237,7 @@ def test_each_contender_has_a_row_in_each_table(images, recorded):
     for table in (decade_results.accuracies_table, decade_results.differences_table):
         header, rows = table(images)
         listed = {row[0] for row in rows} | {"static", "dense"}
-        assert {name for name in names if "RigL" not in name} <= listed and len(header) == 6 + (header[1] == "seeds")
+        assert {name for name in names if "RigL" not in name} <= listed and {"95%", "99%"} <= set(header)
         assert all(len(row) == len(header) for row in rows)
     header, rows = decade_results.equal_terms_table(images)
     methods = [row[0] for row in rows]

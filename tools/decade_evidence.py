@@ -9,12 +9,13 @@ the 95% interval of Student's t over the seeds. The rules on this interval:
 - :func:`alike`, "A and B do not differ": holds if the interval is within the margin on both sides; does not if it
   leaves out zero otherwise.
 
-In all other cases no difference was seen. What was not run, or with a single seed, has no verdict yet.
+In all other cases no difference was seen. What was not run, or from one seed only, has no verdict.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -23,11 +24,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from benchmarks.decade_ranks import EQUAL, by_seed, mean_and_interval
+from benchmarks.decade_ranks import EQUAL, METHODS, by_seed, mean_and_interval, sparsities_of
 from tutorial_lib.compare import in_words
 
 HOLDS, NOT, NO_DIFFERENCE = "holds here", "does not hold here", "no difference seen"
-IN_PART, NOT_RUN, NOT_TESTABLE = "holds in part", "not run yet", "not testable here"
+IN_PART, NOT_TESTABLE = "holds in part", "not testable here"
+NOT_RUN, ONE_SEED = "not run yet", "one seed only"
 FOR_COMPARISON = ""  # the verdict of a piece that is only told beside others
 SMALL, FULL = 1000, 60_000  # training images
 TASKS = {SMALL: "1,000 images", FULL: "all of MNIST"}
@@ -62,11 +64,9 @@ class Side:
     images: int
     races: tuple[str, ...] = RACES
 
-    def accuracy(self, runs: pd.DataFrame, sparsities: Sequence[float]) -> pd.Series:
-        """Return the accuracy from each seed, averaged over the sparsities; empty without runs."""
-        return by_seed(
-            runs[runs["race"].isin(self.races) & (runs["images"] == self.images)], self.contender, sparsities
-        )
+    def of(self, runs: pd.DataFrame) -> pd.DataFrame:
+        """Return the runs of these races."""
+        return runs[runs["race"].isin(self.races) & (runs["images"] == self.images)]
 
 
 # ------------------------------------------------------------------------------------------ verdicts
@@ -92,7 +92,7 @@ def judged(what: str, samples: pd.Series, rule: Rule) -> Found:
     mean, low, high = mean_and_interval(samples)
     if math.isnan(mean):
         return Found(what, "", NOT_RUN)
-    return Found(what, signed(mean, low, high), NOT_RUN if math.isnan(low) else rule(low, high))
+    return Found(what, signed(mean, low, high), ONE_SEED if math.isnan(low) else rule(low, high))
 
 
 def signed(mean: float, low: float, high: float) -> str:
@@ -107,18 +107,26 @@ def short(contender: str) -> str:
 
 def overall(pieces: Sequence[Found]) -> str:
     """Return the verdict of all pieces together; those without one do not count."""
-    verdicts = {piece.verdict for piece in pieces} - {NOT_RUN, FOR_COMPARISON}
-    if len(verdicts) <= 1:
-        return verdicts.pop() if verdicts else NOT_RUN
-    return IN_PART if HOLDS in verdicts else NOT
+    verdicts = {piece.verdict for piece in pieces} - {FOR_COMPARISON}
+    found = verdicts - {NOT_RUN, ONE_SEED}
+    if len(found) <= 1:
+        return found.pop() if found else ONE_SEED if ONE_SEED in verdicts else NOT_RUN
+    return IN_PART if HOLDS in found else NOT
 
 
 # ------------------------------------------------------------------------------------------ kinds of evidence
 
 
 def gap(runs: pd.DataFrame, ours: Side, theirs: Side, sparsities: Sequence[float]) -> pd.Series:
-    """Return the difference of two sides from each seed that both have."""
-    return (ours.accuracy(runs, sparsities) - theirs.accuracy(runs, sparsities)).dropna()
+    """Return the difference of two sides from each seed that both have, averaged over the sparsities."""
+    first, second = (by_seed(side.of(runs), side.contender, sparsities) for side in (ours, theirs))
+    return (first - second).dropna()
+
+
+def trained(runs: pd.DataFrame, ours: Side, theirs: Side, among: Sequence[float]) -> list[float]:
+    """Return those of the sparsities at which both sides were trained."""
+    at = [sparsities_of(side.of(runs), side.contender) for side in (ours, theirs)]
+    return [s for s in among if all(s in there or 0.0 in there for there in at)]
 
 
 def better(*pairs: tuple[str, str], at: Sequence[float], images: Sequence[int] = tuple(TASKS)) -> Evidence:
@@ -138,11 +146,13 @@ def equal(*pairs: tuple[str, str], at: Sequence[float], images: Sequence[int] = 
 
 def _compared(pairs: Sequence[tuple[str, str]], at: Sequence[float], rules: dict[int, Rule]) -> Evidence:
     def find(runs: pd.DataFrame) -> list[Found]:
-        return [
-            judged(f"{short(ours)} − {short(theirs)}, {TASKS[n]}", gap(runs, Side(ours, n), Side(theirs, n), at), rule)
-            for ours, theirs in pairs
-            for n, rule in rules.items()
-        ]
+        found = []
+        for (ours, theirs), (n, rule) in itertools.product(pairs, rules.items()):
+            sides = Side(ours, n), Side(theirs, n)
+            there = trained(runs, *sides, at)
+            what = f"{short(ours)} − {short(theirs)}, {TASKS[n]}, {', '.join(f'{100 * s:g}%' for s in there)}"
+            found.append(judged(what, gap(runs, *sides, there) if there else pd.Series(dtype=float), rule))
+        return found
 
     return find
 
@@ -193,7 +203,7 @@ def exploration_explains(runs: pd.DataFrame) -> list[Found]:
     """Among rewired contenders of equal sparsity, those that explore more are more accurate: Spearman's correlation."""
     found = []
     for images, task in TASKS.items():
-        mine = runs[(runs["race"] == "methods") & (runs["images"] == images) & ~runs["contender"].isin(FIXED)]
+        mine = runs[runs["race"].isin(METHODS) & (runs["images"] == images) & ~runs["contender"].isin(FIXED)]
         samples = [
             np.mean([at["exploration"].corr(at["accuracy"], method="spearman") for _, at in of.groupby("sparsity")])
             for _, of in mine.groupby("seed")
@@ -208,7 +218,7 @@ def never_cut(contender: str, others: Sequence[str]) -> Evidence:
     def find(runs: pd.DataFrame) -> list[Found]:
         found = []
         for images, task in TASKS.items():
-            mine = runs[(runs["race"] == "methods") & (runs["images"] == images)]
+            mine = runs[runs["race"].isin(METHODS) & (runs["images"] == images)]
             lowest = mine.groupby("contender")["accuracy"].min()
             for name in (contender, *others):
                 numbers = f"{lowest[name]:.2f}" if name in lowest else ""

@@ -208,6 +208,18 @@ def drawn_ranks() -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
+def picture_words() -> str:
+    """Return the picture and what it shows as Markdown, once there are ranks to draw."""
+    if drawn_ranks().empty:
+        return f"*Ranks: {NOT_MEASURED}.*"
+    return (
+        "![Critical-difference diagrams of the mean ranks of the methods, one for each task]"
+        "(../figures/decade_ranks.png)\n\n"
+        "*Mean rank over all sparsities and seeds: the most accurate is on the left. A horizontal bar joins contenders "
+        "that Nemenyi's\ntest at 5% does not tell apart. Colours: how a method grows, as above.*"
+    )
+
+
 def plot_ranks() -> Figure:
     """Draw the mean ranks of each task in a critical-difference diagram (Demšar, 2006); needs recorded runs."""
     tables = {task: ranks(equal_terms(recorded(), images)) for images, task in TASKS.items()}

@@ -519,6 +519,7 @@ OWN_NETWORK_TABLES: dict[str, Callable[[], str]] = {"zoo": zoo_table}
 DECADE_TABLES: dict[str, Callable[[], str]] = {
     "methods": functools.partial(_table, decade_page.methods_table),
     "claims": functools.partial(_table, decade_page.claims_table),
+    "ranks": decade_results.picture_words,
 } | {
     f"equal terms, {task}": functools.partial(_table, decade_results.equal_terms_table, images)
     for images, task in decade_results.TASKS.items()

@@ -11,24 +11,30 @@ from scipy import stats
 
 from tutorial_lib.compare import interval
 
-METHODS = ("methods", "methods, more sparsities")  # races of the truly sparse methods
-EQUAL = (*METHODS, "masked", "tickets", "dense")  # races with the same network, steps and data: they may be compared
+OF_METHODS = "methods"  # the races of the truly sparse methods
+EQUAL = (OF_METHODS, "masked", "tickets", "dense")  # races with the same network, steps and data: they may be compared
 SEPARATOR = ", "  # between a method and its settings in a contender's name
+
+
+def of_races(runs: pd.DataFrame, images: int, *races: str) -> pd.DataFrame:
+    """Return the runs on so many images in these races, or in a part of one, such as ``methods, slow ones``."""
+    return runs[(runs["images"] == images) & runs["race"].map(lambda race: race.partition(SEPARATOR)[0]).isin(races)]
 
 
 def equal_terms(runs: pd.DataFrame, images: int) -> pd.DataFrame:
     """Return the runs on so many training images that had equal terms."""
-    return runs[runs["race"].isin(EQUAL) & (runs["images"] == images)]
+    return of_races(runs, images, *EQUAL)
 
 
 def ranks(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the rank of each contender, from 1 for the most accurate, in each pair of sparsity and seed.
+    """Return the rank of each sparse contender, from 1 for the most accurate, in each pair of sparsity and seed.
 
-    Contenders that were trained in fewer pairs than others are left out.
+    Pairs are those in which all contenders were trained. A contender with one seed where others have more is left out.
     """
-    table = runs[runs["sparsity"] > 0].pivot_table("accuracy", ["sparsity", "seed"], "contender")
-    pairs = table.count()
-    return table.loc[:, pairs == pairs.max()].dropna().rank(axis=1, ascending=False)
+    sparse = runs[runs["sparsity"] > 0]
+    seeds = sparse.groupby("contender")["seed"].nunique()
+    table = sparse.pivot_table("accuracy", ["sparsity", "seed"], "contender")
+    return table[seeds.index[seeds >= min(2, seeds.max())]].dropna().rank(axis=1, ascending=False)
 
 
 def mean_ranks(places: pd.DataFrame) -> pd.DataFrame:

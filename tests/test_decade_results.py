@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from benchmarks.decade_ranks import by_seed, critical_difference, friedman, mean_ranks, ranks
+from benchmarks.decade_ranks import by_seed, critical_difference, friedman, mean_ranks, of_races, ranks
 from tools import decade_claims, decade_results
 from tools.decade_evidence import (
     FOR_COMPARISON,
@@ -82,13 +82,20 @@ def recorded(everything, monkeypatch):
 # ------------------------------------------------------------------------------------------ statistics
 
 
-def test_ranks_are_of_contenders_with_all_pairs():
+def test_ranks_are_of_pairs_that_all_have():
     table = runs({"a": 90, "b": 92, "c": 91})
-    others = [runs({"at fewer sparsities": 95}, (0.95,)), runs({"dense": 99})]
-    few = runs({"from fewer seeds": 95})
-    places = ranks(pd.concat([table, *others, few[few["seed"] < 2]]))
+    more = runs({"a": 90}, (0.98,), "methods, more sparsities")
+    once = runs({"from one seed": 95})
+    places = ranks(pd.concat([table, more, runs({"dense": 99}), once[once["seed"] == 0]]))
     assert list(places.columns) == ["a", "b", "c"] and len(places) == 2 * SEEDS
     assert (places == [3, 1, 2]).all(axis=None)
+    assert list(ranks(pd.concat([table, once])[lambda all_: all_["seed"] == 0])) == ["a", "b", "c", "from one seed"]
+
+
+def test_a_part_of_a_race_belongs_to_it():
+    table = pd.concat([runs({"a": 90}, race=race) for race in ("methods", "methods, slow ones", "method", "length")])
+    assert set(of_races(table, SMALL, "methods")["race"]) == {"methods", "methods, slow ones"}
+    assert of_races(table, FULL, "methods").empty
 
 
 def test_mean_ranks_have_intervals_and_equal_contenders_share_a_rank():

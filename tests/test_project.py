@@ -118,8 +118,8 @@ def test_the_figures_beside_the_tables_can_be_drawn_again(tmp_path, monkeypatch)
     monkeypatch.setattr(readme_tables, "FIGURES", tmp_path)
     readme_tables.draw_figures()
     drawn = {path.stem for path in tmp_path.glob("*.png")}
-    assert drawn >= {"results", "bench", "bench_crossover", "inference", "referee"}
-    for name in ("referee_tradeoff.json", "referee_waterfall.json"):
+    assert drawn >= {"results", "bench", "bench_crossover", "inference", "referee", "decade_ranks"}
+    for name in ("referee_tradeoff.json", "referee_waterfall.json", "decade_ranks.json"):
         now, stored = (json.loads((folder / name).read_text(encoding="utf-8")) for folder in (tmp_path, FIGURES))
         assert now["provenance"] == stored["provenance"]
         assert [pytest.approx(row) for row in now["values"]] == stored["values"], "run: python -m tools.readme_tables"

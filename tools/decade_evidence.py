@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from benchmarks.decade_ranks import EQUAL, METHODS, by_seed, mean_and_interval, sparsities_of
+from benchmarks.decade_ranks import EQUAL, OF_METHODS, by_seed, mean_and_interval, of_races, sparsities_of
 from tutorial_lib.compare import in_words
 
 HOLDS, NOT, NO_DIFFERENCE = "holds here", "does not hold here", "no difference seen"
@@ -66,7 +66,7 @@ class Side:
 
     def of(self, runs: pd.DataFrame) -> pd.DataFrame:
         """Return the runs of these races."""
-        return runs[runs["race"].isin(self.races) & (runs["images"] == self.images)]
+        return of_races(runs, self.images, *self.races)
 
 
 # ------------------------------------------------------------------------------------------ verdicts
@@ -203,7 +203,7 @@ def exploration_explains(runs: pd.DataFrame) -> list[Found]:
     """Among rewired contenders of equal sparsity, those that explore more are more accurate: Spearman's correlation."""
     found = []
     for images, task in TASKS.items():
-        mine = runs[runs["race"].isin(METHODS) & (runs["images"] == images) & ~runs["contender"].isin(FIXED)]
+        mine = of_races(runs[~runs["contender"].isin(FIXED)], images, OF_METHODS)
         samples = [
             np.mean([at["exploration"].corr(at["accuracy"], method="spearman") for _, at in of.groupby("sparsity")])
             for _, of in mine.groupby("seed")
@@ -218,8 +218,7 @@ def never_cut(contender: str, others: Sequence[str]) -> Evidence:
     def find(runs: pd.DataFrame) -> list[Found]:
         found = []
         for images, task in TASKS.items():
-            mine = runs[runs["race"].isin(METHODS) & (runs["images"] == images)]
-            lowest = mine.groupby("contender")["accuracy"].min()
+            lowest = of_races(runs, images, OF_METHODS).groupby("contender")["accuracy"].min()
             for name in (contender, *others):
                 numbers = f"{lowest[name]:.2f}" if name in lowest else ""
                 verdict = NOT_RUN if not numbers else HOLDS if lowest[name] > MOST_FREQUENT else NOT

@@ -14,12 +14,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.decade_ranks import (
+    OF_METHODS,
     SEPARATOR,
     critical_difference,
     equal_terms,
     friedman,
     mean_and_interval,
     mean_ranks,
+    of_races,
     ranks,
 )
 from tools.decade_page import LANES, Table, lane_of
@@ -42,6 +44,11 @@ def recorded() -> pd.DataFrame:
     return pd.DataFrame(found["runs"]) if found else pd.DataFrame(columns=columns)
 
 
+def ranked(images: int) -> pd.DataFrame:
+    """Return the ranks of the truly sparse methods."""
+    return ranks(of_races(recorded(), images, OF_METHODS))
+
+
 # ------------------------------------------------------------------------------------------ accuracy
 
 
@@ -51,7 +58,7 @@ def equal_terms_table(images: int) -> Table:
     runs = equal_terms(recorded(), images)
     if runs.empty:
         return _nothing(header)
-    places = mean_ranks(ranks(runs))
+    places = mean_ranks(ranked(images))
     rows, best = {}, {}
     for method in dict.fromkeys(name.partition(SEPARATOR)[0] for name in runs["contender"]):
         names = [_contender(runs, method, how) for how in SETTINGS]
@@ -99,13 +106,14 @@ def friedman_words() -> str:
     """Return what Friedman's test says of the ranks of each task."""
     lines = []
     for images, task in TASKS.items():
-        places = ranks(equal_terms(recorded(), images))
+        places = ranked(images)
         if len(places) < 2:
             lines.append(f"- {task}: {NOT_MEASURED}.")
             continue
         statistic, p = friedman(places)
         lines.append(
-            f"- {task}: {places.shape[1]} contenders in {len(places)} pairs of sparsity and seed, Friedman's χ² = "
+            f"- {task}: {places.shape[1]} contenders in {len(places)} pairs of a sparsity "
+            f"({', '.join(map(_percent, places.index.unique('sparsity')))}) and a seed. Friedman's χ² = "
             f"{statistic:.0f}, p {f'= {p:.2g}' if p >= 0.001 else '< 0.001'}; critical difference of two mean ranks: "
             f"{critical_difference(places):.1f}."
         )
@@ -202,7 +210,7 @@ def drawn_ranks() -> pd.DataFrame:
     """Return what the picture shows: task, contender and mean rank with its interval."""
     parts = []
     for images, task in TASKS.items():
-        places = ranks(equal_terms(recorded(), images))
+        places = ranked(images)
         if len(places) > 1:
             parts.append(mean_ranks(places).reset_index().assign(task=task))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
@@ -222,7 +230,7 @@ def picture_words() -> str:
 
 def plot_ranks() -> Figure:
     """Draw the mean ranks of each task in a critical-difference diagram (Demšar, 2006); needs recorded runs."""
-    tables = {task: ranks(equal_terms(recorded(), images)) for images, task in TASKS.items()}
+    tables = {task: ranked(images) for images, task in TASKS.items()}
     tables = {task: places for task, places in tables.items() if len(places) > 1}
     figure, axes = plt.subplots(len(tables), squeeze=False, figsize=(10, 4.3 * len(tables)), layout="constrained")
     for axis, (task, places) in zip(axes[:, 0], tables.items(), strict=True):

@@ -16,12 +16,12 @@ from tutorial_lib.project import ROOT
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 per_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-FIGURE = re.compile(r"plt\.subplots\(|(viz|referee_plots)\.plot_|schematics\.draw_|topology_player\(")
+FIGURE = re.compile(r"plt\.subplots\(|(viz|referee_plots)\.plot_|schematics\.draw_|topology_player\(|^Image\(", re.M)
 # A label names a unit, or counts something that has none.
 UNIT = re.compile(
     r"%|\(s\b|\bms\b|milliseconds|seconds|megabytes|\bMB\b|GFLOP/s|per byte|\(share of|\(log\)|cross-entropy|"
     r"^(at |and at |active at )?(training )?step$|^(and|active) at step$|"
-    r"^(epoch|input|output|row|column|neurons|layer|connections per place)$"
+    r"^(epoch|input|output|row|column|neurons|layer|method|connections per place)$"
 )
 
 

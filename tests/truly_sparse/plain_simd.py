@@ -75,7 +75,7 @@ def compiled(function: Any) -> Any:
     return function
 
 
-entry = compiled
+entry = within = compiled
 floats, octets, words, longs, doubles = map(_pointer, (np.float32, np.uint8, np.uint32, np.int64, np.float64))
 
 
@@ -97,6 +97,10 @@ def splat(number, like):
 
 def load(pointer, index, like):
     return pointer.part(index, len(like)).copy()
+
+
+def gathered(pointer, places, index, step, like):
+    return np.array([pointer[int(place) * step] for place in places.part(index, len(like))])
 
 
 def store(pointer, index, vector):

@@ -33,6 +33,7 @@ from .simd import (
     first_lanes,
     floats,
     fma,
+    gathered,
     load,
     longs,
     maximum,
@@ -43,6 +44,7 @@ from .simd import (
     total,
     totals,
     where_positive,
+    within,
     words,
     zeros,
 )
@@ -165,26 +167,44 @@ def outputs_of(width: int, position_bytes: int) -> Kernel:
     return outputs
 
 
+@within
+def _product_of_one(values, to_value, x, x_row, cols, start, end, readable):
+    """Return the sum of weights times inputs from ``start`` on, 16 at a time, and where to go on.
+
+    The last ones before ``end`` are masked, unless less than 16 positions and values are readable there.
+    """
+    k, sums = start, zeros(16)
+    while k + 16 <= end:
+        sums = fma(load(values, k + to_value, sums), gathered(x, cols, k, x_row, sums), sums)
+        k += 16
+    if k < end and k + 16 <= readable:
+        rest = products(load(values, k + to_value, sums), gathered(x, cols, k, x_row, sums), sums)
+        sums, k = add(sums, first_lanes(end - k, rest)), end
+    return total(sums), k
+
+
 @functools.cache
 def one_sample(position_bytes: int) -> Kernel:
-    """Return the kernel of the forward pass for one sample. Compilers gather its inputs where CPUs can."""
+    """Return the kernel of the forward pass for one sample."""
 
     @kernel(CALL, PLAN)
     def sample(call, plan, first, last, thread):
         x, x_row, y, y_row = floats(call.x), call.x_row, floats(call.y), call.y_row
         values, bias, relu = floats(call.values), floats(call.bias), call.relu
         cols, indptr, borders = positions(plan.cols, position_bytes), longs(plan.indptr), longs(plan.row_chunks)
+        readable = plan.nnz // plan.tall
         for block in range(borders[first], borders[last]):
             start, end = indptr[block], indptr[block + 1]
             to_value = (plan.tall - 1) * start
             for o in range(plan.tall * block, plan.tall * (block + 1)):
-                result = bias[o]
                 if x_row == 1:  # without a multiplication of each position
-                    for k in range(start, end):
-                        result += values[k + to_value] * x[cols[k]]
+                    result, k = _product_of_one(values, to_value, x, 1, cols, start, end, readable)
                 else:
-                    for k in range(start, end):
-                        result += values[k + to_value] * x[cols[k] * x_row]
+                    result, k = _product_of_one(values, to_value, x, x_row, cols, start, end, readable)
+                while k < end:
+                    result += values[k + to_value] * x[cols[k] * x_row]
+                    k += 1
+                result += bias[o]
                 y[o * y_row] = max(result, np.float32(0)) if relu else result
                 to_value += end - start
 

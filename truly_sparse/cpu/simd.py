@@ -29,6 +29,8 @@ OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, "error_model": "numpy", "nogil"
 # A function that other compiled functions call: Python cannot call it, and nothing but its callers is cached.
 _INNER: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 compiled = njit(**_INNER, **OPTIONS)
+# The same for a small one that becomes part of its caller at each call.
+within = njit(forceinline=True, **_INNER, **OPTIONS)
 # A function that Python calls.
 entry = njit(cache=True, **OPTIONS)
 
@@ -121,6 +123,28 @@ def load(context: Any, pointer: Any, index: Any, like: Any) -> Any:
         return b.load(_at(b, v[0], v[1], _FLOAT, like.lanes), align=4)
 
     return _word(like, (pointer, types.intp, like), emit)
+
+
+@intrinsic
+def gathered(context: Any, pointer: Any, places: Any, index: Any, step: Any, like: Any) -> Any:
+    """``gathered(p, places, i, step, like)``: a vector of ``p[step·places[i]]``, ``p[step·places[i + 1]]`` and so on.
+
+    Single loads, and the positions eight bytes at a time: on AMD Zen 4, the gather instruction takes 1.5 times as long.
+    """
+    bits = places.dtype.bitwidth
+    word, in_word = ir.IntType(64), 64 // bits
+
+    def emit(b: Any, v: list[Any]) -> Any:
+        numbers = ir.Constant(ir.VectorType(_FLOAT, like.lanes), ir.Undefined)
+        for n in range(like.lanes):
+            if n % in_word == 0:
+                start = b.gep(v[1], [b.add(v[2], word(n))])
+                several = b.load(b.bitcast(start, word.as_pointer()), align=bits // 8)
+            place = b.and_(b.lshr(several, word(n % in_word * bits)), word(2**bits - 1))
+            numbers = b.insert_element(numbers, b.load(b.gep(v[0], [b.mul(place, v[3])])), _INT(n))
+        return numbers
+
+    return _word(like, (pointer, places, types.intp, types.intp, like), emit)
 
 
 @intrinsic

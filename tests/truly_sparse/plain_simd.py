@@ -262,7 +262,7 @@ def _pieces(size: int) -> tuple[tuple[int, int], ...]:
 
 
 class Memory:
-    """``program._Memory``, with 64 bytes of no man's land between the pieces."""
+    """``plan.Memory``, with 64 bytes of no man's land between the pieces."""
 
     def __init__(self) -> None:
         self.size = Pieces(0)
@@ -293,7 +293,7 @@ def checked_kernels(lanes: int) -> Iterator[ModuleType]:
     """Give ``cpu/chain.py`` over these words, with registers of so many lanes; nothing else is changed for long."""
     names = (
         "adam convert conv_shape conv_gradient conv_blocks conv_forward conv_backward chain entry linear_shape "
-        "linear_blocks linear loss pass_record passes plan program templates traces training workspace"
+        "linear_blocks linear_few linear loss pass_record passes plan program templates traces training workspace"
     )
     package, here = kernels.__name__, sys.modules[__name__]
     with pytest.MonkeyPatch.context() as patch:
@@ -308,7 +308,7 @@ def checked_kernels(lanes: int) -> Iterator[ModuleType]:
         plan = sys.modules[f"{package}.plan"]
         address = plan.address
         patch.setattr(plan, "address", lambda array: note(address(array), array.nbytes, array))
-        patch.setattr(sys.modules[f"{package}.program"], "_Memory", Memory)
+        patch.setattr(sys.modules[f"{package}.program"], "Memory", Memory)
         patch.setattr(sys.modules[f"{package}.training"], "address", plan.address)
         for name in ("pass_record", "templates"):
             patch.setattr(sys.modules[f"{package}.{name}"], "address", plan.address)

@@ -27,8 +27,8 @@ def take_in(call, at, to, row, group, pixels, across, gap):
     for b in range(0, call.lanes, 16):
         place, column = b // 16 * group, 0
         if call.source_sample > 0:
-            _turn_in(call, at, b, target, place, row, pixels, across, gap)
-            _turn_in(call, at, b + 8, target, place + 8, row, pixels, across, gap)
+            turn_in(call, at, b, target, place, row, pixels, across, gap)
+            turn_in(call, at, b + 8, target, place + 8, row, pixels, across, gap)
         else:
             for j in range(pixels):
                 values = load(source, (at + j) * pixel + b, zeros(16))
@@ -39,18 +39,22 @@ def take_in(call, at, to, row, group, pixels, across, gap):
 
 
 @compiled
-def _turn_in(call, at, b, target, place, row, pixels, across, gap):
+def turn_in(call, at, b, target, place, row, pixels, across, gap):
     """Copy a run of pixels of eight samples of a contiguous tensor, from sample ``b`` on."""
-    source, sample, keep, column, turned = floats(call.source), call.source_sample, call.batch - b, 0, block()
+    source, sample, keep, column = floats(call.source), call.source_sample, call.batch - b, 0
+    rows, turned = block(), block()
     for j in range(0, pixels, 8):
         start, count = b * sample + at + j, min(8, pixels - j)
-        whole = count == 8 and keep >= 8
-        if whole and gap == 0:
+        if count == 8 and keep >= 8 and gap == 0:
             transpose(source, start, sample, target, place, row)
             place += 8 * row
             continue
-        if whole:
+        if count == 8 and keep >= 8:
             transpose(source, start, sample, turned, 0, 8)
+        elif count == 8:
+            for n in range(keep):
+                store(rows, 8 * n, load(source, start + n * sample, zeros(8)))
+            transpose(rows, 0, 8, turned, 0, 8)
         else:
             for n in range(min(keep, 8)):
                 for m in range(count):
@@ -94,7 +98,7 @@ def _turn_out(call, at, b, source, place, row, pixels, across, gap):
     for j in range(0, pixels, 8):
         to, count = b * sample + at + j, min(8, pixels - j)
         if gap == 0:
-            _turn_block(call, b, source, place, row, to, count)
+            turn_block(call, b, source, place, row, to, count)
             place += 8 * row
         else:
             for m in range(count):
@@ -102,15 +106,19 @@ def _turn_out(call, at, b, source, place, row, pixels, across, gap):
                 place, column = place + row, column + 1
                 if column == across:
                     place, column = place + gap, 0
-            _turn_block(call, b, gathered, 0, 8, to, count)
+            turn_block(call, b, gathered, 0, 8, to, count)
 
 
 @compiled
-def _turn_block(call, b, source, place, row, to, count):
+def turn_block(call, b, source, place, row, to, count):
     """Write ``count`` pixels of up to eight samples to ``call.result``."""
-    result, sample, keep = floats(call.result), call.result_sample, call.batch - b
+    result, sample, keep, turned = floats(call.result), call.result_sample, call.batch - b, block()
     if count == 8 and keep >= 8:
         transpose(source, place, row, result, to, sample)
+    elif count == 8:
+        transpose(source, place, row, turned, 0, 8)
+        for n in range(keep):
+            store(result, to + n * sample, load(turned, 8 * n, zeros(8)))
     else:
         for n in range(min(keep, 8)):
             for m in range(count):

@@ -23,7 +23,8 @@ from .linear_blocks import (
     one_input_of,
     sixteen_products_of,
 )
-from .linear_shape import WIDTHS, WIDTHS_OF_FOUR, first_lane, store_input_gradient, tiles
+from .linear_few import FEW, few_of
+from .linear_shape import WIDTHS, WIDTHS_OF_FOUR, first_lane, output, store_input_gradient, tiles
 from .memory import LANES
 from .records import CALL, PLAN, Call, Phase, Plan
 from .simd import (
@@ -39,7 +40,6 @@ from .simd import (
     maximum,
     positions,
     products,
-    splat,
     store,
     total,
     totals,
@@ -139,29 +139,19 @@ def outputs_of(width: int, position_bytes: int) -> Kernel:
 
     @kernel(CALL, PLAN)
     def outputs(call, plan, first, last, thread):
-        x, x_row, y, y_row = floats(call.x), call.x_row, floats(call.y), call.y_row
+        x_row, y, y_row, zero = call.x_row, floats(call.y), call.y_row, zeros(width)
         values, bias, relu = floats(call.values), floats(call.bias), call.relu
         cols, indptr, borders = positions(plan.cols, position_bytes), longs(plan.indptr), longs(plan.row_chunks)
-        zero = zeros(width)
         for piece in range(first, last):
             tile, chunk = piece // plan.row_pieces, piece % plan.row_pieces
             b = first_lane(call.lanes, width, WIDTHS[0]) + tile * width
+            x = floats(call.x + 4 * b)
             for block in range(borders[chunk], borders[chunk + 1]):
                 start, end = indptr[block], indptr[block + 1]
                 to_value = (plan.tall - 1) * start
                 for o in range(plan.tall * block, plan.tall * (block + 1)):
-                    even, odd = splat(bias[o], zero), zero  # two independent sums hide the latency of the additions
-                    k = start
-                    while k + 1 < end:
-                        even = fma(values[k + to_value], load(x, cols[k] * x_row + b, zero), even)
-                        odd = fma(values[k + 1 + to_value], load(x, cols[k + 1] * x_row + b, zero), odd)
-                        k += 2
-                    if k < end:
-                        even = fma(values[k + to_value], load(x, cols[k] * x_row + b, zero), even)
-                    result = add(even, odd)
-                    if relu:
-                        result = maximum(zero, result)
-                    store(y, o * y_row + b, result)
+                    result = output(x, x_row, cols, values, to_value, start, end, bias[o], zero)
+                    store(y, o * y_row + b, maximum(zero, result) if relu else result)
                     to_value += end - start
 
     return outputs
@@ -215,6 +205,8 @@ def make_all() -> None:
     """Make the kernels of single weights for all widths and sizes of positions, so that ``warmup`` compiles them."""
     for position_bytes in (2, 4):
         one_sample(position_bytes)
+        for width in FEW:
+            few_of(width, position_bytes)
         for width in WIDTHS:
             outputs_of(width, position_bytes)
             dots_of(width, position_bytes)

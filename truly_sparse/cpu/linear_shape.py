@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from .simd import NATIVE, compiled, first_lanes, floats, store, total, where_positive
+from .simd import NATIVE, add, compiled, first_lanes, floats, fma, load, splat, store, total, where_positive, within
 
 # Lanes of the batch per register tile of one output; a CPU without AVX-512 has registers for at most 32.
 WIDTHS = (64, 32, 16) if NATIVE == 16 else (32, 16)
@@ -26,6 +26,19 @@ def tiles(lanes: int, widths: tuple[int, ...] = WIDTHS) -> list[tuple[int, int]]
 def first_lane(lanes, width, widest):
     """Return the first lane of the tiles of this width, which follow the wider ones."""
     return 0 if width == widest else lanes // (2 * width) * (2 * width)
+
+
+@within
+def output(x, x_row, cols, values, to_value, start, end, bias, zero):
+    """Return a tile of one output: the bias, and weights ``start`` to ``end`` times their inputs."""
+    even, odd, k = splat(bias, zero), zero, start  # two independent sums hide the latency of the additions
+    while k + 1 < end:
+        even = fma(values[k + to_value], load(x, cols[k] * x_row, zero), even)
+        odd = fma(values[k + 1 + to_value], load(x, cols[k + 1] * x_row, zero), odd)
+        k += 2
+    if k < end:
+        even = fma(values[k + to_value], load(x, cols[k] * x_row, zero), even)
+    return add(even, odd)
 
 
 @compiled

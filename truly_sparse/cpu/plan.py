@@ -22,6 +22,22 @@ PARAMETERS = 15
 Address: TypeAlias = tuple[int, int]  # the number of a base, and bytes from it
 
 
+class Memory:
+    """Assigns consecutive pieces of a buffer that is allocated later, each aligned to a cache line."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def take(self, size: int) -> int:
+        """Return the offset in bytes of a piece of ``size`` bytes."""
+        start, self.size = self.size, -(-(self.size + size) // 64) * 64
+        return start
+
+    def end(self, gap: int) -> int:
+        """Return the size of all pieces followed by ``gap`` unused bytes."""
+        return self.size + gap
+
+
 class Form(NamedTuple):
     """How activations are stored, in floats and pixels (``records.py``).
 
@@ -106,6 +122,17 @@ def callers_form(size: tuple[int, ...], row: int) -> Form:
 def buffer_form(size: tuple[int, ...], row: int) -> Form:
     """Return the same form for a span in a buffer, with ``row`` floats from pixel to pixel."""
     return callers_form(size, NOWHERE)._replace(row=row, floats=row * math.prod(size))
+
+
+def parameters(i: int) -> dict[str, Address]:
+    """Return the fields of a call for values and bias of stage ``i``."""
+    return {"values": (PARAMETERS + 2 * i, 0), "bias": (PARAMETERS + 2 * i + 1, 0)}
+
+
+def callers_tensor(prefix: str, base: int, row: int, size: tuple[int, ...], innermost: bool) -> dict[str, Any]:
+    """Return the fields of a call that describe a caller's tensor to copy from (``source``) or to (``result``)."""
+    sample, pixel = (0, (row, 0)) if innermost else (math.prod(size), 1)
+    return {prefix: (base, 0), f"{prefix}_sample": sample, f"{prefix}_pixel": pixel}
 
 
 def input_form(plan: Plan, span: int, row: int) -> Form:
@@ -224,6 +251,16 @@ def _conv_lists(index: ConvIndex, plane: int, columns: int) -> tuple[Any, ...]:
     order = number[np.argsort(column[number], kind="stable")]
     t_indptr = np.searchsorted(column[order], np.arange(index.shape[1] * index.groups // wide + 1))
     return tall, wide, indptr, offsets, t_indptr, np.stack([of[order] for of in fields], 1)
+
+
+def scratch_bytes(part: Part, need_dx: bool) -> int:
+    """Return the bytes of scratch memory that a thread needs in the backward pass of a layer."""
+    plan = part.plan
+    if plan.kind == LINEAR:  # gradients of the weights of a piece of the inputs
+        return 4 * max(LANES, part.scratch if need_dx else 0)
+    images = LANES * (plan.lead + plan.outputs * plan.plane) if need_dx or plan.tall > 1 else 0
+    weights = 1 if plan.tall > 1 else plan.nnz
+    return 4 * (LANES * (weights + plan.outputs) + images)  # sums over lanes, and images of the gradient
 
 
 def address(array: np.ndarray) -> int:

@@ -25,6 +25,7 @@ from .conv_backward import conv_backward
 from .conv_forward import conv_forward
 from .index import LinearIndex
 from .linear import linear_backward, linear_forward
+from .linear_few import are_few, calls_of_few, few_bytes, few_samples
 from .memory import LANES, empty_in_format, row_floats, row_lanes
 from .pass_record import recorded
 from .plan import (
@@ -34,7 +35,6 @@ from .plan import (
     GRAD,
     GRAD_ROW,
     GRADIENTS,
-    PARAMETERS,
     PARTIAL,
     ROOM,
     SCRATCH,
@@ -43,13 +43,17 @@ from .plan import (
     Address,
     Form,
     Layer,
+    Memory,
     Part,
     X,
     Y,
     buffer_form,
     callers_form,
+    callers_tensor,
     input_form,
     layer_part,
+    parameters,
+    scratch_bytes,
 )
 from .records import LINEAR, Call, Phase, Plan
 from .stage import Stage
@@ -156,10 +160,12 @@ def _forward_program(
     several = batch > SPAN and small and not (innermost and _is_shared(stages, batch, remember))
     span, row = (SPAN, SPAN) if several else (max(row_lanes(batch), LANES), row_floats(batch))
     single = batch == 1 and not remember
-    memory = _Memory()
+    memory = Memory()
+    if not (remember or innermost) and are_few(plans := [part.plan for part in parts], batch):
+        return _program_of_few(stages, plans, batch)
     forms = _forms(parts, span, row, single)
     places = [(ARENA, memory.take(4 * form.floats)) for form in forms[:-1]] + [(Y, 0)]
-    room, one_sample = _Memory(), single and parts[-1][0].kind == LINEAR
+    room, one_sample = Memory(), single and parts[-1][0].kind == LINEAR
     if not result_innermost and not one_sample:
         forms[-1] = buffer_form(parts[-1][1], row)
         in_arena = not remember or (stages[-1].relu and not stages[-1].pool)  # the backward pass of ReLU reads it
@@ -174,10 +180,10 @@ def _forward_program(
         layers.append(Layer(plan, forms[i], places[i], forms[i + 1], places[i + 1], image, winners, alive))
     calls = [Call(**_common(i, *of)) for i, of in enumerate(zip(stages, layers, strict=True))]
     if not in_place:
-        calls[0] = calls[0]._replace(**_callers("source", X, X_ROW, size, innermost))
+        calls[0] = calls[0]._replace(**callers_tensor("source", X, X_ROW, size, innermost))
     direct = places[-1] == (Y, 0)
     if not direct:
-        calls[-1] = calls[-1]._replace(**_callers("result", Y, Y_ROW, forms[-1].size, innermost=False))
+        calls[-1] = calls[-1]._replace(**callers_tensor("result", Y, Y_ROW, forms[-1].size, innermost=False))
     arena, rooms = memory.end(APART if several else 0), room.end(APART if several else 0) if room.size else 0
     by_span = {X: _step(span, size, innermost), Y: _step(span, forms[-1].size, direct), ARENA: arena if remember else 0}
     by_thread = {ARENA: 0 if remember else arena, ROOM: rooms if remember else 0}
@@ -196,6 +202,31 @@ def _forward_program(
         remembers=remember,
         idle=[],
         room=rooms,
+    )
+
+
+def _program_of_few(stages: Sequence[Stage], plans: list[Plan], batch: int) -> Program:
+    """Return the program of a forward pass on a few samples (``linear_few.py``)."""
+    memory, own = Memory(), Memory()
+    own.take(few_bytes(plans, batch))
+    scratch = own.end(APART)
+    calls = calls_of_few(stages, plans, batch, memory, scratch)
+
+    def phases(stage: int, lanes: int) -> list[Phase]:
+        return [few_samples(plans[stage], stage, batch)]
+
+    return Program(
+        [],
+        (batch, plans[-1].outputs),
+        False,
+        batch,
+        1,
+        **recorded((batch, batch, 1), calls, plans, phases, {}, {}),
+        bytes=memory.size,
+        kept=True,
+        remembers=False,
+        idle=[],
+        scratch=scratch,
     )
 
 
@@ -239,7 +270,7 @@ def _backward_program(
     row = SPAN if several else row_floats(batch)
     sizes = [size for stage in stages for size in (stage.index.nnz, stage.index.shape[0])]
     starts = [4 * start for start in np.cumsum([0, *sizes]).tolist()]
-    memory, scratch = _Memory(), 0
+    memory, scratch = Memory(), 0
     calls: list[Call] = []
     layers: list[Layer] = []
     in_place = _used_in_place(result.plan, innermost, several)
@@ -258,7 +289,7 @@ def _backward_program(
             **_gradients_of_parameters(stages, forward, i, starts, PARTIAL if several else GRADIENTS),
         )
         if last and not in_place:
-            call = call._replace(**_callers("source", GRAD, GRAD_ROW, form.size, innermost))
+            call = call._replace(**callers_tensor("source", GRAD, GRAD_ROW, form.size, innermost))
         elif last and (stages[i].relu or batch % LANES):
             call = call._replace(masked=(ROOM, memory.take(4 * row * plan.outputs)))
         elif last:
@@ -266,9 +297,9 @@ def _backward_program(
         if not layer.linear:
             call = call._replace(pieces=(ROOM, memory.take(4 * span // LANES * (plan.nnz + plan.outputs))))
         calls.append(call._replace(masked_row=call.masked_row or row, scratch=(SCRATCH, 0)))
-        layers, scratch = [layer, *layers], max(scratch, _scratch_bytes(parts[i], need_dx))
+        layers, scratch = [layer, *layers], max(scratch, scratch_bytes(parts[i], need_dx))
         form, at = layer.x, cast(Address, call.dx)
-    own = _Memory()
+    own = Memory()
     own.take(scratch)
     scratch, room = own.end(APART if several else 0), memory.end(APART if several else 0)
     calls = [call._replace(scratch_bytes=scratch) for call in calls]
@@ -309,14 +340,14 @@ def _gradient_of_result(layer: Layer, form: Form, at: Address) -> dict[str, Any]
     return {"g": (at[0], at[1] + 4 * form.start), **form.fields("g", layer.image), "masked": at}
 
 
-def _gradient_of_input(layer: Layer, first: bool, need_dx: bool, innermost: bool, memory: _Memory) -> dict[str, Any]:
+def _gradient_of_input(layer: Layer, first: bool, need_dx: bool, innermost: bool, memory: Memory) -> dict[str, Any]:
     """Return the fields of a call that say where the gradient of the layer's input goes."""
     if not need_dx:
         return {"dx": 0}
     if first and layer.linear and innermost:  # written directly into the caller's tensor
         return {"dx": (DX, 0), "dx_row": (DX_ROW, 0)}
     dx = {"dx": (ROOM, memory.take(4 * layer.x.floats)), "dx_row": layer.x.row}
-    return dx | (_callers("result", DX, DX_ROW, layer.x.size, innermost) if first else {})
+    return dx | (callers_tensor("result", DX, DX_ROW, layer.x.size, innermost) if first else {})
 
 
 def _gradients_of_parameters(
@@ -332,23 +363,12 @@ def _gradients_of_parameters(
     }
 
 
-def _scratch_bytes(part: Part, need_dx: bool) -> int:
-    """Return the bytes of scratch memory that a thread needs in the backward pass of a layer."""
-    plan = part.plan
-    if plan.kind == LINEAR:  # gradients of the weights of a piece of the inputs
-        return 4 * max(LANES, part.scratch if need_dx else 0)
-    images = LANES * (plan.lead + plan.outputs * plan.plane) if need_dx or plan.tall > 1 else 0
-    weights = 1 if plan.tall > 1 else plan.nnz
-    return 4 * (LANES * (weights + plan.outputs) + images)  # sums over lanes, and images of the gradient
-
-
 def _common(i: int, stage: Stage, layer: Layer) -> dict[str, Any]:
     """Return the fields of a call that both passes use."""
     y = layer.y_at[0], layer.y_at[1] + 4 * layer.y.start
-    parameters = {"values": (PARAMETERS + 2 * i, 0), "bias": (PARAMETERS + 2 * i + 1, 0)}
     of_x = {"x": layer.x_at, "x_row": layer.x.row, "x_group": layer.x.group}
     of_y = {"y": y, **layer.y.fields("y", layer.image), "winners": layer.winners}
-    return parameters | of_x | of_y | {"relu": stage.relu, "pool": stage.pool}
+    return parameters(i) | of_x | of_y | {"relu": stage.relu, "pool": stage.pool}
 
 
 def _is_shared(stages: Sequence[Stage], batch: int, remember: bool) -> bool:
@@ -364,28 +384,6 @@ def _used_in_place(plan: Plan, innermost: bool, several: bool) -> bool:
     return innermost and not several and plan.kind == LINEAR
 
 
-def _callers(prefix: str, base: int, row: int, size: tuple[int, ...], innermost: bool) -> dict[str, Any]:
-    """Return the fields of a call that describe a caller's tensor to copy from (``source``) or to (``result``)."""
-    sample, pixel = (0, (row, 0)) if innermost else (math.prod(size), 1)
-    return {prefix: (base, 0), f"{prefix}_sample": sample, f"{prefix}_pixel": pixel}
-
-
 def _step(span: int, size: tuple[int, ...], innermost: bool) -> int:
     """Return the bytes from span to span in a caller's tensor."""
     return 4 * span * (1 if innermost else math.prod(size))
-
-
-class _Memory:
-    """Assigns consecutive pieces of a buffer that is allocated later, each aligned to a cache line."""
-
-    def __init__(self) -> None:
-        self.size = 0
-
-    def take(self, size: int) -> int:
-        """Return the offset in bytes of a piece of ``size`` bytes."""
-        start, self.size = self.size, -(-(self.size + size) // 64) * 64
-        return start
-
-    def end(self, gap: int) -> int:
-        """Return the size of all pieces followed by ``gap`` unused bytes."""
-        return self.size + gap

@@ -74,7 +74,8 @@ def _with_plans(template: Program, parts: list[Part]) -> Program:
     listed: list[Plan] = [part.plan for part in parts]
     plans = np.array(listed[::-1] if template.gradient_sizes else listed, np.int64)  # in the order of the pass
     record[PLANS] = address(plans)
-    layers = [
-        layer._replace(plan=part.plan, alive=part.alive) for layer, part in zip(template.layers, parts, strict=True)
+    layers = [  # a program of a few samples has none
+        layer._replace(plan=part.plan, alive=part.alive)
+        for layer, part in zip(template.layers, parts, strict=bool(template.layers))
     ]
     return template._replace(layers=layers, address=address(record), alive=(record, plans, *shared))

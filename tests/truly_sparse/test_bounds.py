@@ -84,6 +84,7 @@ LINEAR = {
     "one weight": (1, 1),
     "fewer than a vector": (3, 5, 2),
     "more than a block": (19, 17, 33),
+    "more than two vectors of weights": (70, 3),
 }
 CONV = {
     "1×1": ((1, 3, 3), [((1, 2, (1, 1)), {})]),
@@ -110,7 +111,8 @@ INPUTS = [(1, False), (16, True), (17, True), (40, False), (40, True)]
 inputs = pytest.mark.parametrize(("batch", "innermost"), INPUTS)
 
 
-@pytest.mark.parametrize(("batch", "innermost"), [*INPUTS, (80, True)])  # 80: tiles of several widths, or spans
+# 3, 13 and 20: all samples in a tile of 8, 16 or 32; 80: tiles of several widths, or spans
+@pytest.mark.parametrize(("batch", "innermost"), [*INPUTS, (3, False), (13, False), (20, False), (80, True)])
 @pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
 @pytest.mark.parametrize("widths", LINEAR.values(), ids=LINEAR)
 def test_linear_layers_stay_within_their_memory(kernels, widths, batch, innermost, large, survived, monkeypatch):

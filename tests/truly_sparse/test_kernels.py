@@ -239,7 +239,7 @@ def everything(batch):
 
 
 @pytest.mark.parametrize("large", [False, True])
-@pytest.mark.parametrize("batch", [1, 50, 64, 300])
+@pytest.mark.parametrize("batch", [1, 7, 20, 50, 64, 300])
 def test_same_bits_for_any_number_of_threads(batch, large):
     before = torch.get_num_threads()
     try:
@@ -287,7 +287,7 @@ def test_odd_inputs_agree():
         close(cpu.forward(x, *chain)[0], reference.forward(x, *chain)[0])
 
 
-@pytest.mark.parametrize("batch", [1, 7, 16, 33, 64, 100])
+@pytest.mark.parametrize("batch", [1, 7, 16, 20, 33, 64, 100])
 @pytest.mark.parametrize("size", [(90,), (6, 12, 12), (6, 7, 7), (6, 3, 5)], ids=str)
 def test_numbers_are_the_same_in_every_format(batch, size):
     torch.manual_seed(1)

@@ -157,7 +157,7 @@ def _forward_program(
 ) -> Program:
     batch, size, (innermost, result_innermost) = shape[0], tuple(shape[1:]), of
     small = sum(stage.index.nnz for stage in stages) <= SMALL
-    several = batch > SPAN and small and not (innermost and _is_shared(stages, batch, remember))
+    several = batch > SPAN and small and not (innermost and _is_shared(stages, batch))
     span, row = (SPAN, SPAN) if several else (max(row_lanes(batch), LANES), row_floats(batch))
     single = batch == 1 and not remember
     memory = Memory()
@@ -371,12 +371,12 @@ def _common(i: int, stage: Stage, layer: Layer) -> dict[str, Any]:
     return parameters(i) | of_x | of_y | {"relu": stage.relu, "pool": stage.pool}
 
 
-def _is_shared(stages: Sequence[Stage], batch: int, remember: bool) -> bool:
+def _is_shared(stages: Sequence[Stage], batch: int) -> bool:
     """Tell whether threads share a single linear layer instead of dividing the batch into spans.
 
     Spans are faster for larger batches, because a thread's inputs are then close together in memory.
     """
-    return len(stages) == 1 and isinstance(stages[0].index, LinearIndex) and batch <= (256 if remember else 128)
+    return len(stages) == 1 and isinstance(stages[0].index, LinearIndex) and batch < 128
 
 
 def _used_in_place(plan: Plan, innermost: bool, several: bool) -> bool:

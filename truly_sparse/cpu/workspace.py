@@ -58,7 +58,7 @@ def fill_in(
     """
     for base, tensor in tensors.items():
         if tensor is not None:
-            frame[base], frame[base + 1] = tensor.data_ptr(), tensor.stride(-1)
+            frame[base], frame[base + 1] = tensor.data_ptr(), tensor.stride()[-1]
     for at, parameter in enumerate(parameters, PARAMETERS):
         if parameter is not None:
             frame[at] = parameter.data_ptr()

@@ -19,7 +19,7 @@ from truly_sparse.cpu.stage import Stage
 from truly_sparse.structure import whole_blocks
 
 STRUCTURES = [(1, 1), (4, 1), (1, 4), (4, 4), (8, 8), (16, 1), (2, 2), (3, 3)]
-BATCHES = [1, 3, 32, 64, 100, 256]
+BATCHES = [1, 3, 32, 64, 100, 256, 1000]
 structures = pytest.mark.parametrize("structure", STRUCTURES, ids="{0[0]}x{0[1]}".format)
 blocked = pytest.mark.parametrize("structure", STRUCTURES[1:], ids="{0[0]}x{0[1]}".format)
 GEOMETRIES = {
@@ -119,7 +119,7 @@ def test_layers_in_parts_equal_dense(structure, monkeypatch):
     monkeypatch.setattr(index_module, "BLOCK", 30)
     monkeypatch.setattr(index_module, "RUN", 1)
     stages = [Stage(linear(96, 48, structure), True), Stage(linear(48, 96, structure))]
-    assert stages[0].index.blocks > 1
+    assert stages[0].index.blocks > 1 or structure[0] % 4 == 0, "blocks of four outputs go by output"
     agree(stages, torch.randn(100, 96))
 
 
@@ -188,10 +188,13 @@ def test_an_index_gives_its_connections_back(structure, compiled, monkeypatch):
         )
 
 
-def test_an_index_of_blocks_is_small():
-    flat = drawn((480, 480), (8, 8), 0.5)
-    sizes = [LinearIndex.build(flat, (480, 480), of).nbytes / len(flat) for of in ((1, 1), (4, 1), (4, 4), (8, 8))]
-    assert sizes[1] < 0.85 * sizes[0] and sizes[2] < 0.3 * sizes[0] and sizes[3] < 0.16 * sizes[0]
+@pytest.mark.parametrize(
+    ("structure", "most"), [((4, 1), 1.15), ((4, 4), 1.15), ((8, 8), 1.08), ((16, 1), 1.05), ((1, 4), 1.95)]
+)
+def test_an_index_of_blocks_is_small(structure, most):
+    flat = drawn((960, 960), structure, 0.05)
+    index = LinearIndex.build(flat, (960, 960), structure)
+    assert (index.nbytes + 4 * len(flat)) / (4 * len(flat)) <= most, "bytes per byte of weights"
 
 
 @blocked

@@ -63,7 +63,8 @@ class LinearIndex(_Index):
         cols: the inputs; uint16 or uint32 ``[nnz / R]``.
         t_indptr: the order by part of the outputs, then by block column: entries ``t_indptr[b * in / C + i]`` to
             ``t_indptr[b * in / C + i + 1]`` belong to inputs ``C * i`` to ``C * i + C - 1`` and part ``b``; int64
-            ``[blocks * in / C + 1]``.
+            ``[blocks * in / C + 1]``. If ``R`` is a multiple of four, kernels need no order by input: ``blocks`` is 0,
+            and ``t_rows`` and ``t_perm`` are empty.
         t_rows: their outputs; uint16 or uint32 ``[nnz / C]``.
         t_perm: the positions in ``values`` of the first of their ``C`` weights; uint32 ``[nnz / C]``.
         row_chunks: borders between block rows of about equal work; int64 ``[CHUNKS + 1]``, fewer for fewer rows.
@@ -89,10 +90,10 @@ class LinearIndex(_Index):
         by_row, by_column, nnz = rows // tall, columns // wide, self.nnz
         _check_array("indptr", self.indptr, _is_pointers(self.indptr, by_row, nnz // tall))
         _check_array("cols", self.cols, _is_below(self.cols, columns, nnz // tall, _unsigned(columns)))
-        pointers = _is_pointers(self.t_indptr, max(1, self.blocks) * by_column, nnz // wide)
-        _check_array("t_indptr", self.t_indptr, pointers)
-        _check_array("t_rows", self.t_rows, _is_below(self.t_rows, rows, nnz // wide, _unsigned(rows)))
-        _check_array("t_perm", self.t_perm, _is_below(self.t_perm, nnz + 1 - wide, nnz // wide, np.uint32))
+        listed, parts = (nnz // wide, max(1, self.blocks)) if tall % 4 else (0, 0)
+        _check_array("t_indptr", self.t_indptr, _is_pointers(self.t_indptr, parts * by_column, listed))
+        _check_array("t_rows", self.t_rows, _is_below(self.t_rows, rows, listed, _unsigned(rows)))
+        _check_array("t_perm", self.t_perm, _is_below(self.t_perm, nnz + 1 - wide, listed, np.uint32))
         for name, chunks, end in (("row_chunks", self.row_chunks, by_row), ("col_chunks", self.col_chunks, by_column)):
             _check_array(name, chunks, _is_pointers(chunks, chunks.size - 1, end))
 
@@ -118,16 +119,17 @@ class LinearIndex(_Index):
         indptr, cols = split(positions, shape, tall, _unsigned(shape[1]))
         if structure != (1, 1):
             check_blocks(positions, indptr, cols, shape, structure)
-        blocks = max(1, min(nnz // BLOCK, nnz // (RUN * max(shape[1], 1))))
-        t_rows: np.ndarray = np.empty(nnz // wide, _unsigned(shape[0]))
-        t_perm = np.empty(nnz // wide, np.uint32)
+        by_input = tall % 4 > 0
+        blocks = max(1, min(nnz // BLOCK, nnz // (RUN * max(shape[1], 1)))) if by_input else 0
+        t_rows: np.ndarray = np.empty(nnz // wide if by_input else 0, _unsigned(shape[0]))
+        t_perm = np.empty(len(t_rows), np.uint32)
         t_indptr = np.zeros(blocks * columns + 1, np.int64)
         ends = t_indptr[1:].reshape(blocks, columns)  # where the weights of each part and block column end
         parts = np.searchsorted(indptr, np.linspace(0, nnz // tall, blocks + 1)) if blocks > 1 else (0, len(indptr) - 1)
-        for block, (top, bottom) in enumerate(itertools.pairwise(parts)):
+        for block, (top, bottom) in enumerate(itertools.pairwise(parts[: blocks + 1])):
             sort_by_column(indptr, cols, structure, top, bottom, ends[block], t_rows, t_perm)
         of_columns = t_indptr
-        if blocks > 1:
+        if blocks != 1:
             sizes = np.diff(t_indptr).reshape(blocks, columns)
             of_columns = np.concatenate([[0], np.cumsum(sizes.sum(0))])
         chunks = _chunks(indptr), _chunks(of_columns)

@@ -20,11 +20,19 @@ from .linear_blocks import (
     four_of_one_sample,
     four_outputs_of,
     four_products_of,
-    one_input_of,
+    inputs_by_output_of,
     sixteen_products_of,
 )
 from .linear_few import FEW, few_of
-from .linear_shape import WIDTHS, WIDTHS_OF_FOUR, first_lane, output, store_input_gradient, tiles
+from .linear_shape import (
+    WIDTHS,
+    WIDTHS_BY_OUTPUT,
+    WIDTHS_OF_FOUR,
+    first_lane,
+    output,
+    store_input_gradient,
+    tiles,
+)
 from .memory import LANES
 from .records import CALL, PLAN, Call, Phase, Plan
 from .simd import (
@@ -98,12 +106,10 @@ def _backward_of_weights(call: Call, plan: Plan, stage: int, lanes: int) -> list
 
 def _backward_of_blocks(call: Call, plan: Plan, stage: int, lanes: int) -> list[Phase]:
     """Return the kernels of the gradients of input and weights, where four outputs or four inputs share positions."""
-    phases = []
-    widths, loop_of = (WIDTHS, one_input_of) if plan.wide % 4 else (WIDTHS_OF_FOUR, four_inputs_of)
-    for width, count in tiles(lanes, widths) if call.dx else []:
-        loop = loop_of(width, plan.row_bytes)
-        phases.append(Phase(loop.address, stage, plan.col_pieces, count * width * plan.nnz))
-    by_input = plan.tall % 4 > 0
+    phases, by_input = [], plan.tall % 4 > 0
+    for width, count in tiles(lanes, WIDTHS_OF_FOUR if by_input else WIDTHS_BY_OUTPUT) if call.dx else []:
+        loop = four_inputs_of(width, plan.row_bytes) if by_input else inputs_by_output_of(width, plan.col_bytes)
+        phases.append(Phase(loop.address, stage, plan.col_pieces if by_input else count, count * width * plan.nnz))
     if not by_input and plan.wide % 4 == 0 and NATIVE == 16:  # sixteen sums need more registers than AVX2 has
         loop = sixteen_products_of(plan.col_bytes)
     else:

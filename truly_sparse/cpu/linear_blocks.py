@@ -15,11 +15,10 @@ import functools
 import numpy as np
 
 from .kernel import Kernel, kernel
-from .linear_shape import WIDTHS, WIDTHS_OF_FOUR, first_lane, store_input_gradient
+from .linear_shape import WIDTHS_BY_OUTPUT, WIDTHS_OF_FOUR, first_lane, store_input_gradient
 from .records import CALL, PLAN
 from .simd import (
     NATIVE,
-    add,
     compiled,
     first_lanes,
     floats,
@@ -149,37 +148,37 @@ def four_inputs_of(width: int, position_bytes: int) -> Kernel:
 
 
 @functools.cache
-def one_input_of(width: int, position_bytes: int) -> Kernel:
-    """Return the kernel of the input's gradient where the inputs of a block are fewer than four, one at a time."""
+def inputs_by_output_of(width: int, position_bytes: int) -> Kernel:
+    """Return the kernel of the input's gradient, by output, for tiles of ``width`` lanes; a piece is one tile.
+
+    The gradients of four outputs are held in registers, and each row of the input's gradient is added to in memory, so
+    that the weights are read in their own order.
+    """
 
     @kernel(CALL, PLAN)
-    def one_input(call, plan, first, last, thread):
-        borders, perm, zero = longs(plan.col_chunks), words(plan.t_perm), zeros(width)
-        rows, columns = positions(plan.t_rows, position_bytes), plan.inputs // plan.wide
-        x, x_row, g, g_row = floats(call.x), call.x_row, floats(call.masked), call.masked_row
-        dx, dx_row, values = floats(call.dx), call.dx_row, floats(call.values)
-        for part in range(plan.blocks):
-            indptr = longs(plan.t_indptr + 8 * part * columns)
-            b = first_lane(call.lanes, width, WIDTHS[0])
-            while call.lanes - b >= width:
-                for column in range(borders[first], borders[last]):
-                    for c in range(plan.wide):
-                        i, k, end = plan.wide * column + c, indptr[column], indptr[column + 1]
-                        even = load(dx, i * dx_row + b, zero) if part > 0 else zero
-                        odd = zero  # two independent sums hide the latency of the additions
-                        while k + 1 < end:
-                            even = fma(values[perm[k] + c], load(g, rows[k] * g_row + b, zero), even)
-                            odd = fma(values[perm[k + 1] + c], load(g, rows[k + 1] * g_row + b, zero), odd)
-                            k += 2
-                        if k < end:
-                            even = fma(values[perm[k] + c], load(g, rows[k] * g_row + b, zero), even)
-                        if part + 1 == plan.blocks:
-                            store_input_gradient(call, i, b, add(even, odd), load(x, i * x_row + b, zero))
-                        else:
-                            store(dx, i * dx_row + b, add(even, odd))
-                b += width
+    def inputs_by_output(call, plan, first, last, thread):
+        g, g_row, dx, dx_row = floats(call.masked), call.masked_row, floats(call.dx), call.dx_row
+        values, zero = floats(call.values), zeros(width)
+        cols, indptr = positions(plan.cols, position_bytes), longs(plan.indptr)
+        for tile in range(first, last):
+            b = first_lane(call.lanes, width, WIDTHS_BY_OUTPUT[0]) + tile * width
+            for i in range(plan.inputs):
+                store(dx, i * dx_row + b, zero)
+            for block in range(plan.outputs // plan.tall):
+                start, end = indptr[block], indptr[block + 1]
+                size, to_value = end - start, (plan.tall - 1) * start
+                for o in range(plan.tall * block, plan.tall * (block + 1), 4):
+                    g0, g1 = load(g, o * g_row + b, zero), load(g, (o + 1) * g_row + b, zero)
+                    g2, g3 = load(g, (o + 2) * g_row + b, zero), load(g, (o + 3) * g_row + b, zero)
+                    for k in range(start, end):
+                        here, at = cols[k] * dx_row + b, k + to_value
+                        s = fma(values[at], g0, load(dx, here, zero))
+                        s = fma(values[at + size], g1, s)
+                        s = fma(values[at + 2 * size], g2, s)
+                        store(dx, here, fma(values[at + 3 * size], g3, s))
+                    to_value += 4 * size
 
-    return one_input
+    return inputs_by_output
 
 
 @compiled

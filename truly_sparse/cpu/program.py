@@ -187,8 +187,7 @@ def _forward_program(
     arena, rooms = memory.end(APART if several else 0), room.end(APART if several else 0) if room.size else 0
     by_span = {X: _step(span, size, innermost), Y: _step(span, forms[-1].size, direct), ARENA: arena if remember else 0}
     by_thread = {ARENA: 0 if remember else arena, ROOM: rooms if remember else 0}
-    spans = -(-batch // span) if several else 1
-    plans = [layer.plan for layer in layers]
+    spans, plans = -(-batch // span) if several else 1, [layer.plan for layer in layers]
     phases = _forward_phases(calls, plans, single)
     return Program(
         layers,
@@ -280,8 +279,7 @@ def _backward_program(
         at = ROOM, memory.take(4 * form.floats)
     for i in reversed(range(len(stages))):
         layer = forward.layers[i]._replace(g=form, g_at=at)
-        plan, first, last = layer.plan, i == 0, i == len(stages) - 1
-        need_dx = need_input or not first
+        plan, first, last, need_dx = layer.plan, i == 0, i == len(stages) - 1, need_input or i > 0
         call = Call(
             **_common(i, stages[i], layer),
             **_gradient_of_result(layer, form, at),
@@ -329,7 +327,8 @@ def _backward_phases(calls: list[Call], plans: list[Plan]) -> Callable[[int, int
 
     def phases(stage: int, lanes: int) -> list[Phase]:
         if plans[stage].kind == LINEAR:
-            return linear_backward(calls[stage], plans[stage], stage, lanes, to_mask=stage == 0)
+            to_mask = stage == 0 or calls[stage - 1].dbias_before == 0
+            return linear_backward(calls[stage], plans[stage], stage, lanes, to_mask)
         return conv_backward(calls[stage], plans[stage], stage, lanes)
 
     return phases
@@ -354,7 +353,8 @@ def _gradients_of_parameters(
     stages: Sequence[Stage], forward: Program, i: int, starts: list[int], base: int
 ) -> dict[str, Any]:
     """Return the fields of a call that say where the gradients of values and biases go."""
-    masks = i > 0 and forward.layers[i].linear and forward.layers[i - 1].linear
+    layer, before = forward.layers[i], forward.layers[i - 1]
+    masks = i > 0 and layer.linear and before.linear and layer.plan.tall % 4 > 0
     return {
         "dvalues": (base, starts[2 * i]),
         "dbias": (base, starts[2 * i + 1]),

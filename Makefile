@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help tutorial test claims test-browser test-zoo test-colab test-floor fuzz reliability slides solutions lab site full referee enter bench co-design bench-gpu lint clean
+.PHONY: help tutorial test claims test-browser test-zoo test-colab test-floor fuzz reliability slides solutions lab site full referee enter bench bound co-design bench-gpu lint clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -96,6 +96,10 @@ enter: $(INSTALLED) ## Train a rule of your own beside the decade's methods: mak
 bench: $(INSTALLED) ## Race truly sparse layers against dense, masked and CSR; writes figures/ and README's tables
 	@$(BIN)/python benchmarks/bench.py
 	@$(BIN)/python benchmarks/structures.py --table
+	@$(BIN)/python -m tools.readme_tables
+
+bound: $(INSTALLED) ## Count what each pass of a layer loads, stores and computes, and how near to that bound it comes
+	@$(BIN)/python benchmarks/bound.py
 	@$(BIN)/python -m tools.readme_tables
 
 co-design: $(INSTALLED) ## Train static and rewired blocks at five sparsities (about half an hour; goes on where it was stopped)

@@ -1,22 +1,45 @@
-"""What bounds a sparse layer's forward pass: for each weight, some row of the input has to be read."""
+"""What bounds a sparse linear layer: bytes that its loops load and store, and multiply-adds, by structure and pass.
+
+``python benchmarks/bound.py`` measures the rates of this machine (multiply-adds in registers; loads and stores of as
+many bytes as a tile of the layer's activations has) and the passes of one layer. It prints for each pass the time that
+the slowest of the three needs, the measured time, and their quotient, and writes ``figures/bound.json``.
+"""
 # Compiled functions have no type hints: numba infers them.
 # ruff: noqa: ANN001, ANN202
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from truly_sparse import SparseLinear
-from truly_sparse.cpu.kernel import kernel, run_by_all
-from truly_sparse.cpu.memory import to_batch_innermost
+from truly_sparse import SparseLinear, warmup
+from truly_sparse.cpu import chain
+from truly_sparse.cpu.kernel import Kernel, kernel, run_by_all
+from truly_sparse.cpu.linear_shape import WIDTHS, WIDTHS_BY_OUTPUT, WIDTHS_OF_FOUR
+from truly_sparse.cpu.memory import row_lanes, to_batch_innermost
 from truly_sparse.cpu.plan import address
-from truly_sparse.cpu.simd import add, floats, load, longs, positions, total, zeros
+from truly_sparse.cpu.simd import NATIVE, add, floats, fma, load, longs, positions, splat, store, total, zeros
+from truly_sparse.cpu.stage import Stage
 from truly_sparse.cpu.threads import use_threads
+from tutorial_lib import save_result
 
 READ = np.dtype([(name, np.int64) for name in ("x", "row", "cols", "borders", "sums")])
+SIZE, SPARSITY, RUNS, REPEATS = 1000, 0.95, 300, 100
+STRUCTURES, BATCHES = ((1, 1), (4, 1), (1, 4), (4, 4), (8, 8)), (64, 256)
+FOUR = 4 * NATIVE  # lanes of so many registers
+PIECES = 64  # pieces of the loops that measure rates
+
+
+class Work(NamedTuple):
+    """What a pass does at least: bytes that it loads and stores, and multiply-adds times two."""
+
+    loaded: float
+    stored: float
+    operations: float
 
 
 @kernel(None, READ)
@@ -28,6 +51,37 @@ def _read_rows(_, read, first, last, thread):
             even = add(even, load(x, cols[k] * read.row, even))
             odd = add(odd, load(x, cols[k + 1] * read.row, odd))
         floats(read.sums)[piece] = total(add(even, odd))  # else it would be dead code
+
+
+@kernel(None, READ)
+def _load_all(_, read, first, last, thread):
+    """Load ``row`` floats, ``PIECES`` times."""
+    x = floats(read.x)
+    for piece in range(first, last):
+        even, odd = zeros(64), zeros(64)
+        for at in range(0, read.row, 128):
+            even, odd = add(even, load(x, at, even)), add(odd, load(x, at + 64, odd))
+        floats(read.sums)[piece] = total(add(even, odd))
+
+
+@kernel(None, READ)
+def _store_all(_, read, first, last, thread):
+    """Store ``row`` floats, each thread its own, ``PIECES`` times."""
+    x, numbers = floats(read.x + 4 * thread * read.row), splat(np.float32(1), zeros(64))
+    for _ in range(first, last):
+        for at in range(0, read.row, 64):
+            store(x, at, numbers)
+
+
+@kernel(None, READ)
+def _multiply_all(_, read, first, last, thread):
+    """Multiply and add ``row`` times the floats of eight registers, ``PIECES`` times."""
+    factor = floats(read.x)[0]
+    for piece in range(first, last):
+        even, odd = splat(factor, zeros(FOUR)), splat(factor, zeros(FOUR))
+        for _ in range(read.row):
+            even, odd = fma(factor, even, even), fma(factor, odd, odd)
+        floats(read.sums)[piece] = total(add(even, odd))
 
 
 def seconds_to_read(layer: SparseLinear, runs: int) -> float:
@@ -42,11 +96,112 @@ def seconds_to_read(layer: SparseLinear, runs: int) -> float:
     borders = index.indptr[index.row_chunks]
     sums = np.empty(len(borders) - 1, np.float32)
     at = (address(array) for array in (index.cols, borders, sums))
-    read, threads = np.array([(x.data_ptr(), x.stride(-1), *at)], READ), use_threads()
-    arguments = _read_rows.address, 0, address(read), len(sums), threads
+    read = np.array([(x.data_ptr(), x.stride(-1), *at)], READ)
+    return float(np.median(_seconds(_read_rows, read, len(sums), runs)))
+
+
+def _seconds(loop: Kernel, read: np.ndarray, pieces: int, runs: int) -> list[float]:
+    """Return the seconds of the runs of a loop by all threads, after two more."""
+    arguments = loop.address, 0, address(read), pieces, use_threads()
+    return _timed(lambda: run_by_all(*arguments), runs)
+
+
+def _timed(call: Callable[[], Any], runs: int) -> list[float]:
     seconds = []
     for _ in range(runs + 2):
         start = time.perf_counter()
-        run_by_all(*arguments)
+        call()
         seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds[2:]))
+    return seconds[2:]
+
+
+def rates(size: int) -> Work:
+    """Return bytes loaded and stored, and operations, a second, of all threads; activations have ``size`` bytes."""
+    count, threads = -(-size // 512) * 128, use_threads()
+    x, sums = torch.ones(threads * count), np.empty(PIECES, np.float32)
+    read = np.array([(x.data_ptr(), count, 0, 0, address(sums))], READ)
+    loads, stores = (PIECES * 4 * count / min(_seconds(loop, read, PIECES, 20)) for loop in (_load_all, _store_all))
+    read["row"] = 10_000
+    return Work(loads, stores, PIECES * 10_000 * 2 * 8 * NATIVE / min(_seconds(_multiply_all, read, PIECES, 20)))
+
+
+def forward_work(layer: SparseLinear, lanes: int) -> Work:
+    """Return the work of the forward pass: for four outputs, or one, each input's row is loaded once."""
+    weights, shared = layer.index.nnz, 4 if layer.structure[0] % 4 == 0 else 1
+    tiles = -(-lanes // (WIDTHS_OF_FOUR if shared == 4 else WIDTHS)[0])  # weights and positions are read in each
+    listed = weights * (4 + layer.index.cols.itemsize / shared) * tiles
+    return Work(4 * lanes * weights / shared + listed, 4 * lanes * layer.out_features, 2 * lanes * weights)
+
+
+def backward_work(layer: SparseLinear, lanes: int) -> dict[str, Work]:
+    """Return the work of the gradients of the weights, and that of the gradients of the input and the weights."""
+    (tall, wide), weights = layer.structure, layer.index.nnz
+    rows, operations = 4 * lanes, 2 * lanes * weights
+    inputs, outputs = layer.in_features, layer.out_features
+    by_output, by_input = tall % 4 == 0, tall % 4 > 0 and wide % 4 == 0
+    masking = Work(rows * outputs, 0, 0)  # the sums of the bias
+    if not by_output and not by_input:  # each product in both directions loads one row of the output's gradient
+        alone = Work(rows * (weights + outputs), 4 * weights, operations)
+        both = Work(rows * (weights + inputs) + 8 * weights, rows * inputs + 8 * weights, 2 * operations)
+    else:
+        loads = weights / 2 if by_output and wide % 4 == 0 and NATIVE == 16 else 3 * weights / 4
+        alone = Work(rows * loads, 4 * weights, operations)
+        tiles = -(-lanes // (WIDTHS_BY_OUTPUT if by_output else WIDTHS_OF_FOUR)[0])
+        loaded = rows * (weights / 4 + (outputs if by_output else 0)) + 4 * weights * tiles
+        stored = rows * (inputs + (weights / 4 if by_output else 0))
+        both = Work(alone.loaded + loaded, alone.stored + stored, 2 * operations)
+    return {
+        "weights' gradients": Work(*(a + b for a, b in zip(alone, masking, strict=True))),
+        "all gradients": Work(*(a + b for a, b in zip(both, masking, strict=True))),
+    }
+
+
+def passes(structure: tuple[int, int], batch: int, rate: Work) -> dict[str, dict[str, Any]]:
+    """Return for each pass of a square layer its work, its bound, its time, and the share of the bound reached."""
+    torch.manual_seed(0)
+    layer = SparseLinear(SIZE, SIZE, sparsity=SPARSITY, bias=False, structure=structure)
+    x, g = (to_batch_innermost(torch.randn(batch, SIZE)) for _ in range(2))
+    stages, parameters = [Stage(layer.index)], [layer.values.detach(), None]
+    _, passed = chain.forward(x, stages, parameters, remember=True)
+    calls: dict[str, Callable[[], Any]] = {
+        "forward": lambda: chain.forward(x, stages, parameters),
+        "weights' gradients": lambda: chain.backward(g, passed, stages, parameters, need_input=False),
+        "all gradients": lambda: chain.backward(g, passed, stages, parameters),
+    }
+    lanes = row_lanes(batch)
+    work = {"forward": forward_work(layer, lanes)} | backward_work(layer, lanes)
+    found = {}
+    for name, call in calls.items():
+        bounds = [amount / speed for amount, speed in zip(work[name], rate, strict=True)]
+        seconds = min(_timed(call, RUNS))
+        found[name] = {
+            "kB loaded": work[name].loaded / 1e3,
+            "kB stored": work[name].stored / 1e3,
+            "Mflop": work[name].operations / 1e6,
+            "bound µs": 1e6 * max(bounds),
+            "bound by": ("loads", "stores", "arithmetic")[int(np.argmax(bounds))],
+            "µs": 1e6 * seconds,
+            "share": max(bounds) / seconds,
+        }
+    return found
+
+
+def main() -> None:
+    """Print all rows and write the result file."""
+    warmup()
+    rate, rows = rates(4 * SIZE * WIDTHS[0]), {}
+    speeds = {"GB/s loaded": rate.loaded / 1e9, "GB/s stored": rate.stored / 1e9, "GFLOP/s": rate.operations / 1e9}
+    print(*(f"{value:.0f} {name}" for name, value in speeds.items()))
+    for batch in BATCHES:
+        for structure in STRUCTURES:
+            name = "{}×{}, batch {}".format(*structure, batch)
+            rows[name] = passes(structure, batch, rate)
+            for of, row in rows[name].items():
+                numbers = (f"{value:9.2f} {what}" if isinstance(value, float) else value for what, value in row.items())
+                print(f"  {name:16} {of:20}", *numbers, flush=True)
+    values = {"size": SIZE, "sparsity": SPARSITY, "rates": speeds, "rows": rows, "threads": torch.get_num_threads()}
+    save_result("bound", values, command="python benchmarks/bound.py", seed=0)
+
+
+if __name__ == "__main__":
+    main()

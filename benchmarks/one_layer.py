@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -39,6 +39,23 @@ class CSRProduct(torch.autograd.Function):
         grad = grad * (y > 0)
         of_values = torch.sparse.sampled_addmm(ctx.csr, grad, x.t(), beta=0).values()
         return ctx.csr_t @ grad, of_values, grad.sum(1), None, None
+
+
+class BareCSRProduct(torch.autograd.Function):
+    """The same product alone, without bias and ReLU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, values: torch.Tensor, csr: Any, csr_t: Any) -> Any:
+        """Map ``[in, B]`` to ``[out, B]``."""
+        ctx.save_for_backward(x)
+        ctx.csr, ctx.csr_t = csr, csr_t
+        return csr @ x
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        """Return the gradients of input and nonzeros."""
+        of_values = torch.sparse.sampled_addmm(ctx.csr, grad, ctx.saved_tensors[0].t(), beta=0).values()
+        return ctx.csr_t @ grad, of_values, None, None
 
 
 def linear_layer(
@@ -88,24 +105,35 @@ def linear_layer(
         return y.T
 
     candidates = {"dense": dense, "Dense+Mask": masked, "torch CSR": csr_layer, OURS: ours}
-    if with_sparselab and importlib.util.find_spec("sparselab"):
-        candidates["sparselab"] = sparselab_layer(weight.detach(), bias, plain, upstream if backward else None)
+    if with_sparselab and has_sparselab():
+        candidates["sparselab"] = sparselab_call(weight.detach(), bias, plain, upstream if backward else None)
     if backward:
         return benchmark(candidates, runs=runs, warmup=5, tolerance=1e-3)
     with torch.no_grad():
         return benchmark(candidates, runs=runs, warmup=5, tolerance=1e-3)
 
 
-def sparselab_layer(
-    weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor, upstream: torch.Tensor | None
-) -> Callable[[], torch.Tensor]:
-    """Return a call of sparselab's layer with this weight; with ``upstream``, of its backward pass too."""
+def has_sparselab() -> bool:
+    """Return whether sparselab can be imported."""
+    return importlib.util.find_spec("sparselab") is not None
+
+
+def sparselab_layer(weight: torch.Tensor, bias: torch.Tensor) -> nn.Module:
+    """Return sparselab's layer with this weight, whose zeros are its missing connections."""
     import sparselab
 
-    layer = sparselab.SparseLinear(weight.shape[1], weight.shape[0], sparsity=0.5)
+    layer: Any = sparselab.SparseLinear(weight.shape[1], weight.shape[0], sparsity=0.5)
     layer._csr = sparselab.layout.from_dense(weight)  # its constructor draws a topology and takes none
     layer._values = nn.Parameter(torch.from_numpy(np.asarray(layer._csr.values)))
     layer.bias = nn.Parameter(bias.detach().clone())
+    return cast(nn.Module, layer)
+
+
+def sparselab_call(
+    weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor, upstream: torch.Tensor | None
+) -> Callable[[], torch.Tensor]:
+    """Return a call of that layer and ReLU; with ``upstream``, of their backward pass too."""
+    layer = sparselab_layer(weight, bias)
 
     def call() -> torch.Tensor:
         y = F.relu(layer(x.detach().requires_grad_(upstream is not None)))

@@ -1,5 +1,6 @@
 """The measuring tools run from beginning to end; how fast things are is their business, not a test's."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -20,14 +21,28 @@ def run(*command):
     return done.stdout
 
 
+def figures():
+    return {path: path.stat().st_mtime_ns for path in (ROOT / "figures").iterdir()}
+
+
 def test_quick_bench_measures_every_row_and_writes_nothing():
-    before = {path: path.stat().st_mtime_ns for path in (ROOT / "figures").iterdir()}
+    before = figures()
     out = run("benchmarks/bench.py", "--quick")
     for row in ("Dense+Mask", "dense channels_last", "truly sparse (this project)", "torch CSR", "scipy CSR"):
         assert f"\n{row} " in out
     for work in ("inference", "training step", "fc 1000", "bytes", "time per nonzero", "layer, peak"):
         assert work in out[out.index("to reach") :]
-    assert {path: path.stat().st_mtime_ns for path in (ROOT / "figures").iterdir()} == before
+    assert figures() == before
+
+
+def test_quick_race_of_structures_measures_every_rival_and_writes_nothing():
+    before = figures()
+    work = re.split(r"\n(?! )", run("benchmarks/structures.py", "--quick").strip())
+    assert len(work) == 10 and figures() == before
+    for name, *rows in map(str.splitlines, work):
+        rivals = {"linear": "torch CSR", "convol": "dense", "unifor": "Dense+Mask", "erk, i": "auto", "erk, s": "auto"}
+        for row in ("dense", "1×1", "4×1", "4×4", "8×8", "16×1", rivals[name[:6]]):
+            assert any(line.startswith(f"  {row} ") for line in rows), (name, row)
 
 
 def test_gpu_bench_compares_the_same_work():

@@ -302,6 +302,44 @@ def structures_table() -> str:
     return markdown(["one layer, 95% sparse: × dense (GFLOP/s)", *names], rows)
 
 
+def bound_table() -> str:
+    """Return what each pass of a layer loads, stores and computes, the time that this needs, and the time measured."""
+    recorded = load_result("bound")
+    header = [
+        "1000², 95% sparse",
+        "pass",
+        "kB loaded",
+        "kB stored",
+        "Mflop",
+        "bound µs",
+        "by",
+        "measured µs",
+        "reached",
+    ]
+    if recorded is None:
+        return markdown(header, [["all", NOT_MEASURED, *[""] * 7]])
+    amounts = "kB loaded", "kB stored", "Mflop", "bound µs"
+    rows = [
+        [layer, name, *(f"{of[a]:,.0f}" for a in amounts), of["bound by"], f"{of['µs']:.0f}", f"{of['share']:.0%}"]
+        for layer, passes in recorded["rows"].items()
+        for name, of in passes.items()
+    ]
+    return markdown(header, rows)
+
+
+def structured_networks_table() -> str:
+    """Return the times of the tutorial's CNN in each structure, beside masked and dense."""
+    recorded = load_result("structures")
+    if recorded is None or "networks" not in recorded:
+        return markdown(["the tutorial's CNN, 95% sparse", "ms"], [["all", NOT_MEASURED]])
+    names = list(next(iter(recorded["networks"].values())))
+    rows = [
+        [name, *(f"{n['fastest µs'] / 1e3:.2f} ({n['× masked']:.1f} / {n['× dense']:.1f})" for n in of.values())]
+        for name, of in recorded["networks"].items()
+    ]
+    return markdown(["the tutorial's CNN, 95% sparse: ms (× masked / × dense)", *names], rows)
+
+
 def co_design_table() -> str:
     """Return accuracies of static and rewired blocks at each sparsity, and the time of a step."""
     recorded = load_result("co_design")
@@ -548,6 +586,8 @@ BENCHMARK_TABLES: dict[str, Callable[[], str]] = {
     "trainings": trainings_table,
     "compile": compile_table,
     "structures": structures_table,
+    "bound": bound_table,
+    "structured networks": structured_networks_table,
     "co-design": co_design_table,
     "footprint": footprint_table,
     "gpu": gpu_name,

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.bound import backward_work, forward_work
 from tests.truly_sparse import plain_simd
 from tests.truly_sparse.plain_simd import OutOfBounds, checked_kernels
-from truly_sparse import reference
+from truly_sparse import SparseLinear, reference
 from truly_sparse.cpu import index
 from truly_sparse.cpu.index import ConvIndex, LinearIndex
 from truly_sparse.cpu.memory import to_batch_innermost
@@ -191,3 +192,31 @@ def test_an_index_that_is_wrong_by_one_is_noticed(kernels, kind, batch, innermos
     parameters = [torch.randn(stage.index.nnz), None]
     with pytest.raises(OutOfBounds):
         kernels.forward(to_batch_innermost(x) if innermost else x, [stage], parameters)
+
+
+@pytest.mark.parametrize("structure", [(1, 1), (4, 1), (1, 4), (4, 4), (8, 8)], ids="{0[0]}x{0[1]}".format)
+def test_kernels_load_and_store_what_the_bound_counts(structure, monkeypatch):
+    moved = {"load": 0, "store": 0}
+    for name in moved:
+        plain = getattr(plain_simd, name)
+
+        def counted(pointer, index, last, name=name, plain=plain):
+            moved[name] += 4 * len(last)
+            return plain(pointer, index, last)
+
+        monkeypatch.setattr(plain_simd, name, counted)
+    batch, layer = 64, SparseLinear(64, 48, sparsity=0.4, bias=False, structure=structure)
+    x, g = to_batch_innermost(torch.randn(batch, 64)), to_batch_innermost(torch.randn(batch, 48))
+    stages, parameters = [Stage(layer.index)], [layer.values.detach(), None]
+    wanted = {"forward": forward_work(layer, batch), **backward_work(layer, batch)}
+    with checked_kernels(16) as kernels:
+        _, passed = kernels.forward(x, stages, parameters, remember=True)
+        for name, work in wanted.items():
+            moved.update(load=0, store=0)
+            if name == "forward":
+                kernels.forward(x, stages, parameters)
+            else:
+                kernels.backward(g, passed, stages, parameters, name == "all gradients")
+            # Weights and positions that are read, and gradients that are written, one at a time are not seen here.
+            assert 0.93 * work.loaded <= moved["load"] <= 1.05 * work.loaded, name
+            assert work.stored - 8 * layer.index.nnz <= moved["store"] <= 1.05 * work.stored, name

@@ -107,6 +107,11 @@ def store(pointer, index, vector):
     pointer.part(index, len(vector))[:] = vector
 
 
+def store_apart(pointer, index, step, vector):
+    for n, part in enumerate(vector.reshape(-1, 16)):
+        store(pointer, index + n * step, part)
+
+
 def block():
     return Block()
 

@@ -32,7 +32,7 @@ def check_blocks(
     tall, wide = structure
     whole = len(cols) * tall == len(positions) and len(cols) % wide == 0
     if whole:
-        keys = _by_block(indptr, cols, wide, taps)[0].reshape(-1, wide)
+        keys = _by_block(indptr, cols, wide, taps).reshape(-1, wide)
         whole = bool((keys == keys[:, :1] // wide * wide + np.arange(wide)).all())
     if not whole or not np.array_equal(joined(indptr, cols, shape[1], tall), positions):
         raise InvalidArgumentError(
@@ -41,22 +41,12 @@ def check_blocks(
         )
 
 
-def _by_block(indptr: np.ndarray, cols: np.ndarray, wide: int, taps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Number the weights by row, block, tap and input of the block; return the numbers sorted, and their order."""
+def _by_block(indptr: np.ndarray, cols: np.ndarray, wide: int, taps: int) -> np.ndarray:
+    """Number the weights by row, block, tap and input of the block; return the numbers sorted."""
     rows, (inputs, tap) = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr)), np.divmod(cols.astype(np.int64), taps)
     across = int(inputs.max(initial=0)) // wide + 1
-    keys = ((rows * across + inputs // wide) * taps + tap) * wide + inputs % wide
-    order = np.arange(len(keys)) if taps == 1 else np.argsort(keys, kind="stable")
-    return keys[order], order
-
-
-def first_of_blocks(indptr: np.ndarray, cols: np.ndarray, wide: int, taps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the place in ``cols`` of the first of ``wide`` weights of each block and tap, and the step to the others.
-
-    They follow at equal distances, because a block has the same taps for each of its inputs.
-    """
-    order = _by_block(indptr, cols, wide, taps)[1].reshape(-1, wide)
-    return order[:, 0], (order[:, 1] - order[:, 0] if wide > 1 else np.zeros(len(order), np.int64))
+    keys: np.ndarray = ((rows * across + inputs // wide) * taps + tap) * wide + inputs % wide
+    return keys if taps == 1 else np.sort(keys)
 
 
 def split(positions: np.ndarray, shape: tuple[int, int], tall: int, dtype: type) -> tuple[np.ndarray, np.ndarray]:

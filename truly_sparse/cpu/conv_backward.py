@@ -14,7 +14,7 @@ import numpy as np
 
 from .conv_blocks import by_blocks
 from .conv_gradient import g_at, gradient_of_best, gradient_of_pixels, lay_out_gradient
-from .conv_shape import across, windows, winners_at
+from .conv_shape import across, dx_at, pixels_of_tile, windows, winners_at
 from .convert import hand_out_images, take_in_images
 from .kernel import kernel
 from .records import CALL, PLAN, Call, Phase, Plan
@@ -30,6 +30,7 @@ from .simd import (
     octets,
     products,
     store,
+    store_apart,
     total,
     zeros,
 )
@@ -128,13 +129,13 @@ def _spread_windows(call, plan, b, sums):
 
 
 @compiled
-def _gather_pixels(call, plan, c, p, b, sums, images, rest):
+def _gather_pixels(call, plan, c, p, to, part, sums, images, rest):
     """Compute the gradient of a tile of pixels of an input channel, and add its part of the weights' gradients.
 
     Adjacent pixels are adjacent in memory. A tile is three vectors: four registers, two, and one as wide as ``rest``.
     """
     values, indptr, by_input, one = floats(call.values), longs(plan.t_indptr), longs(plan.by_input), zeros(16)
-    start, here = p * 16, (c * plan.plane + p) * 16 + b // 16 * call.x_group
+    start, here = p * 16, (c * plan.plane + p) * 16 + part * call.x_group
     x, dx, d0, d1, d2 = floats(call.x), floats(call.dx), zeros(FOUR), zeros(TWO), rest
     x0, x1, x2 = load(x, here, d0), load(x, here + FOUR, d1), load(x, here + FOUR + TWO, d2)
     for n in range(indptr[c], indptr[c + 1]):
@@ -144,13 +145,13 @@ def _gather_pixels(call, plan, c, p, b, sums, images, rest):
         d0, d1, d2 = fma(weight, g0, d0), fma(weight, g1, d1), fma(weight, g2, d2)
         ends = add(products(x1, g1, one), products(x2, g2, one))
         store(sums, k * 16, add(add(before, products(x0, g0, one)), ends))
-    store(dx, here, d0)
-    store(dx, here + FOUR, d1)
-    store(dx, here + FOUR + TWO, d2)
+    store_apart(dx, to, call.dx_row, d0)
+    store_apart(dx, to + FOUR // 16 * call.dx_row, call.dx_row, d1)
+    store_apart(dx, to + (FOUR + TWO) // 16 * call.dx_row, call.dx_row, d2)
 
 
 @compiled
-def _gather_rows(call, plan, b, sums, images, pixels, rest):
+def _gather_rows(call, plan, part, sums, images, pixels, rest):
     """Compute the gradients of weights and input, by input, in tiles of ``pixels`` pixels.
 
     If the tiles divide a row, rows are taken one by one; otherwise as one long row that includes the padding. The
@@ -159,18 +160,19 @@ def _gather_rows(call, plan, b, sums, images, pixels, rest):
     whole, across = plan.width % pixels == 0, (plan.height - 1) * plan.columns + plan.width
     for i in range(plan.height if whole else 1):
         first = (plan.pad_y + i) * plan.columns + plan.pad_x
-        for p in range(first, first + (plan.width if whole else across), pixels):
+        for j in range(0, plan.width if whole else across, pixels):
             for c in range(plan.inputs):
-                _gather_pixels(call, plan, c, p, b, sums, images, rest)
+                _gather_pixels(call, plan, c, first + j, dx_at(call, c, i, j, part), part, sums, images, rest)
 
 
 @compiled
-def _gather_images(call, plan, b, sums, images):
-    """Choose tiles that fill the registers and, if possible, divide the rows (images are often 7, 14, 28 … wide)."""
-    if NATIVE == 16 and plan.width % 7 == 0 and plan.width % 8 != 0:
-        _gather_rows(call, plan, b, sums, images, 7, zeros(NATIVE))
+def _gather_images(call, plan, part, sums, images):
+    """Compute the same; the last vector of a tile has what is left of its pixels."""
+    pixels = pixels_of_tile(plan)
+    if pixels == 7:
+        _gather_rows(call, plan, part, sums, images, 7, zeros(NATIVE))
     else:
-        _gather_rows(call, plan, b, sums, images, NATIVE // 2, zeros(TWO))
+        _gather_rows(call, plan, part, sums, images, NATIVE // 2, zeros(TWO))
 
 
 @compiled
@@ -208,7 +210,7 @@ def by_input(call, plan, first, last, thread):
         _clear(sums, count)
         for lane in range(0, 16, NATIVE):
             lay_out_gradient(call, plan, 16 * part + lane, images, floats(scratch + 4 * (16 * plan.nnz + lane)))
-        _gather_images(call, plan, 16 * part, sums, images)
+        _gather_images(call, plan, part, sums, images)
         _total_sums(call, 16 * part, sums, count, floats(call.pieces + 4 * part * count))
 
 
@@ -230,9 +232,8 @@ def add_pieces(call, plan, first, last, thread):
 @kernel(CALL, PLAN)
 def hand_out_channels(call, plan, first, last, thread):
     """Copy channels of the input's gradient to the caller's tensor."""
-    start = call.dx + 4 * (plan.pad_y * plan.columns + plan.pad_x) * call.dx_row
     hand_out_images(
-        call, start, call.dx_row, call.x_group, plan.columns, plan.plane, plan.height, plan.width, first, last
+        call, call.dx, call.dx_row, call.dx_group, call.dx_width, call.dx_plane, plan.height, plan.width, first, last
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from ..errors import InvalidArgumentError
-from .blocks import first_of_blocks, in_rows
+from .blocks import in_rows
 from .index import ConvIndex, LinearIndex
 from .memory import LANES
 from .records import CONV, LINEAR, Plan
@@ -194,7 +194,7 @@ def _conv_part(index: ConvIndex, size: tuple[int, ...]) -> Part:
     seen = -(-((height - 1) * columns + width) // 8) * 8  # the backward pass reads tiles of four or eight pixels
     rows = max(rows, -(-(pad_y * columns + pad_x + seen) // columns))
     plane = rows * columns | 1  # odd, so that equal pixels of all channels do not share a cache set
-    tall, wide, *lists = _conv_lists(index, plane, columns)
+    tall, *lists = _conv_lists(index, plane, columns)
     indptr, offsets, t_indptr, by_input = lists
     plan = Plan(
         CONV,
@@ -203,7 +203,6 @@ def _conv_part(index: ConvIndex, size: tuple[int, ...]) -> Part:
         inputs,
         address(indptr),
         tall=tall,
-        wide=wide,
         height=height,
         width=width,
         out_h=out_h,
@@ -224,33 +223,21 @@ def _conv_part(index: ConvIndex, size: tuple[int, ...]) -> Part:
 
 
 def _conv_lists(index: ConvIndex, plane: int, columns: int) -> tuple[Any, ...]:
-    """Return rows and columns of the blocks that kernels use, and for ``Plan``: indptr, offsets, t_indptr, by_input.
+    """Return rows of the blocks that kernels use, and for ``Plan``: indptr, offsets, t_indptr, by_input.
 
-    Kernels process four outputs, and with them four inputs, at a time. Other blocks are treated as single weights.
+    Kernels process four outputs at a time, and then need no order by input. Other blocks are treated as single weights.
     """
-    blocks = index.structure[0] % 4 == 0
-    tall = index.structure[0] if blocks else 1
-    wide = index.structure[1] if blocks and index.structure[1] % 4 == 0 else 1
-    output, place = in_rows(index.indptr, index.structure[0])
     channel, dy, dx = index.taps.astype(np.int64).T
     taps = dy * index.dilation[0] * columns + dx * index.dilation[1]
-    offsets = (channel * plane + taps) * LANES
-    gradients = (output * plane - taps[place]) * LANES
-    indptr = index.indptr
-    if not blocks:
-        offsets, indptr = offsets[place], np.searchsorted(output, np.arange(index.shape[0] + 1))
-    number, column = np.arange(index.nnz), channel[place] // wide
-    fields = [number, gradients]
-    if wide > 1:
-        kernel = index.shape[2] * index.shape[3]
-        first, step = first_of_blocks(index.indptr, channel * kernel + dy * index.shape[3] + dx, wide, kernel)
-        steps = np.zeros(len(channel), np.int64)
-        steps[first] = step
-        fields = [number, steps[place], gradients]
-        number = number[steps[place] > 0]
-    order = number[np.argsort(column[number], kind="stable")]
-    t_indptr = np.searchsorted(column[order], np.arange(index.shape[1] * index.groups // wide + 1))
-    return tall, wide, indptr, offsets, t_indptr, np.stack([of[order] for of in fields], 1)
+    offsets, none = (channel * plane + taps) * LANES, np.zeros(0, np.int64)
+    if index.structure[0] % 4 == 0:
+        return index.structure[0], index.indptr, offsets, none, none
+    output, place = in_rows(index.indptr, index.structure[0])
+    indptr, column = np.searchsorted(output, np.arange(index.shape[0] + 1)), channel[place]
+    order = np.argsort(column, kind="stable")
+    t_indptr = np.searchsorted(column[order], np.arange(index.shape[1] * index.groups + 1))
+    by_input = np.stack([order, ((output * plane - taps[place]) * LANES)[order]], 1)
+    return 1, indptr, offsets[place], t_indptr, by_input
 
 
 def scratch_bytes(part: Part, need_dx: bool) -> int:

@@ -23,6 +23,7 @@ import torch
 
 from .conv_backward import conv_backward
 from .conv_forward import conv_forward
+from .conv_shape import tile_pixels
 from .index import LinearIndex
 from .linear import linear_backward, linear_forward
 from .linear_few import are_few, calls_of_few, few_bytes, few_samples
@@ -171,7 +172,7 @@ def _forward_program(
         in_arena = not remember or (stages[-1].relu and not stages[-1].pool)  # the backward pass of ReLU reads it
         base, buffer = (ARENA, memory) if in_arena else (ROOM, room)
         places[-1] = base, buffer.take(4 * forms[-1].floats)
-    in_place = _used_in_place(parts[0][0], innermost or single, several)
+    in_place = parts[0][0].kind == LINEAR and (innermost or single) and not several  # for a single span no copy pays
     if in_place:
         forms[0], places[0] = callers_form(size, X_ROW), (X, 0)
     layers = []
@@ -272,7 +273,7 @@ def _backward_program(
     memory, scratch = Memory(), 0
     calls: list[Call] = []
     layers: list[Layer] = []
-    in_place = _used_in_place(result.plan, innermost, several)
+    in_place = innermost and not (several and result.linear)  # convolutions lay out the gradient anew anyway
     form, at = callers_form(result.y.size, GRAD_ROW), (GRAD, 0)
     if not in_place:
         form = buffer_form(form.size, row)
@@ -296,7 +297,8 @@ def _backward_program(
             call = call._replace(pieces=(ROOM, memory.take(4 * span // LANES * (plan.nnz + plan.outputs))))
         calls.append(call._replace(masked_row=call.masked_row or row, scratch=(SCRATCH, 0)))
         layers, scratch = [layer, *layers], max(scratch, scratch_bytes(parts[i], need_dx))
-        form, at = layer.x, cast(Address, call.dx)
+        if not first:
+            form, at = layer.x, (ROOM, cast(Address, call.dx)[1] - 4 * layer.x.start)
     own = Memory()
     own.take(scratch)
     scratch, room = own.end(APART if several else 0), memory.end(APART if several else 0)
@@ -343,9 +345,11 @@ def _gradient_of_input(layer: Layer, first: bool, need_dx: bool, innermost: bool
     """Return the fields of a call that say where the gradient of the layer's input goes."""
     if not need_dx:
         return {"dx": 0}
-    if first and layer.linear and innermost:  # written directly into the caller's tensor
-        return {"dx": (DX, 0), "dx_row": (DX_ROW, 0)}
-    dx = {"dx": (ROOM, memory.take(4 * layer.x.floats)), "dx_row": layer.x.row}
+    whole = layer.plan.tall == 1 and layer.plan.width % tile_pixels(layer.plan) == 0  # tiles, without any padding
+    if first and innermost and (layer.linear or whole):  # written directly into the caller's tensor
+        return {"dx": (DX, 0), **callers_form(layer.x.size, DX_ROW).fields("dx", layer.x.size)}
+    at = memory.take(4 * layer.x.floats) + 4 * layer.x.start
+    dx = {"dx": (ROOM, at), **layer.x.fields("dx", layer.x.size)}
     return dx | (callers_tensor("result", DX, DX_ROW, layer.x.size, innermost) if first else {})
 
 
@@ -379,9 +383,6 @@ def _is_shared(stages: Sequence[Stage], batch: int) -> bool:
     return len(stages) == 1 and isinstance(stages[0].index, LinearIndex) and batch < 128
 
 
-def _used_in_place(plan: Plan, innermost: bool, several: bool) -> bool:
-    """Tell whether the layer reads the caller's tensor in place. For a single span a copy does not pay."""
-    return innermost and not several and plan.kind == LINEAR
 
 
 def _step(span: int, size: tuple[int, ...], innermost: bool) -> int:

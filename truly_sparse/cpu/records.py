@@ -53,8 +53,11 @@ class Call(NamedTuple):
     g_plane: Field = 0
     masked: Field = 0  # the gradient before ReLU (linear layers)
     masked_row: Field = 0
-    dx: Field = 0  # in the form of x, except for its row; 0: not needed
+    dx: Field = 0  # 0: not needed
     dx_row: Field = 0
+    dx_group: Field = 0
+    dx_width: Field = 0
+    dx_plane: Field = 0
     dvalues: Field = 0
     dbias: Field = 0
     dbias_before: Field = 0  # of the layer before, if both are linear
@@ -101,8 +104,7 @@ class Plan(NamedTuple):
     columns: int = 0
     plane: int = 0  # pixels from channel to channel
     offsets: int = 0  # of each weight: floats from the first pixel of a window to the pixel it multiplies
-    # of each weight by input: its number, floats to the weights of the block's other inputs (if wide > 1), and floats
-    # from a pixel to its gradient in the images of g
+    # of each weight by input: its number, and floats from a pixel to its gradient in the images of g (if tall is 1)
     by_input: int = 0
     lead: int = 0  # pixels of zeros before these images
 

@@ -158,6 +158,19 @@ def store(context: Any, pointer: Any, index: Any, vector: Any) -> Any:
 
 
 @intrinsic
+def store_apart(context: Any, pointer: Any, index: Any, step: Any, vector: Any) -> Any:
+    """``store_apart(p, i, step, v)``: write each 16 lanes of ``v``, to ``p[i]``, ``p[i + step]`` and so on."""
+
+    def emit(b: Any, v: list[Any]) -> Any:
+        for n in range(vector.lanes // 16):
+            lanes = ir.Constant(ir.VectorType(_INT, 16), list(range(16 * n, 16 * n + 16)))
+            at = b.add(v[1], b.mul(v[2], v[2].type(n)))
+            b.store(b.shuffle_vector(v[3], v[3], lanes), _at(b, v[0], at, _FLOAT, 16), align=4)
+
+    return _word(types.void, (pointer, types.intp, types.intp, vector), emit)
+
+
+@intrinsic
 def block(context: Any) -> Any:
     """``block()``: a pointer to 8×8 floats of the calling function's own."""
 

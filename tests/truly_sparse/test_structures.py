@@ -135,7 +135,8 @@ def test_the_reference_computes_the_same(structure):
 @structures
 @pytest.mark.parametrize("batch", [1, 50, 300])
 def test_same_bits_for_any_number_of_threads(structure, batch):
-    stages = [Stage(linear(96, 480, structure), True)], [Stage(conv(*GEOMETRIES["3×3"][:2], structure), True, True)]
+    """The linear layer has enough work for threads to share a single sample."""
+    stages = [Stage(linear(96, 960, structure), True)], [Stage(conv(*GEOMETRIES["3×3"][:2], structure), True, True)]
     work = [
         (of, parameters_of(of), x)
         for of, x in zip(stages, (torch.randn(batch, 96), torch.randn(batch, 24, 6, 8)), strict=True)

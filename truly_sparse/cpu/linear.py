@@ -25,6 +25,7 @@ from .linear_blocks import (
 )
 from .linear_few import FEW, few_of
 from .linear_shape import (
+    RANGES,
     WIDTHS,
     WIDTHS_BY_OUTPUT,
     WIDTHS_OF_FOUR,
@@ -109,7 +110,8 @@ def _backward_of_blocks(call: Call, plan: Plan, stage: int, lanes: int) -> list[
     phases, by_input = [], plan.tall % 4 > 0
     for width, count in tiles(lanes, WIDTHS_OF_FOUR if by_input else WIDTHS_BY_OUTPUT) if call.dx else []:
         loop = four_inputs_of(width, plan.row_bytes) if by_input else inputs_by_output_of(width, plan.col_bytes)
-        phases.append(Phase(loop.address, stage, plan.col_pieces if by_input else count, count * width * plan.nnz))
+        pieces = plan.col_pieces if by_input else count * RANGES
+        phases.append(Phase(loop.address, stage, pieces, count * width * plan.nnz))
     if not by_input and plan.wide % 4 == 0 and NATIVE == 16:  # sixteen sums need more registers than AVX2 has
         loop = sixteen_products_of(plan.col_bytes)
     else:

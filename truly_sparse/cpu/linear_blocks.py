@@ -15,7 +15,7 @@ import functools
 import numpy as np
 
 from .kernel import Kernel, kernel
-from .linear_shape import WIDTHS_BY_OUTPUT, WIDTHS_OF_FOUR, first_lane, store_input_gradient
+from .linear_shape import RANGES, WIDTHS_BY_OUTPUT, WIDTHS_OF_FOUR, first_lane, store_input_gradient
 from .records import CALL, PLAN
 from .simd import (
     NATIVE,
@@ -147,10 +147,23 @@ def four_inputs_of(width: int, position_bytes: int) -> Kernel:
     return four_inputs
 
 
+@compiled
+def _first_from(cols, start, end, column):
+    """Return the place of the first of some ascending columns that is not below ``column``."""
+    while start < end:
+        middle = (start + end) // 2
+        if cols[middle] < column:
+            start = middle + 1
+        else:
+            end = middle
+    return start
+
+
 @functools.cache
 def inputs_by_output_of(width: int, position_bytes: int) -> Kernel:
-    """Return the kernel of the input's gradient, by output, for tiles of ``width`` lanes; a piece is one tile.
+    """Return the kernel of the input's gradient, by output, for tiles of ``width`` lanes.
 
+    A piece is one of ``RANGES`` ranges of the inputs in one tile; adjacent ones in a tile are computed together.
     The gradients of four outputs are held in registers, and each row of the input's gradient is added to in memory, so
     that the weights are read in their own order.
     """
@@ -160,13 +173,19 @@ def inputs_by_output_of(width: int, position_bytes: int) -> Kernel:
         g, g_row, dx, dx_row = floats(call.masked), call.masked_row, floats(call.dx), call.dx_row
         values, zero = floats(call.values), zeros(width)
         cols, indptr = positions(plan.cols, position_bytes), longs(plan.indptr)
-        for tile in range(first, last):
+        for tile in range(first // RANGES, (last + RANGES - 1) // RANGES):
             b = first_lane(call.lanes, width, WIDTHS_BY_OUTPUT[0]) + tile * width
-            for i in range(plan.inputs):
+            low = plan.inputs * max(first - tile * RANGES, 0) // RANGES
+            high = plan.inputs * min(last - tile * RANGES, RANGES) // RANGES
+            for i in range(low, high):
                 store(dx, i * dx_row + b, zero)
             for block in range(plan.outputs // plan.tall):
                 start, end = indptr[block], indptr[block + 1]
                 size, to_value = end - start, (plan.tall - 1) * start
+                if low > 0:
+                    start = _first_from(cols, start, end, low)
+                if high < plan.inputs:
+                    end = _first_from(cols, start, end, high)
                 for o in range(plan.tall * block, plan.tall * (block + 1), 4):
                     g0, g1 = load(g, o * g_row + b, zero), load(g, (o + 1) * g_row + b, zero)
                     g2, g3 = load(g, (o + 2) * g_row + b, zero), load(g, (o + 3) * g_row + b, zero)

@@ -11,8 +11,8 @@ from .simd import NATIVE, add, compiled, first_lanes, floats, fma, load, splat, 
 WIDTHS = (64, 32, 16) if NATIVE == 16 else (32, 16)
 # The same for a tile of four outputs.
 WIDTHS_OF_FOUR = (64, 32, 16) if NATIVE == 16 else (16,)
-# The same where each tile is a piece of the work: small enough that threads share a medium batch.
-WIDTHS_BY_OUTPUT = WIDTHS_OF_FOUR[-2:]
+# The same where each tile is some pieces of the work, ranges of the inputs: threads share a medium batch by tiles.
+WIDTHS_BY_OUTPUT, RANGES = WIDTHS_OF_FOUR[-2:], 8
 
 
 def tiles(lanes: int, widths: tuple[int, ...] = WIDTHS) -> list[tuple[int, int]]:

@@ -383,8 +383,6 @@ def _is_shared(stages: Sequence[Stage], batch: int) -> bool:
     return len(stages) == 1 and isinstance(stages[0].index, LinearIndex) and batch < 128
 
 
-
-
 def _step(span: int, size: tuple[int, ...], innermost: bool) -> int:
     """Return the bytes from span to span in a caller's tensor."""
     return 4 * span * (1 if innermost else math.prod(size))

@@ -60,7 +60,7 @@ def check_finite(layers: Mapping[str, SparsifiableLayer]) -> None:
     for name, layer in layers.items():
         values = layer.active_values()
         # A sum is fast, and finite only if all are; it may overflow.
-        if not math.isfinite(float(values.sum())) and not values.isfinite().all():
+        if not math.isfinite(values.sum().item()) and not values.isfinite().all():
             half = layer.weight_parameter.dtype == torch.float16
             more = ", or keep weights in float32 and use torch.autocast" if half else ""
             raise TrainingError(f"a weight of {name!r} is not finite; lower the learning rate{more}")

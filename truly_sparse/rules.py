@@ -50,7 +50,7 @@ def smallest(score: torch.Tensor, count: int) -> torch.Tensor:
         TrainingError: a score is NaN.
     """
     _check_count(count, len(score), "active weights")
-    if len(score) and math.isnan(float(score.max())):  # NaN is the largest of all
+    if len(score) and math.isnan(score.max().item()):  # NaN is the largest of all
         raise TrainingError("a weight's score is NaN, so weights cannot be ranked; lower the learning rate")
     return largest(-score, count)
 

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from bound_work import Work, backward_work, forward_work
 
 from truly_sparse import SparseLinear, warmup
 from truly_sparse.cpu import chain
 from truly_sparse.cpu.kernel import Kernel, kernel, run_by_all
-from truly_sparse.cpu.linear_shape import WIDTHS, WIDTHS_BY_OUTPUT, WIDTHS_OF_FOUR
+from truly_sparse.cpu.linear_shape import WIDTHS
 from truly_sparse.cpu.memory import row_lanes, to_batch_innermost
 from truly_sparse.cpu.plan import address
 from truly_sparse.cpu.simd import NATIVE, add, floats, fma, load, longs, positions, splat, store, total, zeros
@@ -32,14 +33,6 @@ SIZE, SPARSITY, RUNS, REPEATS = 1000, 0.95, 300, 100
 STRUCTURES, BATCHES = ((1, 1), (4, 1), (1, 4), (4, 4), (8, 8)), (64, 256)
 FOUR = 4 * NATIVE  # lanes of so many registers
 PIECES = 64  # pieces of the loops that measure rates
-
-
-class Work(NamedTuple):
-    """What a pass does at least: bytes that it loads and stores, and multiply-adds times two."""
-
-    loaded: float
-    stored: float
-    operations: float
 
 
 @kernel(None, READ)
@@ -123,37 +116,6 @@ def rates(size: int) -> Work:
     loads, stores = (PIECES * 4 * count / min(_seconds(loop, read, PIECES, 20)) for loop in (_load_all, _store_all))
     read["row"] = 10_000
     return Work(loads, stores, PIECES * 10_000 * 2 * 8 * NATIVE / min(_seconds(_multiply_all, read, PIECES, 20)))
-
-
-def forward_work(layer: SparseLinear, lanes: int) -> Work:
-    """Return the work of the forward pass: for four outputs, or one, each input's row is loaded once."""
-    weights, shared = layer.index.nnz, 4 if layer.structure[0] % 4 == 0 else 1
-    tiles = -(-lanes // (WIDTHS_OF_FOUR if shared == 4 else WIDTHS)[0])  # weights and positions are read in each
-    listed = weights * (4 + layer.index.cols.itemsize / shared) * tiles
-    return Work(4 * lanes * weights / shared + listed, 4 * lanes * layer.out_features, 2 * lanes * weights)
-
-
-def backward_work(layer: SparseLinear, lanes: int) -> dict[str, Work]:
-    """Return the work of the gradients of the weights, and that of the gradients of the input and the weights."""
-    (tall, wide), weights = layer.structure, layer.index.nnz
-    rows, operations = 4 * lanes, 2 * lanes * weights
-    inputs, outputs = layer.in_features, layer.out_features
-    by_output, by_input = tall % 4 == 0, tall % 4 > 0 and wide % 4 == 0
-    masking = Work(rows * outputs, 0, 0)  # the sums of the bias
-    if not by_output and not by_input:  # each product in both directions loads one row of the output's gradient
-        alone = Work(rows * (weights + outputs), 4 * weights, operations)
-        both = Work(rows * (weights + inputs) + 8 * weights, rows * inputs + 8 * weights, 2 * operations)
-    else:
-        loads = weights / 2 if by_output and wide % 4 == 0 and NATIVE == 16 else 3 * weights / 4
-        alone = Work(rows * loads, 4 * weights, operations)
-        tiles = -(-lanes // (WIDTHS_BY_OUTPUT if by_output else WIDTHS_OF_FOUR)[0])
-        loaded = rows * (weights / 4 + (outputs if by_output else 0)) + 4 * weights * tiles
-        stored = rows * (inputs + (weights / 4 if by_output else 0))
-        both = Work(alone.loaded + loaded, alone.stored + stored, 2 * operations)
-    return {
-        "weights' gradients": Work(*(a + b for a, b in zip(alone, masking, strict=True))),
-        "all gradients": Work(*(a + b for a, b in zip(both, masking, strict=True))),
-    }
 
 
 def passes(structure: tuple[int, int], batch: int, rate: Work) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.bound import backward_work, forward_work
+from benchmarks.bound_work import backward_work, forward_work
 from tests.truly_sparse import plain_simd
 from tests.truly_sparse.plain_simd import OutOfBounds, checked_kernels
 from truly_sparse import SparseLinear, reference

@@ -2,8 +2,9 @@
 
 python benchmarks/decade.py      # hours on two cores, one thread per run; goes on where it was stopped
 
-All have the same network, first weights, optimizer, schedule and number of steps: where the connections are, and how
-they change, is all that differs. Writes ``figures/decade_runs.json`` after each race and seed.
+All have the same network, optimizer, schedule and number of steps, and most the same rule for first weights
+(``decade_methods.py`` says which not). Where the connections are, and how they change, is all else that differs. Writes
+``figures/decade_runs.json`` after each race and seed.
 """
 
 from __future__ import annotations

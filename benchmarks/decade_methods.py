@@ -58,6 +58,9 @@ def data_of(images: int | None) -> Digits:
 class BeforeTraining(Contender):
     """A truly sparse network whose topology a dense one chose, which then stays.
 
+    Its first weights are drawn after the choice, by the rule of all others, so the scores were of other weights. The
+    papers train the weights that they score.
+
     Attributes:
         how: ``"SNIP"``, ``"GraSP"`` or ``"SynFlow"``.
     """

@@ -1,7 +1,7 @@
 """The compiled loop of a linear layer for a few samples, 2 to 32, of a contiguous tensor, for inference.
 
 Each thread copies all inputs for itself and hands out its own results, so that nothing is written that another thread
-reads: such lines of the cache cost more than the copies.
+reads.
 """
 # Compiled functions have no type hints: numba infers them. Names mean the same everywhere (``linear.py``).
 # ruff: noqa: ANN001, ANN202

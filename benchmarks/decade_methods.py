@@ -1,7 +1,8 @@
 """The contenders of ``benchmarks/decade.py``: each method with common settings and with its own.
 
 Common: 30% of a layer's connections are replaced every 100 steps, falling by the cosine, until three quarters of the
-training. Own: the settings that its class has by default. Where one method has only one kind, its name says which.
+training; first weights are drawn for the active inputs. Own: the settings that its class has by default, and for
+methods before training the weights that they scored. Where one method has only one kind, its name says which.
 """
 
 from __future__ import annotations
@@ -58,14 +59,14 @@ def data_of(images: int | None) -> Digits:
 class BeforeTraining(Contender):
     """A truly sparse network whose topology a dense one chose, which then stays.
 
-    Its first weights are drawn after the choice, by the rule of all others, so the scores were of other weights. The
-    papers train the weights that they score.
-
     Attributes:
         how: ``"SNIP"``, ``"GraSP"`` or ``"SynFlow"``.
+        init: ``"dense"``: it trains the dense network's weights that were scored, as the papers do;
+            ``"sparse-aware"``: its first weights are drawn after the choice, by the rule of most others.
     """
 
     how: str = "SNIP"
+    init: str = "dense"
 
     @override
     def build(self, sparsity: float, seed: int) -> nn.Module:
@@ -79,7 +80,8 @@ class BeforeTraining(Contender):
             ),
             "SynFlow": lambda: synflow(dense, IMAGE, sparsity),
         }
-        return fuse(sparsify(sparse_init(mask_model(choose[self.how]()), seed)))
+        masked = mask_model(choose[self.how]())
+        return fuse(sparsify(sparse_init(masked, seed) if self.init == "sparse-aware" else masked))
 
     @override
     def recipe(self, sparsity: float) -> Recipe:
@@ -216,8 +218,11 @@ TRULY_SPARSE: dict[str, Contender] = {
     "SRigL, own": Sparse(how=SRigL()),
     "CHT, common": Sparse(how=CHT(**COMMON)),
     "CHT, own": Sparse(how=CHT()),
+    "SNIP, common": BeforeTraining(how="SNIP", init="sparse-aware"),
     "SNIP, own": BeforeTraining(how="SNIP"),
+    "GraSP, common": BeforeTraining(how="GraSP", init="sparse-aware"),
     "GraSP, own": BeforeTraining(how="GraSP"),
+    "SynFlow, common": BeforeTraining(how="SynFlow", init="sparse-aware"),
     "SynFlow, own": BeforeTraining(how="SynFlow"),
     "Top-KAST, own": LargerSet(),
 }

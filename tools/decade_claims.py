@@ -82,8 +82,8 @@ CLAIMS = (
     Claim(
         "SNIP, 2019",
         "its topology beats a random one",
-        "above static, all sparsities",
-        better(("SNIP, own", "static"), at=ALL),
+        "with the same rule for first weights above static, all sparsities",
+        better(("SNIP, common", "static"), at=ALL),
     ),
     Claim(
         "IMP, 2019",
@@ -137,7 +137,7 @@ CLAIMS = (
         "GraSP, 2020",
         "better than SNIP at extreme sparsity",
         "above SNIP, 99 and 99.5%",
-        better(("GraSP, own", "SNIP, own"), at=(0.99, 0.995)),
+        better(("GraSP, own", "SNIP, own"), ("GraSP, common", "SNIP, common"), at=(0.99, 0.995)),
     ),
     Claim(
         "SynFlow, 2020",

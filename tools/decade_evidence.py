@@ -36,7 +36,8 @@ TASKS = {SMALL: "1,000 images", FULL: "all of MNIST"}
 MARGINS = {SMALL: 0.5, FULL: 0.1}  # points
 ALL, TWO = (0.9, 0.95, 0.98, 0.99, 0.995), (0.95, 0.99)
 RACES = (*EQUAL, "variations", "widths")  # in which a contender's name says all
-FIXED = ("static", "SNIP, own", "GraSP, own", "SynFlow, own", "dense")  # truly sparse or dense, and never rewired
+BEFORE_TRAINING = {f"{method}, {terms}" for method in ("SNIP", "GraSP", "SynFlow") for terms in ("common", "own")}
+FIXED = {"static", "dense"} | BEFORE_TRAINING  # truly sparse or dense, and never rewired
 WIDTHS = (0.25, 0.5, 1.0, 2.0)
 MOST_FREQUENT = (
     11.35  # percent of MNIST's test images that show a 1: the most that a network that is cut in two reaches

@@ -21,8 +21,12 @@ $(INSTALLED): pyproject.toml
 tutorial: $(INSTALLED) ## Run all notebooks in the quick profile into build/ and print a summary
 	@$(BIN)/python tools/run_notebooks.py --output build/notebooks
 
+# Two processes share the library's tests; waiting threads leave the cores to the other one. Notebooks time what they
+# claim, so they run alone.
+NOTEBOOK_TESTS = --nbval-lax --nbval-current-env --nbval-sanitize-with tests/notebooks/nbval_sanitize.cfg
 test: $(INSTALLED) ## Run all tests: library, notebooks, README
-	@$(BIN)/python -m pytest tests notebooks --nbval-lax --nbval-current-env --nbval-sanitize-with tests/notebooks/nbval_sanitize.cfg
+	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests --numprocesses=2 --dist=loadfile
+	@$(BIN)/python -m pytest notebooks $(NOTEBOOK_TESTS)
 
 claims: $(INSTALLED) ## Run all notebooks from 3 seeds on both data sets and print which claims hold, and accuracies (half an hour)
 	@$(BIN)/python tools/claims.py
@@ -55,7 +59,7 @@ test-colab: $(INSTALLED) .venv-colab/.installed ## Run all notebooks in an envir
 	@touch $@
 
 test-floor: .venv-floor/.installed ## Run the tests and two notebooks in the lowest versions that the project accepts
-	@.venv-floor/bin/python -m pytest tests notebooks/02_masked_layers.ipynb notebooks/05_simulated_vs_csr.ipynb --nbval-lax --nbval-current-env --nbval-sanitize-with tests/notebooks/nbval_sanitize.cfg
+	@.venv-floor/bin/python -m pytest tests notebooks/02_masked_layers.ipynb notebooks/05_simulated_vs_csr.ipynb $(NOTEBOOK_TESTS)
 
 reliability: $(INSTALLED) ## Count what the library survives, at length; writes figures/ and README's table
 	@$(BIN)/python -m pip install --quiet --editable '.[test,fuzz]' || echo "atheris does not install here; going on without it"

@@ -39,12 +39,20 @@ def pytest_configure(config):
     config.stash[ZOO] = {}
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    node.config.stash[SURVIVED].update(node.workeroutput.get("survived", {}) if error is None else {})
+
+
 def pytest_terminal_summary(terminalreporter, config):
     for name, cases in sorted(config.stash[SURVIVED].items()):
         terminalreporter.write_line(f"survived {cases:6,} cases: {name}")
 
 
 def pytest_sessionfinish(session, exitstatus):
+    if hasattr(session.config, "workeroutput"):  # one of several processes: its counts go to the one that prints
+        session.config.workeroutput["survived"] = dict(session.config.stash[SURVIVED])
+        return
     if session.config.getoption("--record-reliability") and exitstatus == 0:
         counts = dict(sorted(session.config.stash[SURVIVED].items()))
         save_result("reliability", {"cases": counts}, command="make reliability")

@@ -28,6 +28,8 @@ from .places import Places, Sizes, sizes_of, stages_of
 from .seal import Seal
 
 Parameters = Sequence[torch.Tensor | None]
+# Devices whose operations torch.autocast changes; asked once, because some torch.compile cannot trace the question.
+AUTOCAST = frozenset(kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind))
 
 
 class Layer(Recorder, Protocol):
@@ -117,7 +119,7 @@ def _has_memory(x: torch.Tensor) -> bool:
 
 def _is_autocast(x: torch.Tensor) -> bool:
     kind = x.device.type
-    usable = x.is_floating_point() and x.dtype is not torch.float64 and torch.amp.is_autocast_available(kind)
+    usable = x.is_floating_point() and x.dtype is not torch.float64 and kind in AUTOCAST
     return usable and torch.is_autocast_enabled(kind)
 
 

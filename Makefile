@@ -61,7 +61,7 @@ test-colab: $(INSTALLED) .venv-colab/.installed ## Run all notebooks in an envir
 test-floor: .venv-floor/.installed ## Run the tests and two notebooks in the lowest versions that the project accepts
 	@.venv-floor/bin/python -m pytest tests notebooks/02_masked_layers.ipynb notebooks/05_simulated_vs_csr.ipynb $(NOTEBOOK_TESTS)
 
-reliability: $(INSTALLED) ## Count what the library survives, at length; writes figures/ and README's table
+reliability: $(INSTALLED) ## Count what the library survives, at length; writes figures/ and the table of docs/help.md
 	@$(BIN)/python -m pip install --quiet --editable '.[test,fuzz]' || echo "atheris does not install here; going on without it"
 	@$(BIN)/python -m pytest tests/reliability tests/truly_sparse/test_bounds.py tests/truly_sparse/test_compiled.py tests/tutorial_lib/test_checkpoint.py -m 'not browser and not colab' --hypothesis-profile=long --record-reliability
 	@$(BIN)/python -m tools.readme_tables

@@ -76,6 +76,7 @@ SURVIVED = {
 }
 
 OURS = "truly sparse (this project)"  # its name in figures/bench.json
+COMPILED_NETWORK = "dense compiled"  # a row there
 PRODUCTS = ("dense", "torch CSR", "ours")
 UNFUSED = ("dense channels_last", "as it comes", "fused")
 COMPILED = {
@@ -132,9 +133,9 @@ def inference_table() -> str:
         measured = [NOT_MEASURED, ""] if on_gpu is None else _median_and_quartiles(on_gpu["ms"][ours])
         rows.append([name, str(PUBLISHED_INFERENCE_MS[name]), *measured])
     header = [
-        "whole network, 100 images",
+        f"whole network, 100 images (on the CPU: {recorded['threads']} threads)",
         "published ms",
-        f"median ms ({recorded['threads']} CPU threads)",
+        "median ms",
         "quartiles",
     ]
     return markdown(header, rows)
@@ -393,12 +394,68 @@ def limits_words() -> str:
         f"{gflops[1]} in this project (over both passes, and over the forward pass; multiplications by zero do not "
         "count). Each weight must read a row of the input; these reads alone take "
         f"{1e6 * bench['seconds_to_read']:.0f} of the {1e6 * forward:.0f} µs of a forward pass "
-        "(`benchmarks/bound.py`).",
+        "(`benchmarks/bound.py`). The first time is the median of a loop that only reads, the second the median of "
+        "calls through the layer, both from `make bench`. The table of bounds in "
+        "[benchmarks](benchmarks.md#blocks) is from another run, and has the fastest of many calls of the compiled "
+        "pass, without the layer around it.",
         "From which sparsity on a sparse layer is faster than a dense one depends on its size. For 1000×1000 and "
         f"larger, both passes together, this project is faster from {_span(large[OURS])} sparsity on, torch's CSR from "
         f"{_span(large['torch CSR'])} on. For 256×256, this project is faster {small}.",
     ]
     return "\n\n".join(lines)
+
+
+def repeats_words() -> str:
+    """Return how many times faster than dense three programs found one piece of work, and how they differ."""
+    bench, notebook, structures = (load_result(name) for name in ("bench", "inference", "structures"))
+    if None in (bench, notebook, structures):
+        return NOT_MEASURED
+    work = "inference, 100 images, uniform"
+    medians = {name: float(np.median(runs)) for name, runs in bench["seconds"][work].items()}
+    eager = min(of for name, of in medians.items() if name.startswith("dense") and name != COMPILED_NETWORK)
+    compiled = (
+        "Only `make bench` also races a dense network that `torch.compile` compiled; against the other dense ones it "
+        f"has {eager / medians[OURS]:.3g}. What else makes them differ"
+        if COMPILED_NETWORK in medians
+        else "Why they differ"
+    )
+    in_notebook = {name: float(np.median(runs)) for name, runs in notebook["runs_ms"].items()}
+    dense = min(in_notebook[name] for name in ("Dense+Mask, folded (= Dense)", "Dense, channels_last"))
+    factors = [
+        next(row["measured"] for row in bench["targets"] if row["work"] == f"{work}: faster than fastest dense"),
+        dense / in_notebook["truly sparse"],
+        structures["networks"]["uniform, inference of 100 images"]["1×1"]["× dense"],
+    ]
+    return (
+        "Three programs measured inference of 100 images with uniform densities at 95% sparsity. By `make bench` it is "
+        f"{factors[0]:.3g} times faster than the fastest dense network, by notebook 05 {factors[1]:.3g} times, and by "
+        f"`benchmarks/structures.py` {factors[2]:.3g} times. The last takes the fastest of many calls, the others take "
+        f"medians. {compiled} was not measured: take the smallest, {min(factors):.3g}."
+    )
+
+
+def blocks_answer() -> str:
+    """Return the guide's answer to what blocks gain and cost, from the recorded numbers."""
+    recorded, runs = load_result("structures"), pd.DataFrame(load_result("co_design")["rows"])
+    layers = {size: recorded["rows"][f"linear {size}, batch 64, forward"] for size in (1000, 4096)}
+    times = {size: [f"{layers[size][name]['× dense']:.1f}" for name in ("4×4", "1×1")] for size in layers}
+    step = recorded["networks"]["erk, step of 64 images"]
+    ms = {name: f"{step[name]['fastest µs'] / 1e3:.2f}" for name in ("1×1", "4×4", "auto")}
+    means = runs[runs["sparsity"] == 0.995].groupby(["how", "structure"])["accuracy"].mean()
+    static, moved = ({name: f"{mean:.2f}%" for name, mean in means[how].items()} for how in ("static", "RigL"))
+    return (
+        "**11. And blocks?** In layers of 1000×1000 and larger they make a pass faster, because the weights of a block "
+        "share the rows that they read: a forward pass of 64 samples in 4×4 is "
+        f"{times[1000][0]} times faster than dense, with single weights {times[1000][1]} times; at 4096×4096 "
+        f"{times[4096][0]} and {times[4096][1]} times. In the tutorial's small network one structure for all layers "
+        "gains little or nothing in a training step, and `auto`, which has blocks in large layers only, gains: "
+        f"single weights (ERK, 95%) take {ms['1×1']} ms, 4×4 {ms['4×4']} ms, `auto` {ms['auto']} ms "
+        "([benchmarks](benchmarks.md#blocks)).\n\n"
+        "Where few weights are left, blocks that stay as they were drawn lose accuracy. How much depends on the block: "
+        f"at 99.5% sparsity 4×1 has {static['4×1']}, 4×4 {static['4×4']} and 8×8 {static['8×8']}; single weights have "
+        f"{static['1×1']}. RigL moves whole blocks by the same rule. It gives most of the loss back, {moved['4×4']} in "
+        f"4×4, but single weights that move stay ahead with {moved['1×1']} (notebook 09, sections 1, 2 and 4)."
+    )
 
 
 def _machine(name: str) -> str:
@@ -550,6 +607,7 @@ RESULTS_TABLES: dict[str, Callable[[], str]] = {
     "aims": aims_table,
     "inference": inference_table,
     "limits": limits_words,
+    "repeats": repeats_words,
 }
 HELP_TABLES: dict[str, Callable[[], str]] = {"survived": survived_table}
 
@@ -598,7 +656,7 @@ BENCHMARK_TABLES: dict[str, Callable[[], str]] = {
 
 GUIDE_TABLES: dict[str, Callable[[], str]] = {
     f"route {minutes}": functools.partial(route_table, minutes) for minutes in ROUTES
-}
+} | {"blocks": blocks_answer}
 
 
 DOCUMENTS = {

@@ -206,7 +206,7 @@ CLAIMS = (
         "SRigL, 2024",
         "a constant fan-in costs nothing at 90%",
         "matches RigL with the same settings",
-        without_loss(("SRigL, common", RIGL), at=(0.9,)),
+        without_loss(("SRigL, common and own", RIGL), at=(0.9,)),
     ),
     Claim(
         "CHT, 2024",

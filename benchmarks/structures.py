@@ -29,6 +29,7 @@ from truly_sparse.cpu.memory import to_batch_innermost
 from tutorial_lib import Benchmark, TutorialCNN, benchmark, mask_model, save_result, torch_csr
 
 STRUCTURES = ((1, 1), (4, 1), (4, 4), (8, 8), (16, 1))
+FEW = "one weight an output"  # a convolution that moves the same activations and computes almost nothing
 SPARSITY = 0.95
 # For the table: outputs and inputs, channels on images of 16×16; blocks to choose from; how near to the fastest.
 SIZES = {"linear": (64, 128, 256, 512, 1000, 2048, 4096), "convolution": (16, 32, 64, 128)}
@@ -72,6 +73,9 @@ def ways(kind: str, size: int, batch: int, both: bool, channels: int = 64) -> di
     innermost = (lambda t: t.clone()) if batch == 1 else to_batch_innermost
     for (rows, columns), layer in sparse.items():
         found[f"{rows}×{columns}"] = layer, innermost(x), innermost(g), list(layer.parameters())
+    if kind == "convolution":
+        few = SparseConv2d(*sizes, padding=1, bias=False, sparsity=1 - 1 / (9 * channels))
+        found[FEW] = few, innermost(x), innermost(g), list(few.parameters())
     return found
 
 

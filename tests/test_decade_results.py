@@ -174,6 +174,13 @@ def test_what_was_not_run_has_no_verdict():
     assert at_one.what.endswith("95%, 99%") and at_one.numbers.startswith("1.0"), "where both were trained"
 
 
+def test_pairs_that_differ_in_their_settings_only_are_told_apart():
+    table = runs({name: 90 for name in ("a, own", "b, own", "a, common", "b, common", "c, own")})
+    pieces = better(("a, own", "b, own"), ("a, common", "b, common"), ("a, own", "c, own"), at=(0.95,), images=(SMALL,))
+    names = [piece.what.removesuffix(", 1,000 images, 95%") for piece in pieces(table)]
+    assert names == ["a, own − b, own", "a, common − b, common", "a − c"]
+
+
 @pytest.mark.parametrize(
     "verdicts, expected",
     [

@@ -40,7 +40,13 @@ def test_quick_race_of_structures_measures_every_rival_and_writes_nothing():
     work = re.split(r"\n(?! )", run("benchmarks/structures.py", "--quick").strip())
     assert len(work) == 10 and figures() == before
     for name, *rows in map(str.splitlines, work):
-        rivals = {"linear": "torch CSR", "convol": "one weight an output", "unifor": "Dense+Mask", "erk, i": "auto", "erk, s": "auto"}
+        rivals = {
+            "linear": "torch CSR",
+            "convol": "one weight an output",
+            "unifor": "Dense+Mask",
+            "erk, i": "auto",
+            "erk, s": "auto",
+        }
         for row in ("dense", "1×1", "4×1", "4×4", "8×8", "16×1", rivals[name[:6]]):
             assert any(line.startswith(f"  {row} ") for line in rows), (name, row)
 

@@ -145,13 +145,22 @@ def equal(*pairs: tuple[str, str], at: Sequence[float], images: Sequence[int] = 
     return _compared(pairs, at, {n: functools.partial(alike, margin=MARGINS[n]) for n in images})
 
 
+def _in_words(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Return each pair as a difference, with the kinds of settings only where two pairs differ in nothing else."""
+    words = [f"{short(ours)} − {short(theirs)}" for ours, theirs in pairs]
+    whole = [" − ".join(pair) for pair in pairs]
+    return [one if words.count(one) == 1 else all_ for one, all_ in zip(words, whole, strict=True)]
+
+
 def _compared(pairs: Sequence[tuple[str, str]], at: Sequence[float], rules: dict[int, Rule]) -> Evidence:
+    words = _in_words(pairs)
+
     def find(runs: pd.DataFrame) -> list[Found]:
         found = []
-        for (ours, theirs), (n, rule) in itertools.product(pairs, rules.items()):
+        for ((ours, theirs), name), (n, rule) in itertools.product(zip(pairs, words, strict=True), rules.items()):
             sides = Side(ours, n), Side(theirs, n)
             there = trained(runs, *sides, at)
-            what = f"{short(ours)} − {short(theirs)}, {TASKS[n]}, {', '.join(f'{100 * s:g}%' for s in there)}"
+            what = f"{name}, {TASKS[n]}, {', '.join(f'{100 * s:g}%' for s in there)}"
             found.append(judged(what, gap(runs, *sides, there) if there else pd.Series(dtype=float), rule))
         return found
 

@@ -596,7 +596,7 @@ def which_algorithm() -> list[Claim]:
         ),
         Claim(
             "equal bytes",
-            "The truly sparse entries hold about the same bytes; the slowest takes several times as long as the fastest.",
+            "hold about the same bytes; the slowest takes several times as long as the fastest.",
             lambda v: tuple(
                 float(end(v.cost.loc[v.entries, column])) for column in ("MB", "seconds") for end in (min, max)
             ),

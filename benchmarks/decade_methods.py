@@ -41,7 +41,9 @@ from truly_sparse import (
 )
 from truly_sparse.interface import Units
 from truly_sparse.recipes import Recipe
+from truly_sparse.recipes.before_training import with_topology
 from truly_sparse.recipes.classic import MagnitudeAndGradient
+from truly_sparse.topology import generator_of, sample_distinct
 from tutorial_lib import Digits, TutorialCNN, fit, load_data, mask_model
 from tutorial_lib.contenders import IMAGE, Contender, Dense, Gradual, Sparse
 
@@ -57,16 +59,20 @@ def data_of(images: int | None) -> Digits:
 
 @dataclass(frozen=True)
 class BeforeTraining(Contender):
-    """A truly sparse network whose topology a dense one chose, which then stays.
+    """A truly sparse network whose topology a dense one chose, which then stays unless a recipe moves it.
 
     Attributes:
         how: ``"SNIP"``, ``"GraSP"`` or ``"SynFlow"``.
         init: ``"dense"``: it trains the dense network's weights that were scored, as the papers do;
             ``"sparse-aware"``: its first weights are drawn after the choice, by the rule of most others.
+        shares_only: whether only the number of weights of each layer is taken from the choice, and their places drawn.
+        moved: how the topology changes in training.
     """
 
     how: str = "SNIP"
     init: str = "dense"
+    shares_only: bool = False
+    moved: Recipe = dataclasses.field(default=Static())
 
     @override
     def build(self, sparsity: float, seed: int) -> nn.Module:
@@ -80,12 +86,21 @@ class BeforeTraining(Contender):
             ),
             "SynFlow": lambda: synflow(dense, IMAGE, sparsity),
         }
-        masked = mask_model(choose[self.how]())
+        pruned = choose[self.how]()
+        masked = mask_model(with_drawn_places(dense, pruned, seed) if self.shares_only else pruned)
         return fuse(sparsify(sparse_init(masked, seed) if self.init == "sparse-aware" else masked))
 
     @override
     def recipe(self, sparsity: float) -> Recipe:
-        return Static()
+        return self.moved
+
+
+def with_drawn_places(dense: nn.Module, pruned: nn.Module, seed: int) -> nn.Module:
+    """Return a dense model with masks that keep as many weights of each layer as ``pruned``, at random places."""
+    generator = generator_of(seed)
+    masks = {name.removesuffix(".weight_mask"): mask for name, mask in pruned.named_buffers()}
+    drawn = {name: sample_distinct(mask.numel(), int(mask.sum()), generator) for name, mask in masks.items()}
+    return with_topology(dense, drawn)
 
 
 @dataclass(frozen=True)
@@ -246,6 +261,11 @@ VARIATIONS: dict[str, Contender] = {
 }
 LENGTH: dict[str, Contender] = {
     name: TRULY_SPARSE[name] for name in ("static", "SET, common", "RigL, common and own", "ITOP, own")
+}
+# What a method before training gains by how it divides the weights among the layers.
+SHARES: dict[str, Contender] = {
+    f"{how}, SynFlow's shares": BeforeTraining(how="SynFlow", init="sparse-aware", shares_only=True, moved=moved)
+    for how, moved in (("static", Static()), ("RigL", RigL()))
 }
 FIRST_EPOCH: dict[str, Contender] = {
     name: (TRULY_SPARSE | VARIATIONS)[name] for name in ("static", "static, dense initialisation")

@@ -5,8 +5,11 @@ import math
 
 import pandas as pd
 import pytest
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from torch import nn
 
+from benchmarks.decade_methods import with_drawn_places
 from benchmarks.decade_ranks import by_seed, critical_difference, friedman, mean_ranks, of_races, ranks
 from tools import decade_claims, decade_results
 from tools.decade_evidence import (
@@ -35,6 +38,7 @@ from tools.decade_evidence import (
     slope_over_widths,
     without_loss,
 )
+from truly_sparse import synflow
 from tutorial_lib.project import ROOT
 
 SEEDS = 3
@@ -313,3 +317,12 @@ def test_colours_of_the_picture_are_those_of_the_timeline():
     assert decade_results.colour_of("SNFS without sharing, common") == decade_results.colour_of("RigL, common and own")
     assert decade_results.colour_of("SET, own") != decade_results.colour_of("static")
     assert len({decade_results.colour_of(name) for name in ("static", "SET, own", "SRigL, own", "CHT, own")}) == 4
+
+
+def test_a_layers_share_can_be_taken_without_its_places():
+    dense = nn.Sequential(nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 5))
+    chosen = synflow(dense, (20,), 0.8)
+    drawn = [dict(with_drawn_places(dense, chosen, seed).named_buffers()) for seed in (0, 0, 1)]
+    for name, mask in chosen.named_buffers():
+        assert drawn[0][name].sum() == mask.sum() and torch.equal(drawn[0][name], drawn[1][name])
+    assert any(not torch.equal(drawn[0][name], other) for name, other in drawn[2].items())

@@ -33,6 +33,7 @@ from tools.decade_evidence import (
 )
 from tools.decade_page import Table
 
+DRAWN = "static, SynFlow's shares"
 SET, RIGL, SNFS = "SET, common", "RigL, common and own", "SNFS without sharing, common"
 DENSE_START = "static, dense initialisation"
 
@@ -213,6 +214,18 @@ CLAIMS = (
         "better than dense with 1% of the connections",
         "above dense at 99%",
         better(("CHT, own", "dense"), at=(0.99,)),
+    ),
+    Claim(
+        "this tutorial",
+        "SynFlow is good because of how it divides the weights among the layers, not because of their places",
+        "random places with SynFlow's number of weights in each layer are equal to its own, 95 and 99%",
+        equal((DRAWN, "SynFlow, common"), at=TWO),
+    ),
+    Claim(
+        "this tutorial",
+        "rewiring still gains where the layers' shares are SynFlow's",
+        "RigL from such random places above the same without rewiring, 95 and 99%",
+        better(("RigL, SynFlow's shares", DRAWN), at=TWO),
     ),
 )
 

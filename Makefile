@@ -23,9 +23,10 @@ tutorial: $(INSTALLED) ## Run all notebooks in the quick profile into build/ and
 
 # Two processes share the library's tests; waiting threads leave the cores to the other one. Notebooks time what they
 # claim, so they run alone.
+LIBRARY_TESTS = tests --numprocesses=2 --dist=loadfile
 NOTEBOOK_TESTS = --nbval-lax --nbval-current-env --nbval-sanitize-with tests/notebooks/nbval_sanitize.cfg
 test: $(INSTALLED) ## Run all tests: library, notebooks, README
-	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests --numprocesses=2 --dist=loadfile
+	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(LIBRARY_TESTS)
 	@$(BIN)/python -m pytest notebooks $(NOTEBOOK_TESTS)
 
 claims: $(INSTALLED) ## Run all notebooks from 3 seeds on both data sets and print which claims hold, and accuracies (half an hour)
@@ -59,7 +60,8 @@ test-colab: $(INSTALLED) .venv-colab/.installed ## Run all notebooks in an envir
 	@touch $@
 
 test-floor: .venv-floor/.installed ## Run the tests and two notebooks in the lowest versions that the project accepts
-	@.venv-floor/bin/python -m pytest tests notebooks/02_masked_layers.ipynb notebooks/05_simulated_vs_csr.ipynb $(NOTEBOOK_TESTS)
+	@OMP_WAIT_POLICY=passive .venv-floor/bin/python -m pytest $(LIBRARY_TESTS)
+	@.venv-floor/bin/python -m pytest notebooks/02_masked_layers.ipynb notebooks/05_simulated_vs_csr.ipynb $(NOTEBOOK_TESTS)
 
 reliability: $(INSTALLED) ## Count what the library survives, at length; writes figures/ and the table of docs/help.md
 	@$(BIN)/python -m pip install --quiet --editable '.[test,fuzz]' || echo "atheris does not install here; going on without it"

@@ -150,7 +150,7 @@ def check_equal_width(answer: Answer) -> None:
         inputs, outputs, right = (int(fresh().integers(*limits)) for limits in ranges)
         right = 0 if spare == "too little" else 2 * (right // 2) + (spare == "none")  # one is odd, others are even
         least, most = (_mlp_weights(width, inputs, outputs) for width in (right, right + 1))
-        budget = {"none": least, "most": most - 1}.get(spare, int(fresh().integers(least, most)))
+        budget = {"none": least, "most": most - 1}.get(spare, int(fresh().integers(max(least, 1), most)))
         given = number(result(answer, budget=budget, inputs=inputs, outputs=outputs))
         expect(given.is_integer(), f"a width of {given:.6g}: the number of neurons must be a whole number")
         expect(given <= budget, f"a width of {given:.6g} has more weights than the budget of {budget:,}")

@@ -338,7 +338,9 @@ class DynamicSparsity(Rewirer):
         chosen = self._chosen(units, active, pruned, count) if count else active[:0]
         kept = whole_blocks(without(active, pruned), layer.dense_shape, layer.structure)
         grown = whole_blocks(chosen, layer.dense_shape, layer.structure)
-        new = torch.randn(len(grown), generator=self.generator, dtype=torch.float64) * self.grow.initial_std
+        new = torch.zeros(len(grown))
+        if self.grow.initial_std > 0:
+            new = torch.randn(len(grown), generator=self.generator, dtype=torch.float64) * self.grow.initial_std
         return kept, grown, new.to(layer.weight_parameter)
 
     def _chosen(self, units: Units, active: torch.Tensor, pruned: torch.Tensor, count: int) -> torch.Tensor:

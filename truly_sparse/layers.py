@@ -23,7 +23,7 @@ from .positions import check_places
 from .sparse_layer import SparseLayer
 from .structure import check_structure
 
-GRADIENT_BLOCK = 2**22  # numbers in one block of gradient_rows: 16 MiB of float32
+GRADIENT_BLOCK = 2**19  # numbers in one block of gradient_rows: 2 MiB of float32
 
 
 class SparseLinear(SparseLayer):
@@ -107,7 +107,7 @@ class SparseLinear(SparseLayer):
         places, inverse = connections, None
         if (connections[1:] <= connections[:-1]).any():
             places, inverse = connections.unique(return_inverse=True)
-        found, step = self.values.detach().new_empty(len(places)), GRADIENT_BLOCK // 8
+        found, step = self.values.detach().new_empty(len(places)), GRADIENT_BLOCK
         for part, result in zip(places.split(step), found.split(step), strict=True):
             stages = [Stage(LinearIndex.build(part, self.dense_shape))]
             result.copy_(reduce(torch.add, [values_gradient(x, grad, stages) for x, grad in batches]))

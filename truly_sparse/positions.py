@@ -219,6 +219,9 @@ def _largest(score: np.ndarray, count: int) -> np.ndarray:
     return places
 
 
+NOTHING = np.empty(0, np.int64), np.empty(0, np.float32)
+
+
 class Largest:
     """The ``count`` largest magnitudes outside a list of positions, found in one pass over blocks of numbers.
 
@@ -228,18 +231,21 @@ class Largest:
     Args:
         count: how many to find.
         outside: positions that do not count, ``[n]``.
+        least: magnitudes below this do not count either, and nothing is estimated; 0: all count.
     """
 
-    def __init__(self, count: int, outside: torch.Tensor) -> None:
-        self._count, self._outside = count, outside.numpy(force=True)
-        self._score, self._place = np.empty(0, np.float32), np.empty(0, np.int64)
+    def __init__(self, count: int, outside: torch.Tensor, least: float = 0.0) -> None:
+        self._count, self._outside, self._sure = count, outside.numpy(force=True), least
+        self._is_estimated = least == 0
+        self._found: list[tuple[np.ndarray, np.ndarray]] = []  # positions and magnitudes, block after block
         self._room = np.empty(0, np.int64)  # for positions in a block
         self.start = 0  # numbers seen so far
 
     @property
     def places(self) -> np.ndarray:
-        """The positions found so far: int64, sorted; of equal magnitudes the lowest."""
-        return self._place
+        """The positions found so far, at most ``count``: int64, sorted; of equal magnitudes the lowest."""
+        self._keep_largest()
+        return self._found[0][0]
 
     def add(self, block: torch.Tensor) -> float | None:
         """Look at the next numbers. Return None, or the first that is not finite; nothing changes then.
@@ -249,25 +255,34 @@ class Largest:
         """
         numbers = np.ascontiguousarray(_numbers(block).reshape(-1))
         first, last = np.searchsorted(self._outside, [self.start, self.start + len(numbers)])
-        outside = self._outside[first:last] - self.start
-        sure = self._score.min() if len(self._score) == self._count and self._count else 0.0
-        bound = max(sure, _estimate(numbers, outside, self._count))
+        outside, bound = self._outside[first:last] - self.start, self._sure
+        if self._is_estimated:
+            bound = max(bound, _estimate(numbers, outside, self._count))
         if len(self._room) <= len(numbers):
             self._room = np.empty(len(numbers) + 1, np.int64)
         place, score = _at_least(numbers, outside, bound, self._room)
         if len(score) and not np.isfinite(score.max()):
             return float(numbers[~np.isfinite(numbers)][0])
-        if bound > sure and np.count_nonzero(self._score >= bound) + len(score) < self._count:
-            place, score = _at_least(numbers, outside, sure, self._room)
-        place = place + self.start
-        if len(self._score):
-            score, place = np.concatenate([self._score, score]), np.concatenate([self._place, place])
-        if len(score) > self._count:
-            best = _largest(score, self._count)
-            score, place = score[best], place[best]
-        self._score, self._place = score, place
+        if bound > self._sure and len(score) + self._at_least(bound) < self._count:
+            place, score = _at_least(numbers, outside, self._sure, self._room)
+        self._found.append((place + self.start, score))
+        if self._is_estimated or sum(len(score) for _, score in self._found) > 2 * self._count:
+            self._keep_largest()
         self.start += len(numbers)
         return None
+
+    def _at_least(self, bound: float) -> int:
+        """Return how many of those found reach a bound."""
+        return sum(int(np.count_nonzero(score >= bound)) for _, score in self._found)
+
+    def _keep_largest(self) -> None:
+        """Forget all but the largest. What is smaller than the last of them need not be looked at any more."""
+        place, score = map(np.concatenate, zip(*self._found, strict=True)) if self._found else NOTHING
+        if len(score) >= self._count > 0:
+            best = _largest(score, self._count)
+            place, score = place[best], score[best]
+            self._sure = max(self._sure, float(score.min()))
+        self._found = [(place[: self._count], score[: self._count])]
 
 
 def _estimate(numbers: np.ndarray, outside: np.ndarray, count: int) -> float:

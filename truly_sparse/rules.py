@@ -12,9 +12,11 @@ import torch
 from .arguments import check_count, is_dense, require, shown
 from .errors import InvalidArgumentError, TrainingError
 from .interface import Units
-from .positions import LARGEST, Largest, check_connections, largest, unranked
+from .positions import LARGEST, Largest, check_connections, contained, largest, unranked
 from .topology import sample_distinct
 
+LARGE = 2**21  # numbers of a gradient that is sampled first, so that most of it need not be ranked
+SAMPLE = 2**13
 CANDIDATES = 4  # random candidates per connection to grow, in sampled gradient growth
 
 PruneScore: TypeAlias = Callable[[Units], torch.Tensor]
@@ -96,7 +98,16 @@ def gradient_grow(gradient_rows: Iterable[torch.Tensor], active: torch.Tensor, c
     """
     check_count("count", count, least=0)
     check_connections("active", active, (LARGEST,))
-    best = Largest(count, active)
+    best = _largest_outside(gradient_rows, active, count)
+    _check_count(count, best.start - len(active), "inactive connections")
+    return torch.from_numpy(best.places).to(active.device)
+
+
+def _largest_outside(
+    gradient_rows: Iterable[torch.Tensor], active: torch.Tensor, count: int, least: float = 0.0
+) -> Largest:
+    """Look for the ``count`` largest magnitudes of inactive connections among those that are not below ``least``."""
+    best = Largest(count, active, least)
     for block in gradient_rows:
         if not is_dense(block) or not block.is_floating_point() or block.is_meta:
             raise InvalidArgumentError(f"gradient_rows yields {shown(block)}; give dense blocks of floating numbers")
@@ -107,8 +118,7 @@ def gradient_grow(gradient_rows: Iterable[torch.Tensor], active: torch.Tensor, c
         active,
         f"gradient_rows has {best.start} places; use lower ones",
     )
-    _check_count(count, best.start - len(active), "inactive connections")
-    return torch.from_numpy(best.places).to(active.device)
+    return best
 
 
 def _refuse(not_finite: float | None) -> None:
@@ -152,18 +162,54 @@ def _choose_at_random(layer: Units, active: torch.Tensor, count: int, generator:
 
 
 def _choose_by_gradient(layer: Units, active: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    size = math.prod(layer.dense_shape)
+    least = _estimated_bound(layer, active, size, count) if size > LARGE else 0.0
+    if least > 0:
+        best = _largest_outside(map(over_all_ranks, layer.gradient_rows()), active, count, least)
+        if len(best.places) == count:  # otherwise the estimate was too high
+            return torch.from_numpy(best.places).to(active.device)
     return gradient_grow(map(over_all_ranks, layer.gradient_rows()), active, count)
+
+
+def _estimated_bound(layer: Units, active: torch.Tensor, size: int, count: int) -> float:
+    """Return a magnitude that somewhat more than ``count`` inactive connections reach, estimated at some of them.
+
+    Returns 0 if there is none, or an estimate would be unsure.
+    """
+    places = torch.arange(0, size, size // SAMPLE | 1, device=active.device)  # odd steps, so that all columns are met
+    score = over_all_ranks(layer.gradient_at(places[~contained(places, active)])).abs()
+    wanted = int(1.25 * count / max(1, size - len(active)) * len(score)) + 16
+    if 2 * wanted > len(score) or not score.max().isfinite():
+        return 0.0
+    return score.topk(wanted).values[-1].item()
 
 
 def _choose_by_sampled_gradient(
     layer: Units, active: torch.Tensor, count: int, generator: torch.Generator
 ) -> torch.Tensor:
-    size = math.prod(layer.dense_shape)
-    candidates = random_grow(active, size, min(CANDIDATES * count, size - len(active)), generator)
+    candidates = _one_in_each_part(active, math.prod(layer.dense_shape), CANDIDATES * count, generator)
     score = over_all_ranks(layer.gradient_at(candidates)).abs()
     if len(score) and not score.max().isfinite():  # NaN is the largest of all
         _refuse(float(score[~score.isfinite()][0]))
     return candidates[largest(score, count)]
+
+
+def _one_in_each_part(active: torch.Tensor, size: int, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Divide the inactive connections into ``count`` parts of nearly equal size, and draw one of each.
+
+    Unlike a draw without replacement it needs no sorting. Where the first part begins is random, so that each
+    connection is as likely as any other. With fewer connections than ``count``, all are returned.
+    """
+    inactive = size - len(active)
+    count = min(count, inactive)
+    borders = (torch.arange(count + 1, dtype=torch.float64) * (inactive / max(1, count))).long()
+    borders[-1] = inactive
+    drawn = torch.rand(count, generator=generator, dtype=torch.float64)
+    ranks = borders[:-1] + (drawn * (borders[1:] - borders[:-1])).long()
+    shift = int(torch.randint(max(1, inactive), (), generator=generator))
+    beyond = int(torch.searchsorted(ranks, inactive - shift))
+    ranks = torch.cat([ranks[beyond:] - (inactive - shift), ranks[:beyond] + shift])
+    return unranked(active, ranks.to(active.device))
 
 
 def over_all_ranks(gradient: torch.Tensor) -> torch.Tensor:

@@ -68,10 +68,9 @@ class TrainingStep:
     on a CPU and the optimizer is torch's Adam or AdamW. The call changes the same parameters, their ``.grad``
     (overwritten by the next step) and the optimizer's state, equal up to rounding.
 
-    All other steps use torch's operations: the first step, in which the optimizer creates its state; steps in which a
-    layer records its gradient; steps with hooks on the model, its parameters or the optimizer; labels outside the
-    classes; a loss that is not finite. Hooks inside torch's graph (on ``AccumulateGrad`` nodes or saved tensors) are
-    not detected.
+    All other steps use torch's operations: the first step, in which the optimizer creates its state; steps with hooks
+    on the model, its parameters or the optimizer; labels outside the classes; a loss that is not finite. Hooks inside
+    torch's graph (on ``AccumulateGrad`` nodes or saved tensors) are not detected.
 
     Args:
         model: maps inputs to logits ``[B, classes]``.
@@ -90,7 +89,7 @@ class TrainingStep:
             )
         self._model, self._optimizer = model, optimizer
         self._prepared: _Prepared | None = None
-        self._trainer: Any = None  # created at the first compiled step
+        self._trainers: dict[bool, Any] = {}  # created at the first compiled step, and the first that records gradients
 
     @property
     def model(self) -> nn.Module:
@@ -104,7 +103,7 @@ class TrainingStep:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, which makes its own preparation."""
-        return vars(self) | {"_prepared": None, "_trainer": None}
+        return vars(self) | {"_prepared": None, "_trainers": {}}
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float, int]:
         """Take one step.
@@ -143,17 +142,22 @@ class TrainingStep:
         if self._prepared is None or not _is_valid(self._prepared):
             self._prepared = self._prepare()
         ready = self._prepared
-        if ready is None or any([layer.record_gradient for layer in ready.layers]):
-            return None
-        if x.dim() != ready.dim or kernels_for(x) is reference:
+        if ready is None or x.dim() != ready.dim or kernels_for(x) is reference:
             return None
         if any([layer.index is not stage.index for layer, stage in zip(ready.layers, ready.stages, strict=True)]):
             self._prepared = ready = ready._replace(stages=stages_in(ready.layers))
-        self._trainer = self._trainer or kernels_for(x).Trainer()
-        done: tuple[float, int] | None = self._trainer.step(x, y, ready.stages, ready.weights, settings)
+        records = any([layer.record_gradient for layer in ready.layers])
+        if records not in self._trainers:
+            self._trainers[records] = kernels_for(x).Trainer(trace=records)
+        trainer = self._trainers[records]
+        done: tuple[float, int] | None = trainer.step(x, y, ready.stages, ready.weights, settings)
         if done is not None:
-            for parameter, gradient in zip(ready.parameters, self._trainer.gradients, strict=True):
+            for parameter, gradient in zip(ready.parameters, trainer.gradients, strict=True):
                 parameter.grad = gradient
+            if records:
+                for layer, trace in zip(ready.layers, trainer.traces(x), strict=True):
+                    if layer.record_gradient:
+                        layer.record(*trace)
             torch.autograd.graph.increment_version(ready.parameters)  # autograd detects changes by this number
             vars(self.optimizer)["_opt_called"] = True  # learning-rate schedulers check this
         return done

@@ -15,14 +15,17 @@ from truly_sparse import (
     InvalidArgumentError,
     PerWeightAdam,
     RigL,
+    SparseLinear,
     TrainingError,
     densify,
     layer_nnz,
     random_grow,
+    rules,
     sparse_init,
     sparse_layers,
     sparsify,
 )
+from truly_sparse.topology import generator_of
 from tutorial_lib import TutorialCNN, mask_model
 from tutorial_lib.contenders import multiply_add_count, small_dense, weight_count
 
@@ -75,6 +78,37 @@ def test_snfs_and_rigl_differ_in_the_growth_rule_alone():
 
 
 # ------------------------------------------------------------------------------------------ own rules, scopes, decays
+
+
+@pytest.mark.parametrize("bound", ["estimated", "too high", "none"])
+@pytest.mark.parametrize("count", [0, 1, 40, 300, 540])
+def test_a_large_gradient_is_sampled_first_and_the_choice_is_the_same(monkeypatch, bound, count):
+    torch.manual_seed(0)
+    layer = SparseLinear(20, 30, sparsity=0.9)
+    layer.record_gradient = True
+    layer(torch.randn(8, 20)).square().sum().backward()
+    magnitude = torch.cat(list(layer.gradient_rows())).flatten().abs()
+    magnitude[layer.active()] = -1
+    expected = magnitude.topk(count).indices.sort().values
+    monkeypatch.setattr(rules, "LARGE", 0)
+    if bound != "estimated":
+        monkeypatch.setattr(rules, "_estimated_bound", lambda *_: 1e9 if bound == "too high" else 0.0)
+    chosen = rules.GROW_RULES["gradient"].choose(layer, layer.active(), count, generator_of(0))
+    assert torch.equal(chosen, expected)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 100, 199, 200, 1000])
+def test_candidates_are_one_of_each_part_of_the_inactive_connections(count):
+    active, generator = torch.arange(0, 400, 2), generator_of(0)
+    inactive = torch.arange(1, 400, 2)
+    count, seen = min(count, 200), torch.zeros(400)
+    for _ in range(200):
+        candidates = rules._one_in_each_part(active, 400, count, generator)
+        ranks = torch.searchsorted(inactive, candidates)
+        assert torch.equal(inactive[ranks], candidates) and len(ranks) == count and (ranks.diff() > 0).all()
+        assert (ranks.diff() < 2 * math.ceil(200 / max(1, count))).all()
+        seen[candidates] += 1
+    assert (seen[inactive] - count).abs().max() <= 6 * count**0.5
 
 
 def test_a_plain_function_is_a_grow_rule_and_sees_the_gradient(model):

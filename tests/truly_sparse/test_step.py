@@ -121,6 +121,31 @@ def test_weights_gradients_state_and_loss_are_torchs_to_rounding(make, kind, com
     assert len(compiled_steps) == len(sizes) - 1  # the first makes the optimizer's state
 
 
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_recorded_batches_are_torchs_to_rounding(make, compiled_steps):
+    torch.manual_seed(0)
+    model = make()
+    twin = copy.deepcopy(model)
+    ours, theirs = (torch.optim.Adam(m.parameters(), lr=1e-3) for m in (model, twin))
+    step = TrainingStep(model, ours)
+    sizes = (64, 64, 1, 33, 33, 100)
+    for number, (x, y) in enumerate(batches(*sizes)):
+        x = x if hasattr(model, "conv") else x.flatten(1)
+        for network in (model, twin):
+            for name, layer in sparse_layers(network).items():
+                layer.record_gradient = number % 2 == 1 and name not in ("out", "4")
+        step(x, y)
+        by_torch(twin, theirs, x, y)
+        for layer, other in zip(sparse_layers(model).values(), sparse_layers(twin).values(), strict=True):
+            assert layer.has_record == other.has_record == layer.record_gradient
+            if layer.has_record:
+                for found, expected in zip(*(each._recorded[0] for each in (layer, other)), strict=True):
+                    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+                for found, expected in zip(layer.gradient_rows(), other.gradient_rows(), strict=True):
+                    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert len(compiled_steps) == len(sizes) - 1
+
+
 def test_a_fused_network_is_a_chain_and_anything_around_it_is_not():
     assert chain_of(sparse(Tiny())) == ("conv", "fc", "out")
     assert chain_of(fuse(sparsify(mask_model(TutorialCNN(), 0.95)))) == ("conv1", "conv2", "fc1", "fc2", "fc3", "fc4")
@@ -153,7 +178,6 @@ UNUSUAL = {
     "a hook before the optimizer": lambda step: step.optimizer.register_step_pre_hook(lambda *_: None),
     "a hook after the optimizer": lambda step: step.optimizer.register_step_post_hook(lambda *_: None),
     "a frozen weight": lambda step: step.model.fc.values.requires_grad_(False),
-    "a layer whose gradient is recorded": lambda step: setattr(step.model.fc, "record_gradient", True),
     "two groups": lambda step: step.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]}),
     "state of another type": lambda step: step.optimizer.state[step.model.fc.values].update(
         step=step.optimizer.state[step.model.fc.values]["step"].double()
@@ -314,7 +338,7 @@ def test_a_copy_looks_for_itself(model, compiled_steps):
     assert counts == [2, 3] and len(compiled_steps) == 2
     other.model.fc.record_gradient = True
     other(*next(batches(64)))
-    assert len(compiled_steps) == 2 and next(other.model.fc.gradient_rows()).shape[1] == 36
+    assert len(compiled_steps) == 3 and next(other.model.fc.gradient_rows()).shape[1] == 36
 
 
 def test_hooks_on_all_modules_and_optimizers_are_called(model, compiled_steps):

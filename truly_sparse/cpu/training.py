@@ -18,9 +18,10 @@ from .passes import run_step, run_step_spans, update
 from .plan import ARENA, GRAD, GRADIENTS, PARTIAL, STEPS, X_ROW, X, Y, address
 from .program import Program, backward_program, forward_program
 from .records import Step, Weights
-from .stage import Stage, Trained
+from .stage import Stage, Trace, Trained
 from .templates import are_alike
 from .threads import in_turn, use_threads
+from .traces import traced
 from .workspace import fill_in, take
 
 FORWARD, BACKWARD, LABELS = map(Step._fields.index, ("forward", "backward", "labels"))
@@ -38,6 +39,7 @@ class _Ready(NamedTuple):
         tensors: the same in one list.
         places: the number of threads; address, size and kind of each tensor.
         frames: the frames of the two passes.
+        passed: what traces are copied from: activations, logits, the backward pass's room, the gradient of the logits.
         gradients: of each parameter.
         settings: learning rate, β₁, β₂, ε, and AdamW's factor; float64.
         step: the record of the step.
@@ -51,6 +53,7 @@ class _Ready(NamedTuple):
     tensors: list[torch.Tensor]
     places: list[Any]
     frames: tuple[np.ndarray, np.ndarray]
+    passed: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
     gradients: Sequence[torch.Tensor]
     settings: np.ndarray
     step: np.ndarray
@@ -62,9 +65,13 @@ class Trainer:
 
     Checking fifty tensors and listing their addresses would take a tenth of a small network's step. Tensors whose
     address, size and kind are the same as in the previous step are not checked again.
+
+    Args:
+        trace: whether a step keeps what :meth:`traces` needs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, trace: bool = False) -> None:
+        self._trace = trace
         self._ready: _Ready | None = None
         self._one_at_a_time = threading.Lock()  # the addresses of a step's batch are written into its records
 
@@ -72,6 +79,15 @@ class Trainer:
     def gradients(self) -> Sequence[torch.Tensor]:
         """The gradients of the last step, one per parameter."""
         return self._ready.gradients if self._ready else []
+
+    def traces(self, x: torch.Tensor) -> list[Trace]:
+        """Return each stage's input and the gradient of its result, copied from the memory of the last step.
+
+        Args:
+            x: the batch of that step.
+        """
+        ready = self._ready
+        return traced(ready.programs[1], ready.stages, readable(x)[0], *ready.passed) if ready and self._trace else []
 
     def step(
         self,
@@ -117,7 +133,7 @@ class Trainer:
         else:
             # The logits stay in this function, so that they are batch innermost for any x.
             there = forward_program(stages, x, (innermost, True), remember=True)
-            programs = there, backward_program(stages, x, (innermost, True, True), need_input=False, trace=False)
+            programs = there, backward_program(stages, x, (innermost, True, True), need_input=False, trace=self._trace)
         result = programs[0].result
         if len(result) != 2 or batch == 0 or labels.shape != (batch,) or labels.dtype is not torch.int64:
             raise InvalidArgumentError(
@@ -184,6 +200,7 @@ def _prepared(
         tensors=tensors,
         places=_places(tensors),
         frames=frames,
+        passed=(arena, y, works[1].memory, grad),
         gradients=[g for g, each in zip(gradients[:numbers].split(sizes), weights, strict=True) if each is not None],
         settings=settings,
         step=np.array(step, np.int64),

@@ -367,8 +367,14 @@ class DynamicSparsity(Rewirer):
         for layer in self.layers.values():
             if layer.record_gradient:
                 layer.fade_gradient(self.grow.momentum)
-            elif layer.weight_parameter.requires_grad:
+            elif layer.weight_parameter.requires_grad and self._may_read_gradient(layer):
                 layer.record_gradient = True
+
+    def _may_read_gradient(self, layer: SparsifiableLayer) -> bool:
+        """Tell whether a rewiring may read this layer's gradient: growth alone does not read that of a full layer."""
+        alone = self.grow.choose in OWN_CHOICES and self.scope == "layer" and self.score is PRUNE_SCORES["magnitude"]
+        is_full = not layer.can_shrink and layer.weight_parameter.numel() == math.prod(layer.dense_shape)
+        return not (alone and is_full)
 
 
 def lowest_of_all(scores: dict[str, torch.Tensor], count: int) -> dict[str, int]:

@@ -146,7 +146,8 @@ class TrainingStep:
             return None
         if any([layer.index is not stage.index for layer, stage in zip(ready.layers, ready.stages, strict=True)]):
             self._prepared = ready = ready._replace(stages=stages_in(ready.layers))
-        records = any([layer.record_gradient for layer in ready.layers])
+        recording = [i for i, layer in enumerate(ready.layers) if layer.record_gradient]
+        records = len(recording) > 0
         if records not in self._trainers:
             self._trainers[records] = kernels_for(x).Trainer(trace=records)
         trainer = self._trainers[records]
@@ -155,9 +156,8 @@ class TrainingStep:
             for parameter, gradient in zip(ready.parameters, trainer.gradients, strict=True):
                 parameter.grad = gradient
             if records:
-                for layer, trace in zip(ready.layers, trainer.traces(x), strict=True):
-                    if layer.record_gradient:
-                        layer.record(*trace)
+                for i, trace in zip(recording, trainer.traces(x, recording), strict=True):
+                    ready.layers[i].record(*trace)
             torch.autograd.graph.increment_version(ready.parameters)  # autograd detects changes by this number
             vars(self.optimizer)["_opt_called"] = True  # learning-rate schedulers check this
         return done

@@ -117,7 +117,8 @@ def backward(
         frame[ARENA], frame[GRADIENTS] = arena.data_ptr(), gradients.data_ptr()
         fill_in(frame, {X: x, Y: y, GRAD: grad, DX: dx}, parameters)
         _run_pass(program.address, frame, threads)
-    traces = traced(program, stages, x, arena, y, work.memory, grad) if trace else []
+    every = range(len(stages))
+    traces = traced(program, stages, x, arena, y, work.memory, grad, every) if trace else []
     if not trace:
         give_back(program, work)
     return Gradients(dx, gradients.split_with_sizes(program.gradient_sizes), traces)

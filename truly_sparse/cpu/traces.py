@@ -23,8 +23,9 @@ def traced(
     y: torch.Tensor | None,
     room: torch.Tensor,
     grad: torch.Tensor,
+    wanted: Sequence[int],
 ) -> list[Trace]:
-    """Return each stage's input and gradient, copied from the memory of a finished pass, also where it is reused.
+    """Return input and gradient of the stages ``wanted``, copied from the memory of a finished pass.
 
     Images are contiguous. Of features, all samples of one follow each other, as the pass has stored them.
     """
@@ -32,19 +33,20 @@ def traced(
     xs = [x, *(_copied(arena, of.x_at, of.x, of.x.size, backward, spans[ARENA], batch) for of in layers[1:])]
     if layers[-1].y_at[0] == ARENA:
         y = _copied(arena, layers[-1].y_at, layers[-1].y, layers[-1].image, backward, spans[ARENA], batch)
+    results = [*xs[1:], y]
     traces = []
-    for layer, stage, of_x, result in zip(layers, stages, xs, [*xs[1:], y], strict=True):
-        at_end = layer is layers[-1]
+    for i in wanted:
+        layer, at_end = layers[i], i == len(layers) - 1
         if isinstance(layer.winners, tuple):
             g = _unpooled(backward, layer, arena, room, grad if at_end else None)
         else:
             form = cast(Form, layer.g)
             g = grad if at_end else _copied(room, layer.g_at, form, layer.image, backward, spans[ROOM], batch)
-            if stage.relu:
-                of_y = cast(torch.Tensor, result)
+            if stages[i].relu:
+                of_y = cast(torch.Tensor, results[i])
                 of_y = of_y.unflatten(1, layer.image) if g.dim() > of_y.dim() else of_y
                 g = torch.ops.aten.threshold_backward(g, of_y, 0)  # one pass; masked_fill takes three
-        traces.append(Trace(of_x.reshape(batch, *layer.x.size), g))
+        traces.append(Trace(xs[i].reshape(batch, *layer.x.size), g))
     return traces
 
 

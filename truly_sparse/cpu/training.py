@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -80,14 +80,15 @@ class Trainer:
         """The gradients of the last step, one per parameter."""
         return self._ready.gradients if self._ready else []
 
-    def traces(self, x: torch.Tensor) -> list[Trace]:
-        """Return each stage's input and the gradient of its result, copied from the memory of the last step.
+    def traces(self, x: torch.Tensor, wanted: Sequence[int]) -> list[Trace]:
+        """Return inputs of stages and the gradients of their results, copied from the memory of the last step.
 
         Args:
             x: the batch of that step.
+            wanted: numbers of the stages.
         """
-        ready = self._ready
-        return traced(ready.programs[1], ready.stages, readable(x)[0], *ready.passed) if ready and self._trace else []
+        ready = cast(_Ready, self._ready)
+        return traced(ready.programs[1], ready.stages, readable(x)[0], *ready.passed, wanted)
 
     def step(
         self,

@@ -60,6 +60,10 @@ class ConstantFanIn(DynamicSparsity):
         return super().settings() | {"salient": self.salient}
 
     @override
+    def _may_read_gradient(self, layer: SparsifiableLayer) -> bool:
+        return True  # it grows connections in place of those of an output that is given up
+
+    @override
     def _plans(self, layers: Mapping[str, SparsifiableLayer]) -> dict[str, Plan]:
         return {name: self._rows_plan(layer, layer is self._last) for name, layer in layers.items()}
 

@@ -44,8 +44,8 @@ def conv_backward(call: Call, plan: Plan, stage: int, lanes: int) -> list[Phase]
     if call.source:
         pixels = plan.outputs * plan.out_h * plan.out_w
         phases.append(Phase(take_in_gradient.address, stage, plan.outputs, pixels * lanes))
-    loop, times = (by_input, 2) if call.dx else (by_output, 1)
-    loop = by_blocks if plan.tall > 1 else loop
+    by_outputs = by_blocks if plan.tall > 1 else by_output
+    loop, times = (by_input, 2) if call.dx else (by_outputs, 1)
     phases.append(Phase(loop.address, stage, lanes // 16, times * work))
     phases.append(Phase(add_pieces.address, stage, 1, (plan.nnz + plan.outputs) * lanes // 16))
     if call.result:

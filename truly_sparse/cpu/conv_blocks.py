@@ -1,8 +1,8 @@
 """The compiled loops of a convolution whose weights come in blocks of four output channels, or a multiple.
 
-Four output channels have the same taps: each pixel of the input is loaded once and used four times, in both passes. In
-the backward pass the gradient is stored as images like the input, and each pixel of the input's gradient is loaded,
-added to and stored once for four weights.
+Four output channels have the same taps: each pixel of the input is loaded once and used four times. If the gradient of
+the input is needed, the backward pass is that of single weights (``conv_backward.py``), which is faster: each load of
+the output's gradient serves two multiply-adds there as well, and a tile of the input's gradient stays in registers.
 """
 # Compiled functions have no type hints: numba infers them. Names mean the same everywhere: x, y, g, dx are activations
 # and gradients; x_row … the floats from one of their pixels to the next; b the first lane of the batch.
@@ -121,11 +121,8 @@ def _products(plan, g, x, one, other, top, bottom, keep):
 
 
 @compiled
-def _add_products(plan, values, x, dx, images, top, bottom, keep, sums, dvalues):
-    """Add the gradients of all weights over some rows of pixels of 16 lanes, of which ``keep`` count.
-
-    Unless ``dx`` is 0, the gradient of the input is added to there.
-    """
+def _add_products(plan, x, images, top, bottom, keep, sums, dvalues):
+    """Add the gradients of all weights over some rows of pixels of 16 lanes, of which ``keep`` count."""
     indptr, offsets, plane = longs(plan.indptr), longs(plan.offsets), plan.plane * 16
     for block in range(plan.outputs // plan.tall):
         start, end = indptr[block], indptr[block + 1]
@@ -134,13 +131,8 @@ def _add_products(plan, values, x, dx, images, top, bottom, keep, sums, dvalues)
             for k in range(start, end, 2):
                 both, one, other, so_far = k + 1 < end, offsets[k], offsets[min(k + 1, end - 1)], zeros(8)
                 for lane in range(0, 16, NATIVE):  # both halves of a cache line, one after the other
-                    g, here, left = floats(images + 4 * (o * plane + lane)), floats(x + 4 * lane), keep - lane
-                    if dx:
-                        to, v = floats(dx + 4 * lane), place + k
-                        parts = _spread(plan, g, here, to, values, v, size, one, other, both, top, bottom, left)
-                    else:
-                        parts = _products(plan, g, here, one, other, top, bottom, left)
-                    so_far = add(so_far, parts)
+                    g, here = floats(images + 4 * (o * plane + lane)), floats(x + 4 * lane)
+                    so_far = add(so_far, _products(plan, g, here, one, other, top, bottom, keep - lane))
                 store(sums, 0, so_far)
                 for r in range(4):
                     dvalues[place + k + r * size] += sums[r]
@@ -150,70 +142,22 @@ def _add_products(plan, values, x, dx, images, top, bottom, keep, sums, dvalues)
             place += 4 * size
 
 
-@compiled
-def _with_four(v, k, size, g0, g1, g2, g3, gradient):
-    """Return the input's gradient with weight ``k`` of four outputs added."""
-    gradient = fma(v[k + size], g1, fma(v[k], g0, gradient))
-    return fma(v[k + 3 * size], g3, fma(v[k + 2 * size], g2, gradient))
-
-
-@compiled
-def _spread(plan, g, x, dx, v, k, size, one, other, both, top, bottom, keep):
-    """Add two weights of each of four outputs, times g, to the input's gradient; return their products with x.
-
-    The products are summed over rows ``top`` to ``bottom``; of the lanes, ``keep`` count. Without ``both`` there is one
-    weight.
-    """
-    zero, right, down, plane = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16, plan.plane * 16
-    p0 = p1 = p2 = p3 = q0 = q1 = q2 = q3 = zero
-    for i in range(top, bottom):
-        at = i * down
-        for _ in range(plan.out_w):
-            g0, g1 = load(g, at, zero), load(g, at + plane, zero)
-            g2, g3 = load(g, at + 2 * plane, zero), load(g, at + 3 * plane, zero)
-            left = load(x, at + one, zero)
-            p0, p1, p2, p3 = fma(g0, left, p0), fma(g1, left, p1), fma(g2, left, p2), fma(g3, left, p3)
-            store(dx, at + one, _with_four(v, k, size, g0, g1, g2, g3, load(dx, at + one, zero)))
-            if both:
-                beside = load(x, at + other, zero)
-                q0, q1, q2, q3 = fma(g0, beside, q0), fma(g1, beside, q1), fma(g2, beside, q2), fma(g3, beside, q3)
-                store(dx, at + other, _with_four(v, k + 1, size, g0, g1, g2, g3, load(dx, at + other, zero)))
-            at += right
-    p0, p1, p2, p3 = first_lanes(keep, p0), first_lanes(keep, p1), first_lanes(keep, p2), first_lanes(keep, p3)
-    q0, q1, q2, q3 = first_lanes(keep, q0), first_lanes(keep, q1), first_lanes(keep, q2), first_lanes(keep, q3)
-    return totals(p0, p1, p2, p3, q0, q1, q2, q3)
-
-
-@compiled
-def _add_all(call, plan, part, images, sums, gradients):
-    """Compute the gradients of all weights, and of the input if it is asked for, for 16 lanes.
-
-    A strip of rows of all channels stays in the cache.
-    """
-    for k in range(plan.nnz):
-        gradients[k] = 0.0
-    rows, x = max(1, SUMMED // max(1, plan.out_w)), call.x + 4 * part * call.x_group
-    dx = 0
-    if call.dx:
-        dx = call.dx - 64 * (plan.pad_y * plan.columns + plan.pad_x) + 4 * part * call.dx_group
-        for n in range(plan.inputs * plan.plane):
-            store(floats(dx), 16 * n, zeros(16))
-    for top in range(0, plan.out_h, rows):
-        bottom, keep = min(top + rows, plan.out_h), call.batch - 16 * part
-        _add_products(plan, floats(call.values), x, dx, images, top, bottom, keep, sums, gradients)
-
-
 @kernel(CALL, PLAN)
 def by_blocks(call, plan, first, last, thread):
-    """Compute the gradients of weights and bias, and of the input if it is asked for, for 16 lanes a piece."""
+    """Compute the gradients of weights and bias for 16 lanes a piece, strip by strip of rows."""
     scratch, count = call.scratch + thread * call.scratch_bytes, plan.nnz + plan.outputs
     sums, dbias, images = floats(scratch), scratch + 64, scratch + 64 * (1 + plan.outputs + plan.lead)
+    rows = max(1, SUMMED // max(1, plan.out_w))
     for part in range(first, last):
-        gradients = floats(call.pieces + 4 * part * count)
+        gradients, keep = floats(call.pieces + 4 * part * count), call.batch - 16 * part
         for o in range(plan.outputs):
             store(floats(dbias), 16 * o, zeros(16))
         for lane in range(0, 16, NATIVE):
             lay_out_gradient(call, plan, 16 * part + lane, floats(images), floats(dbias + 4 * lane))
         for o in range(plan.outputs):
-            gradients[plan.nnz + o] = total(first_lanes(call.batch - 16 * part, load(floats(dbias), 16 * o, zeros(16))))
-        _add_all(call, plan, part, images, sums, gradients)
+            gradients[plan.nnz + o] = total(first_lanes(keep, load(floats(dbias), 16 * o, zeros(16))))
+        for k in range(plan.nnz):
+            gradients[k] = 0.0
+        for top in range(0, plan.out_h, rows):
+            bottom, x = min(top + rows, plan.out_h), call.x + 4 * part * call.x_group
+            _add_products(plan, x, images, top, bottom, keep, sums, gradients)

@@ -35,7 +35,7 @@ from .simd import (
 )
 
 WIDEST = WIDTHS_OF_FOUR[0]
-SUMMED = 128  # samples whose products are summed before the sum over the lanes
+SUMMED = 256  # samples whose products are summed before the sum over the lanes
 
 
 @functools.cache

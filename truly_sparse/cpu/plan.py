@@ -225,19 +225,19 @@ def _conv_part(index: ConvIndex, size: tuple[int, ...]) -> Part:
 def _conv_lists(index: ConvIndex, plane: int, columns: int) -> tuple[Any, ...]:
     """Return rows of the blocks that kernels use, and for ``Plan``: indptr, offsets, t_indptr, by_input.
 
-    Kernels process four outputs at a time, and then need no order by input. Other blocks are treated as single weights.
+    Kernels process four outputs at a time by output, other blocks and the order by input as single weights.
     """
     channel, dy, dx = index.taps.astype(np.int64).T
     taps = dy * index.dilation[0] * columns + dx * index.dilation[1]
-    offsets, none = (channel * plane + taps) * LANES, np.zeros(0, np.int64)
-    if index.structure[0] % 4 == 0:
-        return index.structure[0], index.indptr, offsets, none, none
     output, place = in_rows(index.indptr, index.structure[0])
-    indptr, column = np.searchsorted(output, np.arange(index.shape[0] + 1)), channel[place]
+    column = channel[place]
     order = np.argsort(column, kind="stable")
     t_indptr = np.searchsorted(column[order], np.arange(index.shape[1] * index.groups + 1))
     by_input = np.stack([order, ((output * plane - taps[place]) * LANES)[order]], 1)
-    return 1, indptr, offsets[place], t_indptr, by_input
+    offsets = (channel * plane + taps) * LANES
+    if index.structure[0] % 4 == 0:
+        return index.structure[0], index.indptr, offsets, t_indptr, by_input
+    return 1, np.searchsorted(output, np.arange(index.shape[0] + 1)), offsets[place], t_indptr, by_input
 
 
 def scratch_bytes(part: Part, need_dx: bool) -> int:
@@ -246,7 +246,7 @@ def scratch_bytes(part: Part, need_dx: bool) -> int:
     if plan.kind == LINEAR:  # gradients of the weights of a piece of the inputs
         return 4 * max(LANES, part.scratch if need_dx else 0)
     images = LANES * (plan.lead + plan.outputs * plan.plane) if need_dx or plan.tall > 1 else 0
-    weights = 1 if plan.tall > 1 else plan.nnz
+    weights = 1 if plan.tall > 1 and not need_dx else plan.nnz
     return 4 * (LANES * (weights + plan.outputs) + images)  # sums over lanes, and images of the gradient
 
 

@@ -8,7 +8,7 @@ of a kernel, the layer it works on, and how many pieces its work has.
 A batch of more than 32 samples is divided into *spans* of 32. One thread computes a span through the whole chain, so
 that activations do not move between cores and threads synchronise once. Small batches, and layers so large that
 gradients per span would cost too much, are a single span, and the threads share the work of each layer. The same holds
-for a single linear layer with a medium batch in batch-innermost format. ``docs/architecture.md`` has the measurements.
+for a single linear layer with up to 1,024 samples in batch-innermost format.
 """
 
 from __future__ import annotations
@@ -345,7 +345,7 @@ def _gradient_of_input(layer: Layer, first: bool, need_dx: bool, innermost: bool
     """Return the fields of a call that say where the gradient of the layer's input goes."""
     if not need_dx:
         return {"dx": 0}
-    whole = layer.plan.tall == 1 and layer.plan.width % tile_pixels(layer.plan) == 0  # tiles, without any padding
+    whole = layer.plan.width % tile_pixels(layer.plan) == 0  # tiles, without any padding
     if first and innermost and (layer.linear or whole):  # written directly into the caller's tensor
         return {"dx": (DX, 0), **callers_form(layer.x.size, DX_ROW).fields("dx", layer.x.size)}
     at = memory.take(4 * layer.x.floats) + 4 * layer.x.start
@@ -378,9 +378,10 @@ def _common(i: int, stage: Stage, layer: Layer) -> dict[str, Any]:
 def _is_shared(stages: Sequence[Stage], batch: int) -> bool:
     """Tell whether threads share a single linear layer instead of dividing the batch into spans.
 
-    Spans are faster for larger batches, because a thread's inputs are then close together in memory.
+    Batch innermost this is faster up to some thousand samples: a row of the input is then read for more of them at a
+    time, and gradients need not be summed over spans.
     """
-    return len(stages) == 1 and isinstance(stages[0].index, LinearIndex) and batch < 128
+    return len(stages) == 1 and isinstance(stages[0].index, LinearIndex) and batch <= 1024
 
 
 def _step(span: int, size: tuple[int, ...], innermost: bool) -> int:

@@ -28,13 +28,14 @@ from .simd import (
     store,
     total,
     totals,
+    within,
     zeros,
 )
 
 SUMMED = 64  # pixels whose products are summed before the sum over the lanes, or one row
 
 
-@compiled
+@within
 def _two_pixels(x, at, right, offsets, start, end, values, place, size, s0, s1, s2, s3):
     """Return the sums of four outputs at two adjacent pixels; weight ``k`` of the first is ``values[place + k]``."""
     t0, t1, t2, t3 = s0, s1, s2, s3
@@ -48,14 +49,12 @@ def _two_pixels(x, at, right, offsets, start, end, values, place, size, s0, s1, 
     return s0, s1, s2, s3, t0, t1, t2, t3
 
 
-@compiled
-def _store_window(call, plan, o, i, j, b, p00, p01, p10, p11):
-    """Write one output channel of a window, pooled or not."""
+@within
+def _store_window(call, plan, o, i, j, b, at_y, winner, p00, p01, p10, p11):
+    """Write one output channel of a window: pooled, to ``at_y`` with the winner at ``winner``, or pixel by pixel."""
     if call.pool:
-        (at_y, step_y), (winner, step_winner) = y_at(call, i // 2, j // 2, b), winners_at(plan, i, j, b)
-        y, winners, remember = floats(call.y), octets(call.winners), call.winners != 0
-        at_y, winner = at_y + o * step_y, winner + o * step_winner
-        store_best(y, at_y, winners, winner, remember, call.relu != 0, p00, p01, p10, p11)
+        remember = call.winners != 0
+        store_best(floats(call.y), at_y, octets(call.winners), winner, remember, call.relu != 0, p00, p01, p10, p11)
     else:
         store_pixel(call, plan, o, i, j, b, p00)
         store_pixel(call, plan, o, i, j + 1, b, p01)
@@ -69,6 +68,7 @@ def _add_window(call, plan, i, j, b):
     zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
     values, bias, indptr, offsets = floats(call.values), floats(call.bias), longs(plan.indptr), longs(plan.offsets)
     x, at = floats(call.x), i * down + j * right + b // 16 * call.x_group + b % 16
+    (at_y, step_y), (winner, step_winner) = y_at(call, i // 2, j // 2, b), winners_at(plan, i, j, b)
     for block in range(plan.outputs // plan.tall):
         start, end = indptr[block], indptr[block + 1]
         size, place = end - start, (plan.tall - 1) * start
@@ -81,10 +81,14 @@ def _add_window(call, plan, i, j, b):
             r0, r1, r2, r3, s0, s1, s2, s3 = _two_pixels(
                 x, at + down, right, offsets, start, end, values, place, size, b0, b1, b2, b3
             )
-            _store_window(call, plan, o, i, j, b, p0, q0, r0, s0)
-            _store_window(call, plan, o + 1, i, j, b, p1, q1, r1, s1)
-            _store_window(call, plan, o + 2, i, j, b, p2, q2, r2, s2)
-            _store_window(call, plan, o + 3, i, j, b, p3, q3, r3, s3)
+            _store_window(call, plan, o, i, j, b, at_y, winner, p0, q0, r0, s0)
+            at_y, winner = at_y + step_y, winner + step_winner
+            _store_window(call, plan, o + 1, i, j, b, at_y, winner, p1, q1, r1, s1)
+            at_y, winner = at_y + step_y, winner + step_winner
+            _store_window(call, plan, o + 2, i, j, b, at_y, winner, p2, q2, r2, s2)
+            at_y, winner = at_y + step_y, winner + step_winner
+            _store_window(call, plan, o + 3, i, j, b, at_y, winner, p3, q3, r3, s3)
+            at_y, winner = at_y + step_y, winner + step_winner
             place += 4 * size
 
 

@@ -1,23 +1,25 @@
-"""What bounds a sparse linear layer: bytes that its loops load and store, and multiply-adds, by structure and pass.
+"""What bounds a sparse layer: bytes that its loops load and store, and multiply-adds, by structure and pass.
 
 ``python benchmarks/bound.py`` measures the rates of this machine (multiply-adds in registers; loads and stores of as
-many bytes as a tile of the layer's activations has) and the passes of one layer. It prints for each pass the time that
-the slowest of the three needs, the measured time, and their quotient, and writes ``figures/bound.json``.
+many bytes as a tile of the linear layer's activations has) and the passes of a linear layer and of a convolution. It
+prints for each pass the time that the slowest of the three needs, the measured time, and their quotient, and writes
+``figures/bound.json``.
 """
 # Compiled functions have no type hints: numba infers them.
 # ruff: noqa: ANN001, ANN202
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from bound_work import Work, backward_work, forward_work
+from bound_work import Work, conv_work, linear_work
 
-from truly_sparse import SparseLinear, warmup
+from truly_sparse import SparseConv2d, SparseLinear, warmup
 from truly_sparse.cpu import chain
 from truly_sparse.cpu.kernel import Kernel, kernel, run_by_all
 from truly_sparse.cpu.linear_shape import WIDTHS
@@ -31,6 +33,8 @@ from tutorial_lib import save_result
 READ = np.dtype([(name, np.int64) for name in ("x", "row", "cols", "borders", "sums")])
 SIZE, SPARSITY, RUNS, REPEATS = 1000, 0.95, 300, 100
 STRUCTURES, BATCHES = ((1, 1), (4, 1), (1, 4), (4, 4), (8, 8)), (64, 256)
+CHANNELS, IMAGE = 64, (16, 16)
+CONV_STRUCTURES, CONV_BATCHES = ((1, 1), (4, 1), (4, 4), (8, 8)), (64,)
 FOUR = 4 * NATIVE  # lanes of so many registers
 PIECES = 64  # pieces of the loops that measure rates
 
@@ -118,11 +122,35 @@ def rates(size: int) -> Work:
     return Work(loads, stores, PIECES * 10_000 * 2 * 8 * NATIVE / min(_seconds(_multiply_all, read, PIECES, 20)))
 
 
-def passes(structure: tuple[int, int], batch: int, rate: Work) -> dict[str, dict[str, Any]]:
-    """Return for each pass of a square layer its work, its bound, its time, and the share of the bound reached."""
-    torch.manual_seed(0)
-    layer = SparseLinear(SIZE, SIZE, sparsity=SPARSITY, bias=False, structure=structure)
-    x, g = (to_batch_innermost(torch.randn(batch, SIZE)) for _ in range(2))
+def layers() -> Iterator[tuple[str, SparseLinear | SparseConv2d, tuple[int, ...], dict[str, Work]]]:
+    """Yield for each row its name, the layer, the shape of its input and of its result, and the work of each pass."""
+    settings: dict[str, Any] = {"sparsity": SPARSITY, "bias": False}
+    for batch, structure in itertools.product(BATCHES, STRUCTURES):
+        torch.manual_seed(0)
+        linear, lanes = SparseLinear(SIZE, SIZE, structure=structure, **settings), row_lanes(batch)
+        yield _name("linear", structure, batch), linear, (batch, SIZE), linear_work(linear, lanes)
+    for batch, structure in itertools.product(CONV_BATCHES, CONV_STRUCTURES):
+        torch.manual_seed(0)
+        conv, lanes = SparseConv2d(CHANNELS, CHANNELS, 3, padding=1, structure=structure, **settings), row_lanes(batch)
+        yield _name("convolution", structure, batch), conv, (batch, CHANNELS, *IMAGE), conv_work(conv, IMAGE, lanes)
+
+
+def _name(kind: str, structure: tuple[int, int], batch: int) -> str:
+    return "{} {}×{}, batch {}".format(kind, *structure, batch)
+
+
+def passes(
+    layer: SparseLinear | SparseConv2d, x: torch.Tensor, g: torch.Tensor, work: dict[str, Work], rate: Work
+) -> dict[str, dict[str, Any]]:
+    """Return for each pass of a layer its work, its bound, its time, and the share of the bound reached.
+
+    Args:
+        layer: without bias.
+        x: the input, batch innermost.
+        g: the gradient of the result, batch innermost.
+        work: of each pass.
+        rate: bytes and operations a second (:func:`rates`).
+    """
     stages, parameters = [Stage(layer.index)], [layer.values.detach(), None]
     _, passed = chain.forward(x, stages, parameters, remember=True)
     calls: dict[str, Callable[[], Any]] = {
@@ -130,8 +158,6 @@ def passes(structure: tuple[int, int], batch: int, rate: Work) -> dict[str, dict
         "weights' gradients": lambda: chain.backward(g, passed, stages, parameters, need_input=False),
         "all gradients": lambda: chain.backward(g, passed, stages, parameters),
     }
-    lanes = row_lanes(batch)
-    work = {"forward": forward_work(layer, lanes)} | backward_work(layer, lanes)
     found = {}
     for name, call in calls.items():
         bounds = [amount / speed for amount, speed in zip(work[name], rate, strict=True)]
@@ -154,14 +180,14 @@ def main() -> None:
     rate, rows = rates(4 * SIZE * WIDTHS[0]), {}
     speeds = {"GB/s loaded": rate.loaded / 1e9, "GB/s stored": rate.stored / 1e9, "GFLOP/s": rate.operations / 1e9}
     print(*(f"{value:.0f} {name}" for name, value in speeds.items()))
-    for batch in BATCHES:
-        for structure in STRUCTURES:
-            name = "{}×{}, batch {}".format(*structure, batch)
-            rows[name] = passes(structure, batch, rate)
-            for of, row in rows[name].items():
-                numbers = (f"{value:9.2f} {what}" if isinstance(value, float) else value for what, value in row.items())
-                print(f"  {name:16} {of:20}", *numbers, flush=True)
-    values = {"size": SIZE, "sparsity": SPARSITY, "rates": speeds, "rows": rows, "threads": torch.get_num_threads()}
+    for name, layer, shape, work in layers():
+        x, g = (to_batch_innermost(torch.randn(shape)) for _ in range(2))
+        rows[name] = passes(layer, x, g, work, rate)
+        for of, row in rows[name].items():
+            numbers = (f"{value:9.2f} {what}" if isinstance(value, float) else value for what, value in row.items())
+            print(f"  {name:28} {of:20}", *numbers, flush=True)
+    values = {"size": SIZE, "channels": CHANNELS, "image": IMAGE, "sparsity": SPARSITY, "rates": speeds, "rows": rows}
+    values["threads"] = torch.get_num_threads()
     save_result("bound", values, command="python benchmarks/bound.py", seed=0)
 
 

@@ -1,11 +1,14 @@
-"""What a pass of a sparse linear layer does at least, counted by structure: see ``bound.py``."""
+"""What a pass of a sparse layer does at least, counted by structure: see ``bound.py``."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from truly_sparse import SparseLinear
+from truly_sparse import SparseConv2d, SparseLinear
+from truly_sparse.cpu.conv_blocks import SUMMED
+from truly_sparse.cpu.conv_shape import tile_pixels
 from truly_sparse.cpu.linear_shape import WIDTHS, WIDTHS_BY_OUTPUT, WIDTHS_OF_FOUR
+from truly_sparse.cpu.plan import layer_part
 from truly_sparse.cpu.simd import NATIVE
 
 
@@ -17,7 +20,12 @@ class Work(NamedTuple):
     operations: float
 
 
-def forward_work(layer: SparseLinear, lanes: int) -> Work:
+def linear_work(layer: SparseLinear, lanes: int) -> dict[str, Work]:
+    """Return the work of each pass of a linear layer."""
+    return {"forward": _linear_forward(layer, lanes), **_linear_backward(layer, lanes)}
+
+
+def _linear_forward(layer: SparseLinear, lanes: int) -> Work:
     """Return the work of the forward pass: for four outputs, or one, each input's row is loaded once."""
     weights, shared = layer.index.nnz, 4 if layer.structure[0] % 4 == 0 else 1
     tiles = -(-lanes // (WIDTHS_OF_FOUR if shared == 4 else WIDTHS)[0])  # weights and positions are read in each
@@ -25,7 +33,7 @@ def forward_work(layer: SparseLinear, lanes: int) -> Work:
     return Work(4 * lanes * weights / shared + listed, 4 * lanes * layer.out_features, 2 * lanes * weights)
 
 
-def backward_work(layer: SparseLinear, lanes: int) -> dict[str, Work]:
+def _linear_backward(layer: SparseLinear, lanes: int) -> dict[str, Work]:
     """Return the work of the gradients of the weights, and that of the gradients of the input and the weights."""
     (tall, wide), weights = layer.structure, layer.index.nnz
     rows, operations = 4 * lanes, 2 * lanes * weights
@@ -46,3 +54,40 @@ def backward_work(layer: SparseLinear, lanes: int) -> dict[str, Work]:
         "weights' gradients": Work(*(a + b for a, b in zip(alone, masking, strict=True))),
         "all gradients": Work(*(a + b for a, b in zip(both, masking, strict=True))),
     }
+
+
+def conv_work(layer: SparseConv2d, image: tuple[int, int], lanes: int) -> dict[str, Work]:
+    """Return the work of each pass of a convolution with stride 1.
+
+    The forward pass first copies the input into images with zero padding. So does the backward pass with the output's
+    gradient, unless it computes the weights' gradients alone, of single weights. There, and where all gradients are
+    computed, each tile of pixels loads and stores the sums of each weight, which have a vector for 16 lanes. They are
+    also stored before the first tile, as zeros, and loaded after the last.
+
+    Args:
+        layer: the convolution.
+        image: rows and columns of an image; rows are even, columns a multiple of eight.
+        lanes: of the batch.
+    """
+    plan = layer_part(layer.index, (layer.in_channels, *image)).plan
+    weights, pixels, row, vectors = plan.nnz, plan.out_h * plan.out_w, 4 * lanes, lanes / 16
+    x, y, padded_y = plan.inputs * plan.height * plan.width, plan.outputs * pixels, plan.outputs * plan.plane
+    products, operations = weights * pixels, 2 * lanes * weights * pixels
+
+    blocks = plan.tall > 1  # four outputs share a load of x and an offset
+    shared, tile = (4, 2) if blocks else (1, 8)  # weights and offsets are read for each tile of so many pixels
+    listed = (4 + 8 / shared) * weights * pixels / tile * lanes / NATIVE
+    padded_x = plan.inputs * plan.rows * plan.columns
+    forward = Work(row * (x + products / shared) + listed, row * (padded_x + y), operations)
+
+    if blocks:  # for eight multiply-adds two vectors of x and four gradients; sums over lanes are added up one by one
+        added = 8 * weights * -(-pixels // SUMMED) * vectors
+        alone = Work(row * (y + products * 6 / 8), row * padded_y + added, operations)
+    else:
+        sums = (weights + plan.outputs) * (pixels / 8 + 1)  # the bias has sums too
+        alone = Work(row * (y + products + sums), row * sums, operations)
+
+    tiles = plan.height * plan.width / tile_pixels(plan)
+    sums, listed = weights * (tiles + 1), (4 + 16) * weights * tiles * vectors  # a weight, its number and its place
+    both = Work(row * (y + x + products + sums) + listed, row * (padded_y + x + sums), 2 * operations)
+    return {"forward": forward, "weights' gradients": alone, "all gradients": both}

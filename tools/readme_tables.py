@@ -307,7 +307,7 @@ def bound_table() -> str:
     """Return what each pass of a layer loads, stores and computes, the time that this needs, and the time measured."""
     recorded = load_result("bound")
     header = [
-        "1000², 95% sparse",
+        "one layer, 95% sparse",
         "pass",
         "kB loaded",
         "kB stored",

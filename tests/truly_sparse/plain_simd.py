@@ -1,7 +1,8 @@
 """``cpu/simd.py`` and ``cpu/kernel.py`` in plain Python: kernels run uncompiled, every access to memory checked.
 
 A pointer belongs to the tensor, array or piece of the arena that its address lies in when it is made, and may touch
-nothing else. Fresh memory holds NaN, so that a number that nobody wrote shows in the result.
+nothing else. Fresh memory holds NaN, so that a number that nobody wrote shows in the result. Bytes that are loaded and
+stored are counted, of vectors and of single numbers.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib
 import math
 import sys
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
@@ -25,6 +27,7 @@ from truly_sparse.cpu import memory, records, simd
 
 NATIVE = simd.NATIVE
 known: dict[int, tuple[int, Any]] = {}  # by its first byte: where memory ends, and whose it is, kept alive
+moved: Counter[str] = Counter()  # bytes, by what moved them
 
 
 class OutOfBounds(AssertionError):
@@ -39,6 +42,7 @@ class Pointer:
         starts = sorted(known)
         self.start = starts[max(0, bisect_right(starts, self.address) - 1)]
         self.end = known[self.start][0]
+        self.last: int | None = None  # the number that was read last
 
     def part(self, index: int, count: int) -> np.ndarray:
         """Return ``count`` numbers from ``index`` on, to read and to write."""
@@ -50,9 +54,13 @@ class Pointer:
         return np.frombuffer((ctypes.c_uint8 * (count * self.bytes)).from_address(first), self.dtype)
 
     def __getitem__(self, index: int) -> Any:
+        if index != self.last:  # compiled code loads a number once that is read twice in a row
+            moved["numbers loaded"] += self.bytes
+        self.last = index
         return self.part(index, 1)[0]
 
     def __setitem__(self, index: int, number: Any) -> None:
+        moved["numbers stored"] += self.bytes
         self.part(index, 1)[0] = number
 
 
@@ -62,7 +70,7 @@ class Block(Pointer):
     def __init__(self) -> None:
         self.numbers = np.full(64, np.nan, np.float32)
         self.start = self.address = self.numbers.__array_interface__["data"][0]
-        self.end, self.dtype, self.bytes = self.start + self.numbers.nbytes, np.float32, 4
+        self.end, self.dtype, self.bytes, self.last = self.start + self.numbers.nbytes, np.float32, 4, None
 
 
 def _pointer(dtype: type) -> Any:
@@ -96,6 +104,7 @@ def splat(number, like):
 
 
 def load(pointer, index, like):
+    moved["vectors loaded"] += 4 * len(like)
     return pointer.part(index, len(like)).copy()
 
 
@@ -104,6 +113,7 @@ def gathered(pointer, places, index, step, like):
 
 
 def store(pointer, index, vector):
+    moved["vectors stored"] += 4 * len(vector)
     pointer.part(index, len(vector))[:] = vector
 
 

@@ -22,7 +22,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from tools import decade_claims, decade_page, decade_results
+from tools import blocks_tables, decade_claims, decade_page, decade_results
 from tutorial_lib import PUBLISHED_INFERENCE_MS, PUBLISHED_RESULTS, Benchmark, load_result, referee_plots, viz
 from tutorial_lib.compare import Comparison, in_words, paired_difference
 from tutorial_lib.project import FIGURES, ROOT
@@ -341,21 +341,6 @@ def structured_networks_table() -> str:
     return markdown(["the tutorial's CNN, 95% sparse: ms (× masked / × dense)", *names], rows)
 
 
-def co_design_table() -> str:
-    """Return accuracies of static and rewired blocks at each sparsity, and the time of a step."""
-    recorded = load_result("co_design")
-    if recorded is None:
-        return markdown(["blocks", "accuracy %"], [["all", NOT_MEASURED]])
-    runs = pd.DataFrame(recorded["rows"])
-    rows = []
-    for (structure, sparsity), part in runs.groupby(["structure", "sparsity"], sort=False):
-        accuracy = {how: of["accuracy"] for how, of in part.groupby("how")}
-        means = [f"{accuracy[how].mean():.2f} ± {accuracy[how].std():.2f}" for how in ("static", "RigL")]
-        rows.append([structure, f"{sparsity:.1%}", f"{part['step µs'].iloc[0]:.0f}", *means])
-    seeds = runs["seed"].nunique()
-    return markdown(["blocks", "sparsity", "step µs", *(f"{how} %, {seeds} seeds" for how in ("static", "RigL"))], rows)
-
-
 def _overheads(name: str) -> Any:
     recorded = load_result("bench_overheads")
     return recorded[name] if recorded else []
@@ -436,7 +421,7 @@ def repeats_words() -> str:
 
 def blocks_answer() -> str:
     """Return the guide's answer to what blocks gain and cost, from the recorded numbers."""
-    recorded, runs = load_result("structures"), pd.DataFrame(load_result("co_design")["rows"])
+    recorded, runs = load_result("structures"), blocks_tables.study(60_000)
     layers = {size: recorded["rows"][f"linear {size}, batch 64, forward"] for size in (1000, 4096)}
     times = {size: [f"{layers[size][name]['× dense']:.1f}" for name in ("4×4", "1×1")] for size in layers}
     step = recorded["networks"]["erk, step of 64 images"]
@@ -448,7 +433,8 @@ def blocks_answer() -> str:
         "share the rows that they read: a forward pass of 64 samples in 4×4 is "
         f"{times[1000][0]} times faster than dense, with single weights {times[1000][1]} times; at 4096×4096 "
         f"{times[4096][0]} and {times[4096][1]} times. In the tutorial's small network one structure for all layers "
-        "gains little or nothing in a training step, and `auto`, which has blocks in large layers only, gains: "
+        "gains less in a training step than in one layer, and `auto`, which takes each layer's from a table, is among "
+        "the fastest: "
         f"single weights (ERK, 95%) take {ms['1×1']} ms, 4×4 {ms['4×4']} ms, `auto` {ms['auto']} ms "
         "([benchmarks](benchmarks.md#blocks)).\n\n"
         "Where few weights are left, blocks that stay as they were drawn lose accuracy. How much depends on the block: "
@@ -646,7 +632,16 @@ BENCHMARK_TABLES: dict[str, Callable[[], str]] = {
     "structures": structures_table,
     "bound": bound_table,
     "structured networks": structured_networks_table,
-    "co-design": co_design_table,
+    "diagonals": functools.partial(_table, blocks_tables.diagonals_table),
+    "front": blocks_tables.front_words,
+    **{
+        f"co-design, {name}": functools.partial(_table, blocks_tables.accuracies_table, images)
+        for images, name in blocks_tables.TASKS.items()
+    },
+    **{
+        f"gains, {name}": functools.partial(_table, blocks_tables.gains_table, images)
+        for images, name in blocks_tables.TASKS.items()
+    },
     "footprint": footprint_table,
     "gpu": gpu_name,
     "gpu network": gpu_network_table,

@@ -1,0 +1,83 @@
+"""Tables about blocks of weights for ``docs/benchmarks.md``, from the record of ``benchmarks/co_design.py`` and others.
+
+``python -m tools.readme_tables`` writes them.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import pandas as pd
+
+from tutorial_lib import load_result
+from tutorial_lib.compare import in_words, paired_difference
+
+Table: TypeAlias = tuple[list[str], list[list[str]]]
+TASKS = {60_000: "all of MNIST", 1000: "1,000 images"}
+HOW = ("static", "SET", "RigL", "gradual")
+MOVED = HOW[1:3]
+
+
+def study(images: int) -> pd.DataFrame:
+    """Return the recorded runs on one task: one row each, without any if nothing is recorded."""
+    recorded = load_result("co_design")
+    runs = pd.DataFrame(recorded["rows"] if recorded else [], columns=None)
+    return runs[runs["images"] == images] if len(runs) else runs
+
+
+def accuracies_table(images: int) -> Table:
+    """Return a row per structure and sparsity: the time of a step, and accuracies as mean and standard deviation."""
+    runs = study(images)
+    there = [how for how in HOW if len(runs) and how in set(runs["how"])]
+    counts = {how: runs[runs["how"] == how]["seed"].nunique() for how in there}
+    header = ["blocks", "sparsity", "step µs", *(f"{how} %, {counts[how]} seeds" for how in there)]
+    rows = []
+    for (structure, sparsity), part in runs.groupby(["structure", "sparsity"], sort=False) if len(runs) else []:
+        accuracy = {str(how): of["accuracy"] for how, of in part.groupby("how")}
+        means = [f"{accuracy[how].mean():.2f} ± {accuracy[how].std():.2f}" if how in accuracy else "" for how in there]
+        rows.append([structure, f"{sparsity:.1%}", f"{part['step µs'].dropna().iloc[0]:.0f}", *means])
+    return header, rows
+
+
+def gains_table(images: int) -> Table:
+    """Return a row per structure and rule: rewired minus static at each sparsity, in points, paired by seed."""
+    runs = study(images)
+    if not len(runs):
+        return ["blocks", "rule"], []
+    runs = runs.assign(contender=runs["structure"] + " " + runs["how"])
+    sparsities, structures = sorted(set(runs["sparsity"])), list(dict.fromkeys(runs["structure"]))
+
+    def gain(structure: str, how: str, sparsity: float) -> str:
+        found = paired_difference(runs, f"{structure} {how}", f"{structure} static", sparsity)
+        return in_words(*found).replace("-", "−")
+
+    rows = [[of, how, *(gain(of, how, s) for s in sparsities)] for of in structures for how in MOVED]
+    return ["blocks", "rule", *(f"{s:.1%}" for s in sparsities)], rows
+
+
+def front_words() -> str:
+    """Return how the networks on the front of accuracy against step time are made, in a sentence."""
+    runs = study(60_000)
+    if not len(runs):
+        return "Not recorded yet."
+    means = runs.groupby(["structure", "how", "sparsity"], as_index=False)[["accuracy", "step µs"]].mean()
+    means = means.sort_values(["step µs", "accuracy"], ascending=[True, False])
+    front = means[means["accuracy"] > means["accuracy"].cummax().shift(fill_value=0.0)]
+    named = ", ".join(f"{row.structure} {row.how} at {row.sparsity:.1%}" for row in front.itertuples())
+    moved, blocks = (front["how"] != "static").sum(), (front["structure"] != "1×1").sum()
+    return (
+        f"On all of MNIST, {len(front)} of these {len(means)} networks are on the front: no other is both faster and, "
+        f"in the mean, more accurate. Of them {moved} are rewired and {blocks} have blocks. From the fastest: {named}."
+    )
+
+
+def diagonals_table() -> Table:
+    """Return the times of products with weights on diagonals, single weights and blocks."""
+    recorded = load_result("diagonals")
+    rows = recorded["rows"] if recorded else {}
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    body = [
+        [work, *(f"{of[n]['µs']:.0f} ({of[n]['GFLOP/s']:.0f})" if n in of else "" for n in names)]
+        for work, of in rows.items()
+    ]
+    return ["one product, 95% sparse: µs (GFLOP/s)", *names], body

@@ -88,7 +88,9 @@ class Trainer:
             wanted: numbers of the stages.
         """
         ready = cast(_Ready, self._ready)
-        return traced(ready.programs[1], ready.stages, readable(x)[0], *ready.passed, wanted)
+        arena, logits, room, gradient = ready.passed
+        back, stages = ready.programs[1], ready.stages
+        return traced(back, stages, readable(x)[0], arena, logits, room, gradient.clone(), wanted)
 
     def step(
         self,

@@ -78,5 +78,8 @@ class BlocksOf:
         gradient = over_all_ranks(self._layer.gradient_at(single))
         return self._root(sums_of_squares(gradient, of, len(blocks)))[back]
 
+    def gradient_above(self, bound: float, active: torch.Tensor, most: int) -> None:
+        """Return None: for blocks there is no faster way than :meth:`gradient_rows`."""
+
     def _root(self, squares: torch.Tensor) -> torch.Tensor:
         return (squares / self.structure.area).sqrt()

@@ -60,6 +60,9 @@ class Units(Protocol):
     def gradient_at(self, connections: torch.Tensor) -> torch.Tensor:
         """Return the gradient of some units, ``[len(connections)]``."""
 
+    def gradient_above(self, bound: float, active: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the other units whose gradient reaches a bound in magnitude, and that gradient; None if not faster."""
+
 
 # Not attributes of the layers, because these are copied and pickled.
 _watchers: WeakKeyDictionary[SparsifiableLayer, WeakSet[LoadWatcher]] = WeakKeyDictionary()
@@ -148,6 +151,23 @@ class SparsifiableLayer(nn.Module, ABC):
         Raises:
             TrainingError: no backward pass ran while ``record_gradient`` was True.
         """
+
+    def gradient_above(self, bound: float, active: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the inactive connections whose gradient reaches a bound in magnitude, and that gradient.
+
+        All connections whose gradient is not finite are returned too. Sums may be taken in another order than by
+        :meth:`gradient_rows`.
+
+        Args:
+            bound: above 0.
+            active: the connections to leave out, int64 ``[n]``, sorted.
+            most: how many connections to return at most.
+
+        Returns:
+            Connections, sorted, and their gradient; None if there are more than ``most``, or if the layer has no faster
+            way than :meth:`gradient_rows`.
+        """
+        return None
 
     def check_rewire(self, kept: torch.Tensor, grown: torch.Tensor, values: torch.Tensor) -> None:
         """Refuse what :meth:`rewire` would refuse because of how the weights are computed; no layer has changed then.

@@ -13,13 +13,14 @@ from torch.nn.grad import conv2d_weight
 from typing_extensions import override
 
 from .arguments import check_count, is_dense, pair, require, shown
+from .backend import kernels_for
 from .cpu.index import ConvIndex, LinearIndex
 from .cpu.stage import Stage
 from .eager import values_gradient
 from .errors import InvalidArgumentError
 from .ops import run
 from .places import Sizes
-from .positions import check_places
+from .positions import check_connections, check_places
 from .sparse_layer import SparseLayer
 from .structure import check_structure
 
@@ -112,6 +113,13 @@ class SparseLinear(SparseLayer):
             stages = [Stage(LinearIndex.build(part, self.dense_shape))]
             result.copy_(reduce(torch.add, [values_gradient(x, grad, stages) for x, grad in batches]))
         return found if inverse is None else found[inverse]
+
+    @override
+    def gradient_above(self, bound: float, active: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        require(0 < bound < math.inf, "bound", bound, "use a finite number above 0")
+        outside = check_connections("active", active, self.dense_shape)
+        most = min(check_count("most", most, least=0), math.prod(self.dense_shape))
+        return kernels_for(self.values).gradient_above(self._batches(), bound, outside, most)
 
     @override
     def to_dense_layer(self) -> nn.Module:

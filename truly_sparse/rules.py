@@ -165,10 +165,22 @@ def _choose_by_gradient(layer: Units, active: torch.Tensor, count: int, generato
     size = math.prod(layer.dense_shape)
     least = _estimated_bound(layer, active, size, count) if size > LARGE else 0.0
     if least > 0:
-        best = _largest_outside(map(over_all_ranks, layer.gradient_rows()), active, count, least)
-        if len(best.places) == count:  # otherwise the estimate was too high
-            return torch.from_numpy(best.places).to(active.device)
+        best = _largest_above(layer, active, count, least)
+        if len(best) == count:  # otherwise the estimate was too high
+            return best
     return gradient_grow(map(over_all_ranks, layer.gradient_rows()), active, count)
+
+
+def _largest_above(layer: Units, active: torch.Tensor, count: int, least: float) -> torch.Tensor:
+    """Return the ``count`` inactive connections of largest gradient, or fewer if not so many reach ``least``."""
+    found = None if _is_distributed() else layer.gradient_above(least, active, 2 * count)
+    if found is None:
+        best = _largest_outside(map(over_all_ranks, layer.gradient_rows()), active, count, least)
+        return torch.from_numpy(best.places).to(active.device)
+    places, score = found[0], found[1].abs()
+    if len(score) and not score.max().isfinite():  # NaN is the largest of all
+        _refuse(float(found[1][~score.isfinite()][0]))
+    return places[largest(score, min(count, len(places)))]
 
 
 def _estimated_bound(layer: Units, active: torch.Tensor, size: int, count: int) -> float:
@@ -214,10 +226,14 @@ def _one_in_each_part(active: torch.Tensor, size: int, count: int, generator: to
 
 def over_all_ranks(gradient: torch.Tensor) -> torch.Tensor:
     """Sum a gradient over the processes of data-parallel training, so that all grow the same connections."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if _is_distributed():
         gradient = gradient.clone(memory_format=torch.contiguous_format)  # the recorded gradient must not change
         torch.distributed.all_reduce(gradient)
     return gradient
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 GROW_RULES = {

@@ -1013,6 +1013,11 @@ DOORS = [
         Door(made.gradient_at, lambda: {"connections": torch.tensor([3, 0])}, {"connections": FLAT})
         for made in (recorded(layer()), recorded(masked_layer()))
     ),
+    Door(
+        recorded(layer()).gradient_above,
+        lambda: {"bound": 0.5, "active": ACTIVE, "most": 12},
+        {"bound": [*NUMBER, 0.0, -1.0], "active": TOPOLOGY, "most": COUNT},
+    ),
     *(
         Door(made.fade_gradient, lambda: {"factor": 0.9}, {"factor": NUMBER})
         for made in (recorded(layer()), recorded(masked_layer()))

@@ -160,6 +160,14 @@ def largest(*four):
     return np.maximum.reduce(four)
 
 
+def store_reaching(bits, index, vector, bound):
+    bits.part(index, len(vector) // 8)[:] = np.packbits(~(np.abs(vector) < bound), bitorder="little")
+
+
+def lowest(bits):
+    return (int(bits) & -int(bits)).bit_length() - 1
+
+
 def total(vector):
     return vector.sum()
 
@@ -307,8 +315,9 @@ def _borrow(size: int) -> torch.Tensor:
 def checked_kernels(lanes: int) -> Iterator[ModuleType]:
     """Give ``cpu/chain.py`` over these words, with registers of so many lanes; nothing else is changed for long."""
     names = (
-        "adam convert conv_shape conv_gradient conv_blocks conv_forward conv_backward chain entry linear_shape "
-        "linear_blocks linear_few linear loss pass_record passes plan program templates traces training workspace"
+        "adam convert conv_shape conv_gradient conv_blocks conv_forward conv_backward chain entry gradient_above "
+        "linear_shape linear_blocks linear_few linear loss pass_record passes plan program templates traces training "
+        "workspace"
     )
     package, here = kernels.__name__, sys.modules[__name__]
     with pytest.MonkeyPatch.context() as patch:
@@ -325,7 +334,7 @@ def checked_kernels(lanes: int) -> Iterator[ModuleType]:
         patch.setattr(plan, "address", lambda array: note(address(array), array.nbytes, array))
         patch.setattr(sys.modules[f"{package}.program"], "Memory", Memory)
         patch.setattr(sys.modules[f"{package}.training"], "address", plan.address)
-        for name in ("pass_record", "templates"):
+        for name in ("gradient_above", "pass_record", "templates"):
             patch.setattr(sys.modules[f"{package}.{name}"], "address", plan.address)
         for name in ("chain", "training", "workspace"):
             patch.setattr(sys.modules[f"{package}.{name}"], "borrow", _borrow)

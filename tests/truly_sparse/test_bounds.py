@@ -181,6 +181,21 @@ def test_steps_of_training_stay_within_their_memory(kernels, batch, innermost, b
     survived("compiled code")
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (65, 17), (40, 20)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_search_for_large_numbers_stays_within_its_memory(kernels, inputs, outputs, threads, monkeypatch, survived):
+    monkeypatch.setattr(sys.modules[kernels.gradient_above.__module__], "use_threads", lambda: threads)
+    numbers = [torch.randint(-3, 4, (3, size)).float() for size in (inputs, outputs)]
+    gradient = (numbers[1].T @ numbers[0]).flatten()
+    large = gradient.abs() >= 4
+    outside = drawn((outputs, inputs))
+    large[outside] = False
+    places, found = kernels.gradient_above([numbers], 4.0, outside.numpy(), int(large.sum()))
+    assert torch.equal(places, large.nonzero().flatten()) and torch.equal(found, gradient[places])
+    assert not large.any() or kernels.gradient_above([numbers], 4.0, outside.numpy(), int(large.sum()) - 1) is None
+    survived("compiled code")
+
+
 @inputs
 @pytest.mark.parametrize("kind", ["linear", "conv"])
 def test_an_index_that_is_wrong_by_one_is_noticed(kernels, kind, batch, innermost):

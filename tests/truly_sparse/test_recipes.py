@@ -25,6 +25,9 @@ from truly_sparse import (
     sparse_layers,
     sparsify,
 )
+from truly_sparse.blocks import units_of
+from truly_sparse.cpu import gradient_above
+from truly_sparse.cpu.memory import to_batch_innermost
 from truly_sparse.topology import generator_of
 from tutorial_lib import TutorialCNN, mask_model
 from tutorial_lib.contenders import multiply_add_count, small_dense, weight_count
@@ -95,6 +98,78 @@ def test_a_large_gradient_is_sampled_first_and_the_choice_is_the_same(monkeypatc
         monkeypatch.setattr(rules, "_estimated_bound", lambda *_: 1e9 if bound == "too high" else 0.0)
     chosen = rules.GROW_RULES["gradient"].choose(layer, layer.active(), count, generator_of(0))
     assert torch.equal(chosen, expected)
+
+
+def recorded(inputs, outputs, batches, innermost=False):
+    """Return a layer with batches of whole numbers, whose sums are exact in any order, so that many are equal."""
+    layer = SparseLinear(inputs, outputs, sparsity=0.9)
+    layer.record_gradient = True
+    for batch in batches:
+        numbers = [torch.randint(-3, 4, (batch, size)).float() for size in (inputs, outputs)]
+        layer.record(*(to_batch_innermost(each) if innermost else each for each in numbers))
+    return layer
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("innermost", [False, True])
+@pytest.mark.parametrize("batches", [[1], [13], [64], [5, 16, 3]])
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (20, 30), (64, 16), (65, 17), (150, 3), (3, 150)])
+def test_large_numbers_of_a_gradient_are_found(inputs, outputs, batches, innermost, threads, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(gradient_above, "use_threads", lambda: threads)
+    layer = recorded(inputs, outputs, batches, innermost)
+    gradient, active = torch.cat(list(layer.gradient_rows())).flatten(), layer.active()
+    large = gradient.abs() >= 4
+    large[active] = False
+    most = int(large.sum())
+    places, found = layer.gradient_above(4.0, active, most)
+    assert torch.equal(places, large.nonzero().flatten()) and torch.equal(found, gradient[places])
+    assert most == 0 or layer.gradient_above(4.0, active, most - 1) is None
+    assert len(layer.gradient_above(1e9, active, most)[0]) == 0
+
+
+@pytest.mark.parametrize("way", ["compiled", "too many", "many samples"])
+def test_the_choice_is_the_same_however_large_numbers_are_found(monkeypatch, way):
+    torch.manual_seed(0)
+    layer = recorded(70, 50, [16])
+    active, count = layer.active(), 300
+    magnitude = torch.cat(list(layer.gradient_rows())).flatten().abs()
+    magnitude[active] = -1
+    expected = magnitude.sort(descending=True, stable=True).indices[:count].sort().values  # of equal ones the first
+    monkeypatch.setattr(rules, "LARGE", 0)
+    if way == "too many":
+        monkeypatch.setattr(rules, "_estimated_bound", lambda *_: 1e-9)
+    elif way == "many samples":
+        monkeypatch.setattr(gradient_above, "MOST_SAMPLES", 15)
+    else:
+        monkeypatch.setattr(layer, "gradient_rows", None)  # is not asked
+    assert torch.equal(rules.GROW_RULES["gradient"].choose(layer, active, count, generator_of(0)), expected)
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("active", [True, False])
+def test_a_large_gradient_that_is_not_finite_is_refused(monkeypatch, number, active):
+    layer = recorded(70, 50, [2])
+    (x, grad), place = layer._recorded[0], int(layer.active()[40]) if active else 1000
+    grad[0, place // 70] = x[0, place % 70] = 1e30 if number == math.inf else -1e30  # their product overflows
+    grad[0, place // 70] *= 1 if number > 0 else -1
+    if math.isnan(number):
+        grad[:, place // 70] = number
+    monkeypatch.setattr(rules, "LARGE", 0)
+    monkeypatch.setattr(rules, "_estimated_bound", lambda *_: 8.0)
+    with pytest.raises(TrainingError, match=f"not finite \\({number}\\)"):
+        rules.GROW_RULES["gradient"].choose(layer, layer.active(), 10, generator_of(0))
+
+
+def test_only_the_compiled_kernels_find_large_numbers_by_themselves():
+    layer = SparseLinear(20, 30, dtype=torch.float64)
+    layer.record_gradient = True
+    layer.record(torch.ones(2, 20, dtype=torch.float64), torch.ones(2, 30, dtype=torch.float64))
+    assert layer.gradient_above(1.0, layer.active(), 600) is None
+    blocks = units_of(SparseLinear(20, 30, structure=(2, 2)))
+    assert blocks.gradient_above(1.0, blocks.active(), 600) is None
+    with pytest.raises(InvalidArgumentError, match="bound"):
+        layer.gradient_above(0.0, layer.active(), 600)
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 100, 199, 200, 1000])

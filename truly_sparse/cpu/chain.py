@@ -24,6 +24,7 @@ from ..errors import InvalidArgumentError
 from ..positions import Largest, are_outside, contained, rewired, sorted_distinct, unranked, without
 from ..progress import progress_stream
 from .entry import checked_parameters, readable
+from .gradient_above import gradient_above
 from .index import LinearIndex
 from .kernel import made
 from .linear import make_all
@@ -37,7 +38,7 @@ from .traces import traced
 from .training import Trainer
 from .workspace import fill_in, give_back, take
 
-__all__ = ["Trainer", "backward", "forward", "warmup"]
+__all__ = ["Trainer", "backward", "forward", "gradient_above", "warmup"]
 
 _run_pass = in_turn(run_pass)
 
@@ -151,7 +152,9 @@ def warmup() -> float:
     without(one, one)
     are_outside(one, one, 1)
     sorted_distinct(one.clone(), 1)
-    Largest(1, one[:0]).add(torch.ones(1, dtype=torch.float32, device=CPU))
+    ones = torch.ones(1, 1, dtype=torch.float32, device=CPU)
+    Largest(1, one[:0]).add(ones)
+    gradient_above([(ones, ones)], 2.0, one[:0].numpy(), 0)
     seconds = time.perf_counter() - began
     print(f"Sparse kernels ready in {seconds:.1f} s.", file=progress_stream())
     return seconds

@@ -68,10 +68,6 @@ def _llvm(b: Any, name: str, result: Any, values: list[Any], **flags: Any) -> An
     return b.call(cgutils.get_or_insert_function(b.module, kind, "llvm." + name), values, **flags)
 
 
-def _total(b: Any, vector: Any, lanes: int) -> Any:
-    return _llvm(b, f"vector.reduce.fadd.v{lanes}f32", _FLOAT, [_FLOAT(0), vector], fastmath=("reassoc",))
-
-
 def _pointer(number: types.Type, llvm: Any) -> Any:
     @intrinsic
     def at(context: Any, address: Any) -> Any:
@@ -118,11 +114,8 @@ def splat(context: Any, number: Any, like: Any) -> Any:
 @intrinsic
 def load(context: Any, pointer: Any, index: Any, like: Any) -> Any:
     """``load(p, i, like)``: the vector, as wide as ``like``, that starts at ``p[i]``."""
-
-    def emit(b: Any, v: list[Any]) -> Any:
-        return b.load(_at(b, v[0], v[1], _FLOAT, like.lanes), align=4)
-
-    return _word(like, (pointer, types.intp, like), emit)
+    lanes = like.lanes
+    return _word(like, (pointer, types.intp, like), lambda b, v: b.load(_at(b, v[0], v[1], _FLOAT, lanes), align=4))
 
 
 @intrinsic
@@ -260,9 +253,28 @@ def maximum(context: Any, x: Any, y: Any) -> Any:
 
 
 @intrinsic
+def store_reaching(context: Any, bits: Any, index: Any, vector: Any, bound: Any) -> Any:
+    """``store_reaching(bits, i, v, bound)``: write a bit for each lane from byte ``i`` on: not |lane| < bound."""
+
+    def emit(b: Any, v: list[Any]) -> Any:
+        size, whole = _llvm(b, f"fabs.v{vector.lanes}f32", v[2].type, [v[2]]), ir.IntType(vector.lanes)
+        reach = b.bitcast(b.fcmp_unordered(">=", size, _splat(b, v[3], vector.lanes)), whole)
+        b.store(reach, b.bitcast(b.gep(v[0], [v[1]]), whole.as_pointer()), align=1)
+
+    return _word(types.void, (bits, types.intp, vector, types.float32), emit)
+
+
+@intrinsic
+def lowest(context: Any, bits: Any) -> Any:
+    """``lowest(bits)``: which bit of a number other than 0 is the lowest one that is set."""
+    return _word(types.int64, (types.int64,), lambda b, v: _llvm(b, "cttz.i64", v[0].type, [v[0], ir.IntType(1)(1)]))
+
+
+@intrinsic
 def total(context: Any, vector: Any) -> Any:
     """``total(v)``: the sum over the lanes, a number."""
-    return _word(types.float32, (vector,), lambda b, v: _total(b, v[0], vector.lanes))
+    name, how = f"vector.reduce.fadd.v{vector.lanes}f32", ("reassoc",)
+    return _word(types.float32, (vector,), lambda b, v: _llvm(b, name, _FLOAT, [_FLOAT(0), v[0]], fastmath=how))
 
 
 @intrinsic
@@ -323,12 +335,8 @@ def first_lanes(context: Any, count: Any, vector: Any) -> Any:
 @intrinsic
 def where_positive(context: Any, y: Any, gradient: Any) -> Any:
     """``where_positive(y, g)``: ``g``, but zero where ``y <= 0``: the gradient of ReLU."""
-
-    def emit(b: Any, v: list[Any]) -> Any:
-        zero = ir.Constant(v[0].type, None)
-        return b.select(b.fcmp_ordered("<=", v[0], zero), zero, v[1])
-
-    return _word(gradient, (y, gradient), emit)
+    zero = ir.Constant(ir.VectorType(_FLOAT, y.lanes), None)
+    return _word(gradient, (y, gradient), lambda b, v: b.select(b.fcmp_ordered("<=", v[0], zero), zero, v[1]))
 
 
 def _pooled(b: Any, v: list[Any], lanes: int) -> tuple[Any, ...]:

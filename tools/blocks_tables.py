@@ -30,13 +30,18 @@ def accuracies_table(images: int) -> Table:
     runs = study(images)
     there = [how for how in HOW if len(runs) and how in set(runs["how"])]
     counts = {how: runs[runs["how"] == how]["seed"].nunique() for how in there}
-    header = ["blocks", "sparsity", "step µs", *(f"{how} %, {counts[how]} seeds" for how in there)]
+    of = {how: f"{n} seed{'s' if n > 1 else ''}" for how, n in counts.items()}
+    header = ["blocks", "sparsity", "step µs", *(f"{how} %, {of[how]}" for how in there)]
     rows = []
     for (structure, sparsity), part in runs.groupby(["structure", "sparsity"], sort=False) if len(runs) else []:
         accuracy = {str(how): of["accuracy"] for how, of in part.groupby("how")}
-        means = [f"{accuracy[how].mean():.2f} ± {accuracy[how].std():.2f}" if how in accuracy else "" for how in there]
+        means = [_mean_of(accuracy[how]) if how in accuracy else "" for how in there]
         rows.append([structure, f"{sparsity:.1%}", f"{part['step µs'].dropna().iloc[0]:.0f}", *means])
     return header, rows
+
+
+def _mean_of(accuracy: pd.Series) -> str:
+    return f"{accuracy.mean():.2f}" + (f" ± {accuracy.std():.2f}" if len(accuracy) > 1 else "")
 
 
 def gains_table(images: int) -> Table:

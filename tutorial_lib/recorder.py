@@ -263,7 +263,7 @@ def _pack(indices: np.ndarray) -> bytes:
     """Compress sorted distinct indices: one byte with the bytes per gap, then the gaps, compressed by zlib."""
     gaps = np.diff(indices, prepend=0)
     gaps = gaps.astype(np.min_scalar_type(gaps.max(initial=0)))
-    return bytes([gaps.itemsize]) + zlib.compress(gaps.tobytes(), 9)
+    return bytes([gaps.itemsize]) + zlib.compress(gaps.tobytes(), 1)  # 9 is no smaller here, and seven times slower
 
 
 def _unpack(packed: bytes) -> np.ndarray:

@@ -65,9 +65,10 @@ def front_words() -> str:
     runs = study(60_000)
     if not len(runs):
         return "Not recorded yet."
-    means = runs.groupby(["structure", "how", "sparsity"], as_index=False)[["accuracy", "step µs"]].mean()
-    means = means.sort_values(["step µs", "accuracy"], ascending=[True, False])
-    front = means[means["accuracy"] > means["accuracy"].cummax().shift(fill_value=0.0)]
+    runs = runs.assign(error=100 - runs["accuracy"])
+    means = runs.groupby(["structure", "sparsity", "how"], as_index=False)[["error", "step µs"]].mean()
+    means = means.sort_values(["step µs", "error"])
+    front = means[means["error"] < means["error"].cummin().shift(fill_value=100.0)]
     named = ", ".join(f"{row.structure} {row.how} at {row.sparsity:.1%}" for row in front.itertuples())
     moved, blocks = (front["how"] != "static").sum(), (front["structure"] != "1×1").sum()
     return (

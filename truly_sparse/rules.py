@@ -214,10 +214,11 @@ def _one_in_each_part(active: torch.Tensor, size: int, count: int, generator: to
     """
     inactive = size - len(active)
     count = min(count, inactive)
-    borders = (torch.arange(count + 1, dtype=torch.float64) * (inactive / max(1, count))).long()
+    borders = torch.arange(count + 1, dtype=torch.float64).mul_(inactive / max(1, count)).floor_()
     borders[-1] = inactive
-    drawn = torch.rand(count, generator=generator, dtype=torch.float64)
-    ranks = borders[:-1] + (drawn * (borders[1:] - borders[:-1])).long()
+    drawn = torch.rand(count, generator=generator, dtype=torch.float64).mul_(borders.diff()).floor_()
+    ranks = drawn.add_(borders[:-1]).long()
+    del borders, drawn  # of a large layer they are large
     shift = int(torch.randint(max(1, inactive), (), generator=generator))
     beyond = int(torch.searchsorted(ranks, inactive - shift))
     ranks = torch.cat([ranks[beyond:] - (inactive - shift), ranks[:beyond] + shift])

@@ -190,7 +190,7 @@ class Wide(Contender):
     def build(self, sparsity: float, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         dense = TutorialCNN(self.width)
-        return fuse(sparsify(sparse_init(mask_model(dense, sparsity, seed=seed), seed))) if self.sparse else dense
+        return fuse(sparsify(sparse_init(mask_model(dense, sparsity, "erk", seed), seed))) if self.sparse else dense
 
     @override
     def recipe(self, sparsity: float) -> Recipe | None:

@@ -9,7 +9,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import nn
 
-from benchmarks.decade_methods import with_drawn_places
+from benchmarks.decade_methods import Wide, with_drawn_places
 from benchmarks.decade_ranks import by_seed, critical_difference, friedman, mean_ranks, of_races, ranks
 from tools import decade_claims, decade_results
 from tools.decade_evidence import (
@@ -38,7 +38,8 @@ from tools.decade_evidence import (
     slope_over_widths,
     without_loss,
 )
-from truly_sparse import synflow
+from truly_sparse import layer_nnz, sparse_layers, synflow
+from tutorial_lib import TutorialCNN
 from tutorial_lib.project import ROOT
 
 SEEDS = 3
@@ -326,3 +327,10 @@ def test_a_layers_share_can_be_taken_without_its_places():
     for name, mask in chosen.named_buffers():
         assert drawn[0][name].sum() == mask.sum() and torch.equal(drawn[0][name], drawn[1][name])
     assert any(not torch.equal(drawn[0][name], other) for name, other in drawn[2].items())
+
+
+@pytest.mark.parametrize("width", [0.25, 1.0])
+def test_networks_of_other_widths_have_erk_densities(width):
+    model = Wide(width=width).build(0.95, seed=0)
+    nnz = {name: layer.index.nnz for name, layer in sparse_layers(model).items()}
+    assert nnz == layer_nnz(TutorialCNN(width), 0.95, "erk")

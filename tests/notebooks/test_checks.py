@@ -4,6 +4,8 @@ import itertools
 import math
 import random
 import re
+import subprocess
+import sys
 from fractions import Fraction
 
 import nbformat
@@ -123,6 +125,12 @@ def test_every_mutant_of_the_solution_is_refused(name):
     assert list(outcomes.values()).count("named") >= 5
     for text in equivalent:
         assert any(text in change for change in passed), f"no mutant with {text!r} passes"
+
+
+def test_what_torch_imports_is_not_memory_of_the_answer():
+    code = f"from tutorial_lib import exercises\n{PRELUDE}{RIGHT['check_weight_gradient'][2]}"
+    command = [sys.executable, "-c", f"{code}\nexercises.check_weight_gradient(f)"]
+    assert subprocess.check_output(command, text=True) == "check_weight_gradient: passed\n"
 
 
 def test_the_shares_of_the_check_are_those_of_the_library():

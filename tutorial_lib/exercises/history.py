@@ -94,7 +94,8 @@ def _telling_masks(moments: int, birth: int) -> np.ndarray:
     while True:
         masks = _masks(moments)
         newborn = masks[birth] & ~masks[birth - 1] if birth else masks[0]
-        wrong = {in_short(shares) for shares in _survival_mistakes(masks, birth, newborn).values()}
+        mistakes = _survival_mistakes(masks, birth, newborn).values()
+        wrong = {in_short(shares) for shares in mistakes if np.isfinite(shares).all()}
         if len(wrong - {in_short(_survival(masks, birth, newborn))}) == shown or birth == moments - 1:
             return masks
 

@@ -218,6 +218,8 @@ def _compare_weight_gradients(
 
 def _peak_bytes(answer: Answer, **arguments: np.ndarray) -> int:
     """Return how many bytes numpy holds at the peak of a call, or those of torch's largest tensor if they are more."""
+    with _LargestTensor():
+        torch.ones(1)  # the first operation imports modules, which take memory too
     traced = tracemalloc.is_tracing()
     tracemalloc.start()
     tracemalloc.reset_peak()

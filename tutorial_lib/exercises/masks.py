@@ -98,7 +98,7 @@ def _compare_masks(masks: Any, weights: list[torch.Tensor], sparsity: float) -> 
     of = f"{count} of {len(kept)} weights are kept; sparsity {sparsity:.4f} leaves {budget}"
     expect(count != len(kept) - budget, f"{of}: the mask is True where a weight is removed")
     expect(
-        not _is_by_layer(masks, weights, sparsity),
+        lost <= smallest or not _is_by_layer(masks, weights, sparsity),
         f"a weight of magnitude {lost:.2f} is removed while one of {smallest:.2f} is kept in another layer: "
         "rank all layers together, not each layer separately",
     )

@@ -45,22 +45,23 @@ def check_csr(answer: Answer) -> None:
 
 
 def _matrices() -> Iterator[np.ndarray]:
-    """Yield matrices with empty rows and columns, negative values, and values that occur twice."""
+    """Yield matrices with empty rows and columns, negative and equal values; row 0 has positive ones only."""
     for rows, columns, dtype in ((5, 4, np.float32), (4, 9, np.float64), (7, 3, np.int64), (4, 4, np.float32)):
         matrix = fresh().choice([-3, -2, -1, 1, 2, 7], (rows, columns)).astype(dtype)
         keep = fresh().random((rows, columns)) < 0.7
         keep[[1, rows - 1]] = False  # empty rows, the last one too
         keep[0, :2], keep[2] = [False, True], [True, *[False] * (columns - 2), True]
         matrix[~keep] = 0
-        matrix[2, 0], matrix[2, -1] = -1, 2
+        matrix[0], matrix[2, 0], matrix[2, -1] = abs(matrix[0]), -1, 2  # the first of column 0 is not in row 0
         yield matrix
     yield np.zeros((3, 2), dtype=np.float32)
 
 
 def _compare_values(values: np.ndarray, matrix: np.ndarray) -> None:
-    right, by_column = matrix[matrix != 0], matrix.T[matrix.T != 0]
+    rows, right, by_column = np.nonzero(matrix)[0], matrix[matrix != 0], matrix.T[matrix.T != 0]
     if close(np.sort(values), np.sort(right)):
-        expect(close(values, right) or not close(values, by_column), "the values are ordered by column: that is CSC")
+        by_row = close(values[np.lexsort((values, rows))], right[np.lexsort((right, rows))])
+        expect(by_row or not close(values, by_column), "the values are ordered by column: that is CSC")
         return
     of = f"{len(values)} values stored for {right.size} nonzeros"
     expect(len(values) != matrix.size, f"{of}: zeros are stored too")

@@ -110,7 +110,7 @@ class SparseLinear(SparseLayer):
             places, inverse = connections.unique(return_inverse=True)
         found, step = self.values.detach().new_empty(len(places)), GRADIENT_BLOCK
         for part, result in zip(places.split(step), found.split(step), strict=True):
-            stages = [Stage(LinearIndex.build(part, self.dense_shape))]
+            stages = [Stage(LinearIndex.build(part, self.dense_shape, by_input=False))]
             result.copy_(reduce(torch.add, [values_gradient(x, grad, stages) for x, grad in batches]))
         return found if inverse is None else found[inverse]
 

@@ -146,6 +146,8 @@ def test_an_index_is_the_same_with_and_without_compiled_loops(flat):
     found = zip(index.t_rows.tolist(), index.t_perm.tolist(), strict=True)
     assert list(found) == [(row, at) for _, row, at in entries]
     assert np.diff(index.t_indptr).tolist() == [sum(place % 9 == column for place in flat) for column in range(9)]
+    by_output = LinearIndex.build(tensor(flat), (7, 9), by_input=False)
+    assert by_output.flat().tolist() == flat and by_output.blocks == by_output.t_rows.size == by_output.t_perm.size == 0
 
 
 @given(lists, st.data())

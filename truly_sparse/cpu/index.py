@@ -63,8 +63,8 @@ class LinearIndex(_Index):
         cols: the inputs; uint16 or uint32 ``[nnz / R]``.
         t_indptr: the order by part of the outputs, then by block column: entries ``t_indptr[b * in / C + i]`` to
             ``t_indptr[b * in / C + i + 1]`` belong to inputs ``C * i`` to ``C * i + C - 1`` and part ``b``; int64
-            ``[blocks * in / C + 1]``. If ``R`` is a multiple of four, kernels need no order by input: ``blocks`` is 0,
-            and ``t_rows`` and ``t_perm`` are empty.
+            ``[blocks * in / C + 1]``. If ``R`` is a multiple of four, kernels need no order by input, and the gradient
+            of the values alone never does: ``blocks`` is 0 then, and ``t_rows`` and ``t_perm`` are empty.
         t_rows: their outputs; uint16 or uint32 ``[nnz / C]``.
         t_perm: the positions in ``values`` of the first of their ``C`` weights; uint32 ``[nnz / C]``.
         row_chunks: borders between block rows of about equal work; int64 ``[CHUNKS + 1]``, fewer for fewer rows.
@@ -90,7 +90,7 @@ class LinearIndex(_Index):
         by_row, by_column, nnz = rows // tall, columns // wide, self.nnz
         _check_array("indptr", self.indptr, _is_pointers(self.indptr, by_row, nnz // tall))
         _check_array("cols", self.cols, _is_below(self.cols, columns, nnz // tall, _unsigned(columns)))
-        listed, parts = (nnz // wide, max(1, self.blocks)) if tall % 4 else (0, 0)
+        listed, parts = (nnz // wide, self.blocks) if self.blocks else (0, 0)
         _check_array("t_indptr", self.t_indptr, _is_pointers(self.t_indptr, parts * by_column, listed))
         _check_array("t_rows", self.t_rows, _is_below(self.t_rows, rows, listed, _unsigned(rows)))
         _check_array("t_perm", self.t_perm, _is_below(self.t_perm, nnz + 1 - wide, listed, np.uint32))
@@ -98,13 +98,16 @@ class LinearIndex(_Index):
             _check_array(name, chunks, _is_pointers(chunks, chunks.size - 1, end))
 
     @classmethod
-    def build(cls, flat: torch.Tensor, shape: tuple[int, int], structure: tuple[int, int] = (1, 1)) -> LinearIndex:
+    def build(
+        cls, flat: torch.Tensor, shape: tuple[int, int], structure: tuple[int, int] = (1, 1), *, by_input: bool = True
+    ) -> LinearIndex:
         """Index the weights at positions ``flat`` (int64 ``[nnz]``, sorted, unique) of a dense ``(out, in)`` weight.
 
         Args:
             flat: the positions.
             shape: of the dense weight.
             structure: the positions are whole blocks of so many outputs × inputs.
+            by_input: whether the gradient of the input will be computed, which needs the order by input.
 
         Raises:
             InvalidArgumentError: wrong dtype or dimension, out of range, unsorted or duplicate positions, bad shape,
@@ -119,7 +122,7 @@ class LinearIndex(_Index):
         indptr, cols = split(positions, shape, tall, _unsigned(shape[1]))
         if structure != (1, 1):
             check_blocks(positions, indptr, cols, shape, structure)
-        by_input = tall % 4 > 0
+        by_input &= tall % 4 > 0
         blocks = max(1, min(nnz // BLOCK, nnz // (RUN * max(shape[1], 1)))) if by_input else 0
         t_rows: np.ndarray = np.empty(nnz // wide if by_input else 0, _unsigned(shape[0]))
         t_perm = np.empty(len(t_rows), np.uint32)

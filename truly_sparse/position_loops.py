@@ -107,6 +107,26 @@ def unranked(active, ranks, places):
 
 
 @_loop
+def one_in_each_part(drawn, size, shift, numbers, turned):
+    """Write to ``numbers`` one of each part of ``range(size)``, and to ``turned``, sorted, ``shift`` more, modulo size.
+
+    ``drawn`` says how far into its part each lies, from 0 to 1.
+    """
+    parts, below = len(drawn), 0
+    width = size / max(1, parts)
+    low = 0
+    for i in range(parts):
+        high = size if i + 1 == parts else int((i + 1) * width)
+        numbers[i] = low + int(drawn[i] * (high - low))
+        below += numbers[i] < size - shift
+        low = high
+    for i in range(below):
+        turned[parts - below + i] = numbers[i] + shift
+    for i in range(below, parts):
+        turned[i - below] = numbers[i] + shift - size
+
+
+@_loop
 def sort_distinct(numbers, other, population):
     """Sort numbers of ``range(population)`` digit by digit, and return how many are distinct; they come first.
 

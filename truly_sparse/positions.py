@@ -192,6 +192,25 @@ def unranked(active: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(places).to(active.device)
 
 
+def one_in_each_part(drawn: torch.Tensor, size: int, shift: int) -> torch.Tensor:
+    """Divide ``range(size)`` into parts of nearly equal size, and return a number of each, int64 ``[parts]``, sorted.
+
+    Args:
+        drawn: how far into its part each number lies, from 0 to below 1: float64 ``[parts]`` on the CPU.
+        size: at least the number of parts.
+        shift: where the first part begins, 0 to ``size - 1``; the last one ends there.
+    """
+    parts, loops = len(drawn), loops_or_none()
+    if loops is not None:
+        numbers, turned = np.empty((2, parts), np.int64)
+        loops.one_in_each_part(drawn.numpy(), size, shift, numbers, turned)
+        return torch.from_numpy(turned)
+    borders = np.floor(np.arange(parts + 1) * (size / max(1, parts)))
+    borders[-1] = size
+    numbers = (borders[:-1] + np.floor(drawn.numpy() * np.diff(borders))).astype(np.int64)
+    return torch.from_numpy(np.sort((numbers + shift) % max(1, size)))
+
+
 def largest(score: torch.Tensor, count: int) -> torch.Tensor:
     """Return the positions of the ``count`` largest scores; of equal scores the lowest positions.
 

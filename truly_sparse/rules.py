@@ -12,7 +12,7 @@ import torch
 from .arguments import check_count, is_dense, require, shown
 from .errors import InvalidArgumentError, TrainingError
 from .interface import Units
-from .positions import LARGEST, Largest, check_connections, contained, largest, unranked
+from .positions import LARGEST, Largest, check_connections, contained, largest, one_in_each_part, unranked
 from .topology import sample_distinct
 
 LARGE = 2**21  # numbers of a gradient that is sampled first, so that most of it need not be ranked
@@ -213,16 +213,9 @@ def _one_in_each_part(active: torch.Tensor, size: int, count: int, generator: to
     connection is as likely as any other. With fewer connections than ``count``, all are returned.
     """
     inactive = size - len(active)
-    count = min(count, inactive)
-    borders = torch.arange(count + 1, dtype=torch.float64).mul_(inactive / max(1, count)).floor_()
-    borders[-1] = inactive
-    drawn = torch.rand(count, generator=generator, dtype=torch.float64).mul_(borders.diff()).floor_()
-    ranks = drawn.add_(borders[:-1]).long()
-    del borders, drawn  # of a large layer they are large
+    drawn = torch.rand(min(count, inactive), generator=generator, dtype=torch.float64)
     shift = int(torch.randint(max(1, inactive), (), generator=generator))
-    beyond = int(torch.searchsorted(ranks, inactive - shift))
-    ranks = torch.cat([ranks[beyond:] - (inactive - shift), ranks[:beyond] + shift])
-    return unranked(active, ranks.to(active.device))
+    return unranked(active, one_in_each_part(drawn, inactive, shift).to(active.device))
 
 
 def over_all_ranks(gradient: torch.Tensor) -> torch.Tensor:

@@ -155,3 +155,14 @@ def test_without(active, data):
     places = sorted(data.draw(st.sets(st.integers(0, len(active) - 1)))) if active else []
     left = [number for place, number in enumerate(active) if place not in places]
     assert positions.without(tensor(active), tensor(places)).tolist() == left
+
+
+@given(st.lists(st.floats(0, 1, exclude_max=True), max_size=9), st.data())
+def test_one_in_each_part(drawn, data):
+    size = data.draw(st.integers(len(drawn), 50))
+    shift = data.draw(st.integers(0, max(0, size - 1)))
+    found = positions.one_in_each_part(torch.tensor(drawn, dtype=torch.float64), size, shift).tolist()
+    borders = [*(i * (size / len(drawn)) // 1 for i in range(len(drawn))), size]
+    numbers = [low + part * (high - low) // 1 for part, low, high in zip(drawn, borders, borders[1:], strict=False)]
+    assert found == sorted((number + shift) % size for number in numbers)
+    assert len(set(found)) == len(drawn)

@@ -21,7 +21,7 @@ from typing import cast
 import torch
 
 from ..errors import InvalidArgumentError
-from ..positions import Largest, are_outside, contained, rewired, sorted_distinct, unranked, without
+from ..positions import Largest, are_outside, contained, one_in_each_part, rewired, sorted_distinct, unranked, without
 from ..progress import progress_stream
 from .entry import checked_parameters, readable
 from .gradient_above import gradient_above
@@ -148,6 +148,7 @@ def warmup() -> float:
     Trainer().step(torch.zeros(1, 1, dtype=torch.float32, device=CPU), one, [_smallest()], weights, settings)
     rewired(one, one, one + 1)
     unranked(one, one)
+    one_in_each_part(one.double(), 1, 0)
     contained(one, one)
     without(one, one)
     are_outside(one, one, 1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias, cast
+import operator
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,22 @@ from .sparse_layer import SparseLayer
 
 RELU = (F.relu, torch.relu, "relu")
 MAX_POOL = (F.max_pool2d, torch.max_pool2d)
+VIEW = (torch.reshape, "reshape", "view")
 Modules: TypeAlias = dict[Any, nn.Module]  # by name, as the targets of graph nodes
+
+
+class Chain(NamedTuple):
+    """A fused model that is a single chain of layers.
+
+    Attributes:
+        layers: their names.
+        flattens: whether the input is flattened before the first layer.
+        names: of all modules that the model calls: the layers, and the one that flattens if it is a module.
+    """
+
+    layers: tuple[str, ...]
+    flattens: bool
+    names: tuple[str, ...]
 
 
 class _Tracer(fx.Tracer):
@@ -31,10 +47,10 @@ class _Tracer(fx.Tracer):
 def fuse(model: nn.Module) -> fx.GraphModule:
     """Return a copy of ``model`` in which each sparse layer also computes the ReLU and 2×2 max-pool that follow it.
 
-    Consecutive layers, with or without a flattening between them, then become one call of :func:`run_chain`, so that
-    Python runs once for all of them. The function, the names of the layers and their parameters stay the same. A layer
-    that is called twice stays as it is. A layer whose result is used in a second place absorbs nothing and ends its
-    chain.
+    Consecutive layers, with or without a flattening between them (``nn.Flatten()``, ``x.flatten(1)``,
+    ``x.view(x.size(0), -1)``), then become one call of :func:`run_chain`, so that Python runs once for all of them. The
+    function, the names of the layers and their parameters stay the same. A layer that is called twice stays as it is. A
+    layer whose result is used in a second place absorbs nothing and ends its chain.
 
     Args:
         model: made by :func:`sparsify`. ``torch.fx`` must be able to trace its ``forward`` (no branches that depend on
@@ -73,18 +89,25 @@ def fuse(model: nn.Module) -> fx.GraphModule:
             chain = _chain_from(node, modules, once)
             in_chain.update(chain)
             if len(chain) > 1:
-                _call_at_once(graph, chain)
+                _call_at_once(graph, chain, modules)
     return fx.GraphModule(model, graph)
 
 
-def chain_of(model: nn.Module) -> tuple[str, ...]:
-    """Return the layers' names of a fused model that is a single chain; of any other model, an empty tuple."""
+def chain_of(model: nn.Module) -> Chain | None:
+    """Return the chain that a fused model is, with or without a flattening of its input; None for any other model."""
     nodes = list(model.graph.nodes) if isinstance(model, fx.GraphModule) else []
-    calls = [node for node in nodes if node.op not in ("placeholder", "get_attr", "output")]
-    if [node.target for node in calls] != [run_chain] or sum(node.op == "placeholder" for node in nodes) != 1:
-        return ()
-    x, layers = cast(tuple[fx.Node, tuple[fx.Node, ...]], calls[0].args)
-    return tuple(str(layer.target) for layer in layers) if (x, nodes[-1].args[0]) == (nodes[0], calls[0]) else ()
+    *before, call = [node for node in nodes if node.op not in ("placeholder", "get_attr", "output")] or [None]
+    if call is None or call.target is not run_chain or sum(node.op == "placeholder" for node in nodes) != 1:
+        return None
+    x, layers = cast(tuple[fx.Node, tuple[fx.Node, ...]], call.args)
+    names = tuple(str(layer.target) for layer in layers)
+    flattening = _flattening(x, dict(model.named_modules()))
+    source = cast(fx.Node, flattening[0].args[0]) if flattening else x
+    if (source, nodes[-1].args[0]) != (nodes[0], call) or set(before) != set(flattening):
+        return None
+    return Chain(
+        names, bool(flattening), names + tuple(str(node.target) for node in before if node.op == "call_module")
+    )
 
 
 def _chain_from(node: fx.Node, modules: Modules, once: set[Any]) -> list[fx.Node]:
@@ -94,7 +117,7 @@ def _chain_from(node: fx.Node, modules: Modules, once: set[Any]) -> list[fx.Node
     return chain
 
 
-def _call_at_once(graph: fx.Graph, chain: list[fx.Node]) -> None:
+def _call_at_once(graph: fx.Graph, chain: list[fx.Node], modules: Modules) -> None:
     with graph.inserting_after(chain[-1]):
         call = graph.call_function(run_chain)
     with graph.inserting_before(call):
@@ -104,17 +127,19 @@ def _call_at_once(graph: fx.Graph, chain: list[fx.Node]) -> None:
         between = cast(fx.Node, node.args[0])
         graph.erase_node(node)
         if before is not None and between is not before:
-            graph.erase_node(between)  # the flattening
+            for flattening in _flattening(between, modules):
+                graph.erase_node(flattening)
 
 
 def _next_layer(node: fx.Node, modules: Modules) -> fx.Node | None:
     """Return the call of the sparse layer that is the only user of the result of ``node``; None if there is none."""
-    kind, (user, *others) = _kind(modules[node.target]), tuple(node.users) or (None,)
-    if kind is SparseConv2d and user is not None and not others and _is_flatten(user, modules):
-        kind, (user, *others) = SparseLinear, tuple(user.users) or (None,)
-    if user is None or others or user.op != "call_module" or _kind(modules[user.target]) is not kind:
+    kind, users = _kind(modules[node.target]), tuple(node.users)
+    flattening = next((found for user in users if (found := _flattening(user, modules))), [])
+    if kind is SparseConv2d and flattening and {*users, *(u for n in flattening[1:] for u in n.users)} <= {*flattening}:
+        kind, users = SparseLinear, tuple(flattening[0].users)
+    if len(users) != 1 or users[0].op != "call_module" or _kind(modules[users[0].target]) is not kind:
         return None
-    return user if len(user.args) == 1 and not user.kwargs else None
+    return users[0] if len(users[0].args) == 1 and not users[0].kwargs else None
 
 
 def _absorb(graph: fx.Graph, node: fx.Node, modules: Modules, wanted: Any) -> bool:
@@ -144,6 +169,28 @@ def _is_pool(node: fx.Node, modules: Modules) -> bool:
         return not pool.return_indices and _is_two_by_two(**arguments)
     called = node.op == "call_function" and node.target in MAX_POOL and bool(node.args)
     return called and _is_two_by_two(*cast(Any, node.args[1:]), **cast(Any, node.kwargs))
+
+
+def _flattening(node: fx.Node, modules: Modules) -> list[fx.Node]:
+    """Return the nodes that flatten all but the first dimension: ``node``, and those that look up the batch size.
+
+    Examples are ``x.flatten(1)`` and ``x.view(x.size(0), -1)``. Nothing is returned for any other node.
+    """
+    if _is_flatten(node, modules):
+        return [node]
+    if node.op not in ("call_function", "call_method") or node.target not in VIEW or node.kwargs:
+        return []
+    x, *sizes = node.args
+    first, *rest = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
+    if rest != [-1] or not isinstance(first, fx.Node):
+        return []
+    if first.target == "size" and first.args == (x, 0):
+        return [node, first]
+    if first.target is not operator.getitem or first.args[1] != 0:
+        return []
+    shape = cast(fx.Node, first.args[0])
+    of_x = (shape.target, shape.args) in ((getattr, (x, "shape")), ("size", (x,)))
+    return [node, first, shape] if of_x else []
 
 
 def _is_flatten(node: fx.Node, modules: Modules) -> bool:

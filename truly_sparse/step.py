@@ -45,7 +45,8 @@ class _Prepared(NamedTuple):
         stages: what each layer computes.
         parameters: values and bias of each layer, without missing biases.
         weights: values and bias of each layer with their Adam state; None for a missing bias.
-        dim: dimensions of an input.
+        flattens: whether an input is flattened before the first layer.
+        dim: dimensions of an input of the first layer.
     """
 
     lookups: list[tuple[Callable[[Any], Any], Any]]
@@ -57,6 +58,7 @@ class _Prepared(NamedTuple):
     stages: list[Stage]
     parameters: list[nn.Parameter]
     weights: list[Trained | None]
+    flattens: bool
     dim: int
 
 
@@ -64,9 +66,9 @@ class TrainingStep:
     """A training step, called with inputs and labels: forward, cross-entropy, backward, optimizer.
 
     In a small truly sparse network, Python, autograd and the optimizer take as long as the arithmetic. A step is
-    therefore one compiled call if the model is a single chain of sparse layers (``fuse(sparsify(model))``) in float32
-    on a CPU and the optimizer is torch's Adam or AdamW. The call changes the same parameters, their ``.grad``
-    (overwritten by the next step) and the optimizer's state, equal up to rounding.
+    therefore one compiled call if the model is a single chain of sparse layers (``fuse(sparsify(model))``), with or
+    without a flattening of its input, in float32 on a CPU, and the optimizer is torch's Adam or AdamW. The call changes
+    the same parameters, their ``.grad`` (overwritten by the next step) and the optimizer's state, equal up to rounding.
 
     All other steps use torch's operations: the first step, in which the optimizer creates its state; steps with hooks
     on the model, its parameters or the optimizer; labels outside the classes; a loss that is not finite. Hooks inside
@@ -142,7 +144,11 @@ class TrainingStep:
         if self._prepared is None or not _is_valid(self._prepared):
             self._prepared = self._prepare()
         ready = self._prepared
-        if ready is None or x.dim() != ready.dim or kernels_for(x) is reference:
+        if ready is None:
+            return None
+        if ready.flattens and x.dim() > 2:
+            x = x.flatten(1)
+        if x.dim() != ready.dim or kernels_for(x) is reference:
             return None
         if any([layer.index is not stage.index for layer, stage in zip(ready.layers, ready.stages, strict=True)]):
             self._prepared = ready = ready._replace(stages=stages_in(ready.layers))
@@ -165,9 +171,11 @@ class TrainingStep:
     def _prepare(self) -> _Prepared | None:
         """Collect all that a compiled step needs. Return None if the step needs torch's operations."""
         chain = chain_of(self.model)
-        layers = [layer for name in chain if isinstance(layer := self.model.get_submodule(name), SparseLayer)]
+        if chain is None or "forward" in vars(self.model):
+            return None
+        layers = [layer for name in chain.layers if isinstance(layer := self.model.get_submodule(name), SparseLayer)]
         (group,), state = self.optimizer.param_groups, self.optimizer.state
-        if not chain or "forward" in vars(self.model) or len(layers) < len(chain):
+        if len(layers) < len(chain.layers):
             return None
         if not isinstance(layers[-1], SparseLinear):
             return None
@@ -176,29 +184,31 @@ class TrainingStep:
         held = set(map(id, group["params"]))
         if not all(id(parameter) in held and state.get(parameter) for parameter in trained):
             return None
-        places = self._places(chain, layers, group, trained)
+        called = [self.model.get_submodule(name) for name in chain.names]
+        places = self._places(chain.names, layers, group, trained)
         ready = _Prepared(
             lookups=[(place.get, key) for place, key in places],
             values=[place.get(key) for place, key in places],
             groups=(self.optimizer.param_groups, group),
-            hooks=[(vars(module), name) for module in (self.model, *layers) for name in HOOKS],
+            hooks=[(vars(module), name) for module in (self.model, *called) for name in HOOKS],
             held=(group["params"], list(group["params"])),
             layers=layers,
             stages=stages_in(layers),
             parameters=trained,
             weights=[None if each is None else (each, *(state[each][name] for name in MOMENTS)) for each in parameters],
+            flattens=chain.flattens,
             dim=2 if isinstance(layers[0], SparseLinear) else 4,
         )
         return ready if _is_valid(ready) else None
 
     def _places(
-        self, chain: tuple[str, ...], layers: list[SparseLayer], group: dict[str, Any], trained: list[nn.Parameter]
+        self, names: tuple[str, ...], layers: list[SparseLayer], group: dict[str, Any], trained: list[nn.Parameter]
     ) -> list[tuple[Any, Any]]:
         """Return the dictionaries, with a key of each, whose entries decide what a step must do."""
         state = self.optimizer.state
         places: list[tuple[Any, Any]] = [(vars(self.optimizer), "state"), (vars(self.optimizer), "param_groups")]
         places += [(group, "params"), (vars(self.model), "forward"), (vars(type(self.model)), "forward")]
-        for name in chain:
+        for name in names:
             steps = name.split(".")
             parents = (self.model.get_submodule(".".join(steps[:n])) for n in range(len(steps)))
             places += [(parent._modules, step) for parent, step in zip(parents, steps, strict=True)]

@@ -130,6 +130,7 @@ WITHOUT_CASES = {
     "smallest": "called by magnitude_prune and DynamicSparsity",
     "run_chain": "called in every pass; test_sparse.py",
     "hooks_of": "called in every pass; test_step.py",
+    "Chain": "made by chain_of",
     "chain_of": "asked by TrainingStep, which checks the model; test_step.py",
     "strides": "called in every pass with shapes that were checked; test_kernels.py",
     "borrow": "called in every pass with a size of its own; test_kernels.py",

@@ -39,6 +39,16 @@ def compiled_steps(monkeypatch):
     return steps
 
 
+FLATTENINGS = {
+    "a module": nn.Flatten(),
+    "a method": lambda x: x.flatten(1),
+    "a function": lambda x: torch.flatten(x, 1),
+    "size": lambda x: x.view(x.size(0), -1),
+    "shape": lambda x: x.reshape(x.shape[0], -1),
+    "a tuple": lambda x: torch.reshape(x, (x.size()[0], -1)),
+}
+
+
 def perceptron():
     parts = nn.Linear(36, 50, bias=False), nn.ReLU(), nn.Linear(50, 40), nn.ReLU(), nn.Linear(40, 10)
     return sparse(nn.Sequential(*parts))
@@ -51,13 +61,25 @@ def sparse(model, scheme="uniform"):
 class Tiny(nn.Module):
     """A convolution and two linear layers: small, but of every kind."""
 
-    def __init__(self):
+    def __init__(self, flatten=FLATTENINGS["a method"]):
         super().__init__()
         self.conv, self.fc, self.out = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(36, 30, bias=False), nn.Linear(30, 10)
+        self.flatten = flatten
 
     def forward(self, x):
         x = torch.max_pool2d(torch.relu(self.conv(x)), 2)
-        return self.out(torch.relu(self.fc(x.flatten(1))))
+        return self.out(torch.relu(self.fc(self.flatten(x))))
+
+
+class OfImages(nn.Module):
+    """Linear layers whose input is flattened first."""
+
+    def __init__(self, flatten=FLATTENINGS["a module"]):
+        super().__init__()
+        self.fc, self.out, self.flatten = nn.Linear(36, 30), nn.Linear(30, 10), flatten
+
+    def forward(self, x):
+        return self.out(torch.relu(self.fc(self.flatten(x))))
 
 
 @pytest.fixture
@@ -100,7 +122,16 @@ OPTIMIZERS = {
     "Adam, other numbers": (torch.optim.Adam, {"betas": (0.8, 0.95), "eps": 1e-4}),
     "AdamW": (torch.optim.AdamW, {"weight_decay": 0.3}),
 }
-MODELS = {"convolution": lambda: sparse(Tiny()), "linear": perceptron, "ERK": lambda: sparse(Tiny(), "erk")}
+MODELS = {
+    "convolution": lambda: sparse(Tiny()),
+    "linear": perceptron,
+    "flattened": lambda: sparse(OfImages()),
+    "ERK": lambda: sparse(Tiny(), "erk"),
+}
+
+
+def given(model, images):
+    return images if hasattr(model, "conv") or chain_of(model).flattens else images.flatten(1)
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS.values(), ids=OPTIMIZERS)
@@ -113,7 +144,7 @@ def test_weights_gradients_state_and_loss_are_torchs_to_rounding(make, kind, com
     step = TrainingStep(model, ours)
     sizes = (64, 64, 1, 16, 33, 100, 64, 31, 32, 64)
     for x, y in batches(*sizes):
-        x = x if hasattr(model, "conv") else x.flatten(1)
+        x = given(model, x)
         loss, right = step(x, y)
         expected, expected_right = by_torch(twin, theirs, x, y)
         assert loss == pytest.approx(expected, rel=1e-5) and right == expected_right
@@ -131,7 +162,7 @@ def test_recorded_batches_are_torchs_to_rounding(make, left_out, compiled_steps)
     step = TrainingStep(model, ours)
     sizes = (64, 64, 64, 33, 1, 100)
     for number, (x, y) in enumerate(batches(*sizes)):
-        x = x if hasattr(model, "conv") else x.flatten(1)
+        x = given(model, x)
         for network in (model, twin):
             for at, layer in enumerate(sparse_layers(network).values()):
                 if number in (1, 4):  # from then on two batches, or three, are recorded
@@ -150,11 +181,61 @@ def test_recorded_batches_are_torchs_to_rounding(make, left_out, compiled_steps)
 
 
 def test_a_fused_network_is_a_chain_and_anything_around_it_is_not():
-    assert chain_of(sparse(Tiny())) == ("conv", "fc", "out")
-    assert chain_of(fuse(sparsify(mask_model(TutorialCNN(), 0.95)))) == ("conv1", "conv2", "fc1", "fc2", "fc3", "fc4")
-    assert chain_of(TutorialCNN()) == chain_of(sparsify(mask_model(Tiny(), 0.8))) == ()
+    names = "conv1", "conv2", "fc1", "fc2", "fc3", "fc4"
+    assert chain_of(fuse(sparsify(mask_model(TutorialCNN(), 0.95)))) == (names, False, names)
+    for other in (TutorialCNN(), sparsify(mask_model(Tiny(), 0.8)), fuse(nn.Identity()), fuse(nn.Flatten())):
+        assert chain_of(other) is None
     for around in (nn.Sequential(nn.Dropout(), Tiny()), nn.Sequential(Tiny(), nn.Softmax(1))):
-        assert chain_of(fuse(sparsify(mask_model(around, 0.8)))) == ()
+        assert chain_of(fuse(sparsify(mask_model(around, 0.8)))) is None
+
+
+@pytest.mark.parametrize("kind", FLATTENINGS)
+def test_a_flattening_is_part_of_a_chain(kind, compiled_steps):
+    layers, flat = ("conv", "fc", "out"), ("flatten",) if kind == "a module" else ()
+    for network, chain in ((Tiny, (layers, False, layers)), (OfImages, (layers[1:], True, layers[1:] + flat))):
+        plain = sparsify(mask_model(network(FLATTENINGS[kind]), 0.8, seed=0))
+        model = fuse(plain)
+        assert chain_of(model) == chain
+        step = started(model)
+        for layer, trained in zip(sparse_layers(plain).values(), sparse_layers(model).values(), strict=True):
+            layer.load_state_dict(trained.state_dict())
+        x, y = next(batches(33))
+        torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-5)
+        step(x.to(memory_format=torch.channels_last), y)
+    assert len(compiled_steps) == 2
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda x: x.view(-1, 36),
+        lambda x: x.view(x.size(1) * 64, -1),
+        lambda x: x.flatten(1, 3),
+        lambda x: x.view(x.size(0), 36),
+        lambda x: x.flatten(1) * x.size(0),
+        lambda x: x.view(x.size(0), -1) * x.size(0),
+        lambda x: torch.relu(x.flatten(1)),
+    ],
+)
+def test_anything_else_before_the_first_layer_is_no_part_of_a_chain(other, compiled_steps):
+    model = sparse(OfImages(other))
+    assert chain_of(model) is None
+    step = started(model)
+    step(*next(batches(64)))
+    assert not compiled_steps
+
+
+def test_a_hook_on_what_flattens_or_another_one_is_left_to_torch(compiled_steps):
+    for change in (
+        lambda model: model.flatten.register_forward_hook(lambda _, __, y: 2 * y),
+        lambda model: setattr(model, "flatten", nn.Sequential(nn.Flatten(), nn.Tanh())),
+    ):
+        step = started(sparse(OfImages()))
+        step(*next(batches(64)))
+        seen = len(compiled_steps)
+        change(step.model)
+        step(*next(batches(64)))
+        assert len(compiled_steps) == seen > 0
 
 
 def started(model, optimizer=torch.optim.Adam, **settings):

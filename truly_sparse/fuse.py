@@ -181,8 +181,10 @@ def _flattening(node: fx.Node, modules: Modules) -> list[fx.Node]:
     if node.op not in ("call_function", "call_method") or node.target not in VIEW or node.kwargs:
         return []
     x, *sizes = node.args
-    first, *rest = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
-    if rest != [-1] or not isinstance(first, fx.Node):
+    if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
+        sizes = [*sizes[0]]
+    first = sizes[0] if len(sizes) == 2 and sizes[1] == -1 else None
+    if not isinstance(first, fx.Node):
         return []
     if first.target == "size" and first.args == (x, 0):
         return [node, first]

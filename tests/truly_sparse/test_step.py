@@ -215,6 +215,8 @@ def test_a_flattening_is_part_of_a_chain(kind, compiled_steps):
         lambda x: x.flatten(1) * x.size(0),
         lambda x: x.view(x.size(0), -1) * x.size(0),
         lambda x: torch.relu(x.flatten(1)),
+        lambda x: x.flatten(1) + x.sum().reshape(()),
+        lambda x: x.view((64, -1)),
     ],
 )
 def test_anything_else_before_the_first_layer_is_no_part_of_a_chain(other, compiled_steps):

@@ -237,7 +237,7 @@ def plot_ranks() -> Figure:
         _draw_ranks(axis, task, places)
     handles = [plt.Line2D([], [], color=lane.colour, marker="o", label=lane.title.partition(":")[0]) for lane in LANES]
     used = {colour_of(name) for places in tables.values() for name in places}
-    figure.legend(handles=[h for h in handles if h.get_color() in used], loc="outside lower center", ncols=4)
+    figure.legend(handles=[h for h in handles if h.get_color() in used], loc="outside lower center", ncols=3)
     return viz.finish(figure)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -80,11 +81,8 @@ class Comparison:
             low, high = interval(part["accuracy"].tolist())
             others = part.drop(columns=["contender", "sparsity", "seed"]).mean(numeric_only=True)
             others["seconds"] = part["seconds"].median()
-            rows.append(
-                {"contender": contender, "sparsity": sparsity, "seeds": len(part)}
-                | {"accuracy": others.pop("accuracy"), "low": low, "high": high}
-                | others.to_dict()
-            )
+            row = {"contender": contender, "sparsity": sparsity, "seeds": len(part), "accuracy": others.pop("accuracy")}
+            rows.append(row | {"low": low, "high": high} | others.to_dict())
         return pd.DataFrame(rows)
 
 
@@ -94,9 +92,8 @@ def interval(samples: Sequence[float], level: float = 0.95) -> tuple[float, floa
     Raises:
         InvalidArgumentError: no samples, one that is not finite, or a level outside (0, 1).
     """
-    require(
-        len(samples) > 0 and all(map(math.isfinite, samples)), "samples", samples, "give at least one finite number"
-    )
+    finite = len(samples) > 0 and all(map(math.isfinite, samples))
+    require(finite, "samples", samples, "give at least one finite number")
     require(0 < level < 1, "level", level, "use a number between 0 and 1")
     if len(samples) < 2:
         return math.nan, math.nan
@@ -159,8 +156,8 @@ def compare(
         seeds: at least one; two or more for intervals.
         budget: epochs and batch size of each run.
         folder: where finished runs and the checkpoints of unfinished ones are written. Runs with the same settings that
-            are there already are not trained again, so an interrupted comparison continues. Custom rules are the same
-            as long as their code is.
+            are there already are not trained again, so an interrupted comparison continues. Custom rules and
+            contenders are the same as long as their code is.
         workers: number of processes, with one thread each; 1: this process, with all threads. Custom rules must come
             from a file that the processes can import, not from a notebook.
         progress: whether to show a progress bar.
@@ -312,7 +309,8 @@ class _Files:
     def __init__(self, folder: str | Path, contenders: Mapping[str, Contender], data: Digits, budget: Budget) -> None:
         self.folder = check_path("folder", folder)
         terms = f"{budget} {data.sha256()}"
-        self.digests = {name: _digest(f"{name} {describe(each)} {terms}") for name, each in contenders.items()}
+        settings = {name: describe(each) + _own_methods(type(each)) for name, each in contenders.items()}
+        self.digests = {name: _digest(f"{name} {text} {terms}") for name, text in settings.items()}
 
     def path(self, job: Job, ending: str) -> Path:
         name, sparsity, seed = job
@@ -341,6 +339,12 @@ class _Files:
             self.path(job, "checkpoint").unlink(missing_ok=True)
         except OSError as error:
             raise CheckpointError(f"folder={str(self.folder)!r} cannot be written ({error}); choose another") from error
+
+
+def _own_methods(kind: type) -> str:
+    """Return a text that changes with the methods of a contender's class; "" for a class of this package."""
+    own = [each for each in kind.__mro__ if issubclass(each, Contender) and not each.__module__.startswith(__package__)]
+    return "".join(describe(m) for each in own for m in vars(each).values() if isinstance(m, FunctionType))
 
 
 def _digest(text: str) -> str:

@@ -150,6 +150,28 @@ def test_a_contender_with_a_bad_setting(wrong):
         wrong.build(0.9, 0)
 
 
+def tiny():
+    class Mine(SmallDense):
+        def build(self, sparsity, seed):
+            return TutorialCNN(0.01)
+
+    return Mine()
+
+
+def less_tiny():
+    class Mine(SmallDense):
+        def build(self, sparsity, seed):
+            return TutorialCNN(0.02)
+
+    return Mine()
+
+
+def test_a_contender_whose_code_has_changed_is_trained_again(digits, tmp_path):
+    for contender, runs in ((tiny(), 1), (tiny(), 1), (less_tiny(), 2), (tiny(), 2)):
+        compare({"mine": contender}, digits, (0.99,), (0,), Budget(1, 300), folder=tmp_path, progress=False)
+        assert len(list(tmp_path.iterdir())) == runs
+
+
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "{}", '{"contender": "a", "sparsity": 0.5, "seed": 0}', "[" * 100_000]
 )

@@ -4,10 +4,10 @@ A piece of evidence is a mean difference in accuracy, in points, paired by seed 
 the 95% interval of Student's t over the seeds. The rules on this interval:
 
 - :func:`more`, "A is better than B": holds if the interval is above zero, does not if it is below.
-- :func:`no_less`, "A loses nothing": holds if the interval is above minus the margin; does not if it is below zero
-  otherwise.
-- :func:`alike`, "A and B do not differ": holds if the interval is within the margin on both sides; does not if it
-  leaves out zero otherwise.
+- :func:`no_less`, "A loses nothing": holds if the interval is above minus the margin; if not, and it is below zero, it
+  does not hold.
+- :func:`alike`, "A and B do not differ": holds if the interval is within the margin on both sides; if not, and it
+  leaves out zero, it does not hold.
 
 In all other cases no difference was seen. What was not run, or from one seed only, has no verdict.
 """
@@ -115,6 +115,11 @@ def overall(pieces: Sequence[Found]) -> str:
     return IN_PART if HOLDS in found else NOT
 
 
+def told_only(piece: Found) -> Found:
+    """Return a piece of evidence that is told beside others, without a verdict."""
+    return Found(piece.what, piece.numbers, FOR_COMPARISON)
+
+
 # ------------------------------------------------------------------------------------------ kinds of evidence
 
 
@@ -167,6 +172,11 @@ def _compared(pairs: Sequence[tuple[str, str]], at: Sequence[float], rules: dict
     return find
 
 
+def beside(main: Evidence, other: Evidence) -> Evidence:
+    """The first evidence; the numbers of the second are told for comparison."""
+    return lambda runs: [*main(runs), *map(told_only, other(runs))]
+
+
 def longer(contender: str, rule: Rule) -> Evidence:
     """A contender that is trained five times longer than the dense network, at each sparsity; and as long as it."""
 
@@ -174,7 +184,7 @@ def longer(contender: str, rule: Rule) -> Evidence:
         dense, usual, long = Side("dense", SMALL), Side(contender, SMALL), Side(contender, SMALL, ("length",))
         found = [judged(f"five times longer, {s:.0%}", gap(runs, long, dense, (s,)), rule) for s in TWO]
         before = [judged(f"equal length, {s:.0%}", gap(runs, usual, dense, (s,)), rule) for s in TWO]
-        return [*found, *(Found(piece.what, piece.numbers, FOR_COMPARISON) for piece in before)]
+        return [*found, *map(told_only, before)]
 
     return find
 

@@ -563,7 +563,7 @@ def which_algorithm() -> list[Claim]:
         ),
         Claim(
             "two settings",
-            "most of them twice: with *common* settings, as above, and with their *own*",
+            "many of them twice: with *common* settings, as above, and with their *own*",
             lambda v: tuple(sum(name.endswith(f", {which}") for name in v.entries) for which in ("common", "own")),
             lambda common, own: common >= 2 and own >= 2,
         ),
@@ -590,7 +590,7 @@ def which_algorithm() -> list[Claim]:
         ),
         Claim(
             "drawn weights",
-            "it gets further there with weights drawn for the sparse network than with the dense ones that it scored",
+            "it has a higher mean there with weights drawn for the sparse network than with the dense ones",
             lambda v: tuple(
                 on_1000(v, f"{name}, {terms}", 0.99)
                 for name in ("SynFlow", "SNIP", "GraSP")
@@ -600,15 +600,17 @@ def which_algorithm() -> list[Claim]:
         ),
         Claim(
             "scored weights",
-            "(On all of MNIST the record has it the other way round for SynFlow.)",
+            "(On all of MNIST SynFlow has it the other way round.)",
             lambda v: tuple(on_all(v, f"SynFlow, {terms}", 0.99) for terms in ("common", "own")),
             lambda drawn, scored: 98 < drawn < scored < 99.5,
         ),
         Claim(
             "shares",
-            "with SynFlow's number of weights in each layer, are ahead of RigL with ERK densities",
-            lambda v: tuple(on_all(v, name, 0.99) for name in ("static, SynFlow's shares", "RigL, common and own")),
-            lambda drawn, rigl: 98 < rigl < drawn < 99.5,
+            "gain as much by SynFlow's number of weights in each layer as RigL gains with ERK densities",
+            lambda v: tuple(
+                on_all(v, name, 0.99) for name in ("static", "static, SynFlow's shares", "RigL, common and own")
+            ),
+            lambda static, drawn, rigl: drawn - static > rigl - static > 0.2,
         ),
         Claim(
             "equal bytes",
@@ -644,7 +646,7 @@ def which_algorithm() -> list[Claim]:
         ),
         Claim(
             "sparse is not small",
-            "a dense network with as many weights is behind every rewired one at every sparsity",
+            "a dense network with as many weights has a lower mean than every rewired one at every sparsity",
             lambda v: tuple(
                 recorded(v, n, s) - recorded(v, "small-dense, same weights", s)
                 for n in ("SET", "RigL", "SNFS")
@@ -654,7 +656,7 @@ def which_algorithm() -> list[Claim]:
         ),
         Claim(
             "equal multiply-adds",
-            "at 99.5% its mean is above those of all sparse ones",
+            "at 99.5% its mean is above those of all sparse ones of section 4",
             lambda v: tuple(
                 recorded(v, n, 0.995) for n in ("small-dense, same multiply-adds", "static", "SET", "RigL", "SNFS")
             ),
@@ -662,12 +664,21 @@ def which_algorithm() -> list[Claim]:
         ),
         Claim(
             "gradual",
-            "has the highest mean of the sparse networks wherever section 4's record has it",
+            "is among the best sparse networks wherever section 4's record has it",
             lambda v: tuple(
                 recorded(v, "gradual pruning", s) - max(recorded(v, n, s) for n in ("SET", "RigL", "SNFS"))
                 for s in sorted(set(v.full[v.full["contender"] == "gradual pruning"]["sparsity"]))
             ),
-            lambda *ahead: min(ahead) > 0,
+            lambda *ahead: min(ahead) > -0.1,
+        ),
+        Claim(
+            "near the ceiling",
+            "where accuracies are close together up to 98% sparsity",
+            lambda v: tuple(
+                float(np.ptp(v.decade.query("race == 'methods' and images == 60_000 and sparsity == @s")["accuracy"]))
+                for s in (0.9, 0.95, 0.98, 0.995)
+            ),
+            lambda *spreads: max(spreads[:3]) < 0.6 and spreads[3] > 2,
         ),
     ]
 

@@ -106,24 +106,30 @@ def unranked(active, ranks, places):
         places[later] = ranks[later] + a
 
 
+@njit(inline="always")
+def _number(drawn, i, width, size):
+    low, high = int(i * width), size if i + 1 == len(drawn) else int((i + 1) * width)
+    return low + int(drawn[i] * (high - low))
+
+
 @_loop
-def one_in_each_part(drawn, size, shift, numbers, turned):
-    """Write to ``numbers`` one of each part of ``range(size)``, and to ``turned``, sorted, ``shift`` more, modulo size.
+def one_in_each_part(drawn, size, shift, numbers):
+    """Write one number of each part of ``range(size)``, plus ``shift``, modulo ``size``; sorted.
 
     ``drawn`` says how far into its part each lies, from 0 to 1.
     """
-    parts, below = len(drawn), 0
-    width = size / max(1, parts)
-    low = 0
-    for i in range(parts):
-        high = size if i + 1 == parts else int((i + 1) * width)
-        numbers[i] = low + int(drawn[i] * (high - low))
-        below += numbers[i] < size - shift
-        low = high
-    for i in range(below):
-        turned[parts - below + i] = numbers[i] + shift
-    for i in range(below, parts):
-        turned[i - below] = numbers[i] + shift - size
+    parts = len(drawn)
+    width, first, end = size / max(1, parts), 0, parts  # from the first on, numbers begin at 0 again
+    while first < end:
+        middle = (first + end) // 2
+        if _number(drawn, middle, width, size) + shift < size:
+            first = middle + 1
+        else:
+            end = middle
+    for i in range(first, parts):
+        numbers[i - first] = _number(drawn, i, width, size) + shift - size
+    for i in range(first):
+        numbers[parts - first + i] = _number(drawn, i, width, size) + shift
 
 
 @_loop

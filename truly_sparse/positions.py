@@ -202,9 +202,9 @@ def one_in_each_part(drawn: torch.Tensor, size: int, shift: int) -> torch.Tensor
     """
     parts, loops = len(drawn), loops_or_none()
     if loops is not None:
-        numbers, turned = np.empty((2, parts), np.int64)
-        loops.one_in_each_part(drawn.numpy(), size, shift, numbers, turned)
-        return torch.from_numpy(turned)
+        found = np.empty(parts, np.int64)
+        loops.one_in_each_part(drawn.numpy(), size, shift, found)
+        return torch.from_numpy(found)
     borders = np.floor(np.arange(parts + 1) * (size / max(1, parts)))
     borders[-1] = size
     numbers = (borders[:-1] + np.floor(drawn.numpy() * np.diff(borders))).astype(np.int64)

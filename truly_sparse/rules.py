@@ -215,7 +215,9 @@ def _one_in_each_part(active: torch.Tensor, size: int, count: int, generator: to
     inactive = size - len(active)
     drawn = torch.rand(min(count, inactive), generator=generator, dtype=torch.float64)
     shift = int(torch.randint(max(1, inactive), (), generator=generator))
-    return unranked(active, one_in_each_part(drawn, inactive, shift).to(active.device))
+    ranks = one_in_each_part(drawn, inactive, shift)
+    del drawn  # of a large layer it is large
+    return unranked(active, ranks.to(active.device))
 
 
 def over_all_ranks(gradient: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, NamedTuple, TypeAlias, cast
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,8 @@ VIEW = (torch.reshape, "reshape", "view")
 Modules: TypeAlias = dict[Any, nn.Module]  # by name, as the targets of graph nodes
 
 
-class Chain(NamedTuple):
+@dataclass(frozen=True)
+class Chain:
     """A fused model that is a single chain of layers.
 
     Attributes:

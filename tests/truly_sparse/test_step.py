@@ -26,7 +26,7 @@ from truly_sparse import (
 )
 from truly_sparse.cpu import training
 from truly_sparse.cpu.memory import to_batch_innermost
-from truly_sparse.fuse import chain_of
+from truly_sparse.fuse import Chain, chain_of
 from tutorial_lib import TutorialCNN, callbacks, fit, mask_model
 
 
@@ -182,7 +182,7 @@ def test_recorded_batches_are_torchs_to_rounding(make, left_out, compiled_steps)
 
 def test_a_fused_network_is_a_chain_and_anything_around_it_is_not():
     names = "conv1", "conv2", "fc1", "fc2", "fc3", "fc4"
-    assert chain_of(fuse(sparsify(mask_model(TutorialCNN(), 0.95)))) == (names, False, names)
+    assert chain_of(fuse(sparsify(mask_model(TutorialCNN(), 0.95)))) == Chain(names, False, names)
     for other in (TutorialCNN(), sparsify(mask_model(Tiny(), 0.8)), fuse(nn.Identity()), fuse(nn.Flatten())):
         assert chain_of(other) is None
     for around in (nn.Sequential(nn.Dropout(), Tiny()), nn.Sequential(Tiny(), nn.Softmax(1))):
@@ -192,7 +192,10 @@ def test_a_fused_network_is_a_chain_and_anything_around_it_is_not():
 @pytest.mark.parametrize("kind", FLATTENINGS)
 def test_a_flattening_is_part_of_a_chain(kind, compiled_steps):
     layers, flat = ("conv", "fc", "out"), ("flatten",) if kind == "a module" else ()
-    for network, chain in ((Tiny, (layers, False, layers)), (OfImages, (layers[1:], True, layers[1:] + flat))):
+    for network, chain in (
+        (Tiny, Chain(layers, False, layers)),
+        (OfImages, Chain(layers[1:], True, layers[1:] + flat)),
+    ):
         plain = sparsify(mask_model(network(FLATTENINGS[kind]), 0.8, seed=0))
         model = fuse(plain)
         assert chain_of(model) == chain

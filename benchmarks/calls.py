@@ -130,6 +130,7 @@ def call_path() -> dict[str, float]:
     contiguous = False, False
     prepared = program.forward_program(stages, x, contiguous, remember=False)
     work, y = workspace.take(prepared, threads.use_threads()), prepared.empty_result()
+    places, _alive = entry.addresses(stages, parameters, with_bias=True)
 
     def use_workspace() -> None:
         workspace.give_back(prepared, workspace.take(prepared, work.threads))
@@ -140,7 +141,7 @@ def call_path() -> dict[str, float]:
         "eager.run_eagerly": lambda: run_eagerly(x, stages, (layer,), parameters),
         "cpu.chain.forward, of which": lambda: chain.forward(x, stages, parameters),
         "entry.readable: check the input": lambda: entry.readable(x),
-        "entry.checked_parameters": lambda: entry.checked_parameters(stages, parameters, with_bias=True),
+        "entry.addresses: check the parameters": lambda: entry.addresses(stages, parameters, with_bias=True),
         "program.forward_program: find the program": lambda: program.forward_program(
             stages, x, contiguous, remember=False
         ),
@@ -148,7 +149,7 @@ def call_path() -> dict[str, float]:
         "Program.empty_result: make the result": prepared.empty_result,
         "workspace.take, give_back": use_workspace,
         "workspace.fill_in: write the addresses": lambda: workspace.fill_in(
-            work.frame, {program.X: x, program.Y: y}, parameters
+            work.frame, ((program.X, x), (program.Y, y)), places
         ),
         "passes.run_pass: compiled code": lambda: passes.run_pass(prepared.address, work.frame, work.threads),
     }

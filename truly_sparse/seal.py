@@ -45,8 +45,6 @@ class Seal:
         Raises:
             TrainingError: the buffer was overwritten with that of another topology, or with an average.
         """
-        if torch.compiler.is_compiling():
-            return
         held: Any = layer._buffers[NAME]
         try:
             if held._version == self.writes:

@@ -23,7 +23,7 @@ import torch
 from ..errors import InvalidArgumentError
 from ..positions import Largest, are_outside, contained, one_in_each_part, rewired, sorted_distinct, unranked, without
 from ..progress import progress_stream
-from .entry import checked_parameters, readable
+from .entry import addresses, readable
 from .gradient_above import gradient_above
 from .index import LinearIndex
 from .kernel import made
@@ -57,26 +57,28 @@ def forward(
 
     Returns:
         The result, batch innermost if ``x`` is (and not contiguous at the same time), else contiguous; and the tensors
-        that :func:`backward` needs.
+        that :func:`backward` needs, if ``remember``.
 
     Raises:
         InvalidArgumentError: a tensor is not float32 on the CPU, or shapes do not fit.
     """
     x, is_innermost = readable(x)
-    parameters = checked_parameters(stages, parameters, with_bias=True)
+    places, _alive = addresses(stages, parameters, with_bias=True)
     program = forward_program(stages, x, (is_innermost, is_innermost), remember)
-    batch, threads = x.shape[0], use_threads()
-    y = program.empty_result()
+    threads, y = use_threads(), program.empty_result()
     work = take(program, threads)
-    arena = borrow(program.pieces(threads) * program.bytes) if remember else work.memory
-    if batch:
-        frame = work.frame
+    frame, arena = work.frame, None
+    if remember:
+        arena = borrow(program.pieces(threads) * program.bytes)
         frame[ARENA] = arena.data_ptr()
-        fill_in(frame, {X: x, Y: y}, parameters)
+    if y.shape[0]:
+        fill_in(frame, ((X, x), (Y, y)), places)
         _run_pass(program.address, frame, threads)
     give_back(program, work)
+    if not remember:
+        return y, ()
     masks = program.innermost and stages[-1].relu and not stages[-1].pool  # otherwise the arena holds what is needed
-    return y, (x, arena if remember else None, y if masks else None)
+    return y, (x, arena, y if masks else None)
 
 
 def backward(
@@ -102,7 +104,7 @@ def backward(
     """
     x, arena, y = cast("tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]", passed)
     grad, grad_innermost = readable(grad)
-    parameters = checked_parameters(stages, parameters, with_bias=False)
+    places, _alive = addresses(stages, parameters, with_bias=False)
     innermost = not x.is_contiguous()
     program = backward_program(stages, x, (innermost, innermost, grad_innermost), need_input, trace)
     batch, threads = x.shape[0], use_threads()
@@ -116,7 +118,7 @@ def backward(
     if batch:
         frame = work.frame
         frame[ARENA], frame[GRADIENTS] = arena.data_ptr(), gradients.data_ptr()
-        fill_in(frame, {X: x, Y: y, GRAD: grad, DX: dx}, parameters)
+        fill_in(frame, ((X, x), (Y, y), (GRAD, grad), (DX, dx)), places)
         _run_pass(program.address, frame, threads)
     every = range(len(stages))
     traces = traced(program, stages, x, arena, y, work.memory, grad, every) if trace else []

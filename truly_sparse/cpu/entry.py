@@ -16,7 +16,7 @@ from .memory import is_batch_innermost
 from .stage import Stage, two_types
 
 PLAIN = frozenset((torch.Tensor, nn.Parameter))  # types whose memory is their own
-FLOAT = torch.float32
+FLOAT, STRIDED = torch.float32, torch.strided
 
 
 def readable(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
@@ -25,7 +25,8 @@ def readable(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
     Raises:
         InvalidArgumentError: it is not float32 on the CPU, or not ``[B, F]`` or ``[B, C, H, W]``.
     """
-    x = our_kind("activations", x)
+    if not _is_plain(x):
+        x = our_kind("activations", x)
     if x.dim() not in (2, 4):
         raise InvalidArgumentError(f"activations have shape {tuple(x.shape)}; use [B, F] or [B, C, H, W].")
     # A batch of single numbers is both; the backward pass must give the same answer for the same tensor.
@@ -37,39 +38,55 @@ def readable(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
     return x, False
 
 
-def checked_parameters(
+def addresses(
     stages: Sequence[Stage], parameters: Sequence[torch.Tensor | None], with_bias: bool
-) -> list[torch.Tensor | None]:
-    """Check the parameters that compiled code will read, and return them with zeros for missing biases."""
+) -> tuple[list[int], list[torch.Tensor]]:
+    """Check the parameters that compiled code will read.
+
+    Returns:
+        The address of each (that of zeros for a missing bias; 0 for biases that are not read), and copies that some of
+        them belong to, which must be kept as long as the addresses are used.
+    """
     if not stages or len(parameters) != 2 * len(stages):
         raise InvalidArgumentError(
             f"{len(stages)} stages, {len(parameters)} parameters; give at least one stage, and values and bias of each."
         )
-    checked: list[torch.Tensor | None] = []
+    found: list[int] = []
+    copies: list[torch.Tensor] = []
     for at, stage in enumerate(stages):
-        index, bias = stage.index, parameters[2 * at + 1] if with_bias else None
-        checked.append(check_numbers("values", cast(torch.Tensor, parameters[2 * at]), index.nnz))
-        if bias is not None:
-            bias = check_numbers("bias", bias, index.shape[0])
-        elif with_bias:
-            bias = _no_bias(index.shape[0])
-        checked.append(bias)
-    return checked
+        index, bias = stage.index, parameters[2 * at + 1]
+        found.append(_address("values", cast(torch.Tensor, parameters[2 * at]), index.nnz, copies))
+        if not with_bias:
+            found.append(0)
+        elif bias is None:
+            found.append(_no_bias(index.shape[0]).data_ptr())
+        else:
+            found.append(_address("bias", bias, index.shape[0], copies))
+    return found, copies
 
 
-@functools.lru_cache
+@functools.lru_cache(None)
 def _no_bias(outputs: int) -> torch.Tensor:
     return torch.zeros(outputs, dtype=torch.float32, device="cpu")
 
 
-def check_numbers(name: str, numbers: torch.Tensor, count: int) -> torch.Tensor:
-    """Return ``numbers`` after checking that they are ``count`` contiguous float32 numbers on the CPU."""
-    plain = type(numbers) in PLAIN and numbers.dtype is FLOAT and numbers.is_cpu and numbers.layout is torch.strided
-    if not plain or numbers.is_neg() or not has_memory(numbers):
+def _address(name: str, numbers: torch.Tensor, count: int, copies: list[torch.Tensor]) -> int:
+    """Return the address of ``count`` contiguous float32 numbers on the CPU, after checking that they are."""
+    if not _is_plain(numbers):
         numbers = our_kind(name, numbers)
+        copies.append(numbers)
     if numbers.dim() != 1 or numbers.numel() != count or not numbers.is_contiguous():
         raise InvalidArgumentError(f"{name} has shape {tuple(numbers.shape)}; give {count} contiguous numbers.")
-    return numbers
+    return numbers.data_ptr()
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Tell, at little cost, whether :func:`our_kind` would return this tensor itself; False if that is not certain."""
+    try:
+        ours = type(tensor) in PLAIN and tensor.dtype is FLOAT and tensor.is_cpu and tensor.layout is STRIDED
+        return ours and tensor.data_ptr() != 0 and not tensor.is_nested and not tensor.is_neg()
+    except (RuntimeError, ValueError):
+        return False
 
 
 def our_kind(name: str, tensor: torch.Tensor, dtype: torch.dtype = FLOAT) -> torch.Tensor:

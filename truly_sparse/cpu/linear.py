@@ -66,7 +66,8 @@ def linear_forward(call: Call, plan: Plan, stage: int, lanes: int, single: bool)
     """
     fours = plan.tall % 4 == 0
     if single:
-        loop = (four_of_one_sample if fours else one_sample)(plan.col_bytes)
+        next_to = call.x_row == 1
+        loop = four_of_one_sample(plan.col_bytes) if fours else one_sample(plan.col_bytes, plan.tall == 1, next_to)
         return [Phase(loop.address, stage, plan.row_pieces, LANES * plan.nnz)]
     phases = []
     if call.source:
@@ -166,43 +167,52 @@ def outputs_of(width: int, position_bytes: int) -> Kernel:
 
 
 @within
-def _product_of_one(values, to_value, x, x_row, cols, start, end, readable):
-    """Return the sum of weights times inputs from ``start`` on, 16 at a time, and where to go on.
-
-    The last ones before ``end`` are masked, unless less than 16 positions and values are readable there.
-    """
-    k, sums = start, zeros(16)
-    while k + 16 <= end:
+def _product_of_one(values, to_value, x, x_row, cols, start, end):
+    """Return the sum of weights times inputs, in two vectors of four, although up to three more are read."""
+    k, sums, others = start, zeros(4), zeros(4)
+    while k + 8 <= end:
         sums = fma(load(values, k + to_value, sums), gathered(x, cols, k, x_row, sums), sums)
-        k += 16
-    if k < end and k + 16 <= readable:
+        others = fma(load(values, k + 4 + to_value, sums), gathered(x, cols, k + 4, x_row, sums), others)
+        k += 8
+    if k + 4 <= end:
+        sums = fma(load(values, k + to_value, sums), gathered(x, cols, k, x_row, sums), sums)
+        k += 4
+    if k < end:
         rest = products(load(values, k + to_value, sums), gathered(x, cols, k, x_row, sums), sums)
-        sums, k = add(sums, first_lanes(end - k, rest)), end
-    return total(sums), k
+        others = add(others, first_lanes(end - k, rest))
+    return total(add(sums, others))
 
 
 @functools.cache
-def one_sample(position_bytes: int) -> Kernel:
-    """Return the kernel of the forward pass for one sample."""
+def one_sample(position_bytes: int, of_one: bool, next_to: bool) -> Kernel:
+    """Return the kernel of the forward pass for one sample.
+
+    Args:
+        position_bytes: of a position.
+        of_one: whether blocks have one output; without a loop over a block's outputs this kernel is faster.
+        next_to: whether the inputs are next to each other; otherwise each position is multiplied.
+    """
 
     @kernel(CALL, PLAN)
     def sample(call, plan, first, last, thread):
-        x, x_row, y, y_row = floats(call.x), call.x_row, floats(call.y), call.y_row
+        x, y, y_row, x_row, tall = floats(call.x), floats(call.y), call.y_row, call.x_row, plan.tall
+        if next_to:
+            x_row = 1
+        if of_one:
+            tall = 1
         values, bias, relu = floats(call.values), floats(call.bias), call.relu
         cols, indptr, borders = positions(plan.cols, position_bytes), longs(plan.indptr), longs(plan.row_chunks)
-        readable = plan.nnz // plan.tall
+        readable = plan.nnz // tall - 3
         for block in range(borders[first], borders[last]):
             start, end = indptr[block], indptr[block + 1]
-            to_value = (plan.tall - 1) * start
-            for o in range(plan.tall * block, plan.tall * (block + 1)):
-                if x_row == 1:  # without a multiplication of each position
-                    result, k = _product_of_one(values, to_value, x, 1, cols, start, end, readable)
+            to_value = (tall - 1) * start
+            for o in range(tall * block, tall * (block + 1)):
+                if end <= readable:
+                    result = bias[o] + _product_of_one(values, to_value, x, x_row, cols, start, end)
                 else:
-                    result, k = _product_of_one(values, to_value, x, x_row, cols, start, end, readable)
-                while k < end:
-                    result += values[k + to_value] * x[cols[k] * x_row]
-                    k += 1
-                result += bias[o]
+                    result = bias[o]
+                    for k in range(start, end):
+                        result += values[k + to_value] * x[cols[k] * x_row]
                 y[o * y_row] = max(result, np.float32(0)) if relu else result
                 to_value += end - start
 
@@ -212,7 +222,8 @@ def one_sample(position_bytes: int) -> Kernel:
 def make_all() -> None:
     """Make the kernels of single weights for all widths and sizes of positions, so that ``warmup`` compiles them."""
     for position_bytes in (2, 4):
-        one_sample(position_bytes)
+        for next_to in (True, False):
+            one_sample(position_bytes, of_one=True, next_to=next_to)
         for width in FEW:
             few_of(width, position_bytes)
         for width in WIDTHS:

@@ -58,7 +58,7 @@ from .plan import (
 )
 from .records import LINEAR, Call, Phase, Plan
 from .stage import Stage
-from .templates import kept, prepared
+from .templates import kept, known, prepared
 
 SMALL = 2**18  # chains of at most this many weights are divided into spans
 SPAN = 32  # samples of a span
@@ -131,11 +131,12 @@ def forward_program(stages: Sequence[Stage], x: torch.Tensor, innermost: tuple[b
     Raises:
         InvalidArgumentError: a layer does not accept the result of the layer before it.
     """
+    key = remember, innermost, x.shape
 
     def make(parts: list[Part]) -> Program:
         return _forward_program(stages, parts, x.shape, innermost, remember)
 
-    return prepared(stages, (remember, innermost, x.shape), lambda: _parts(stages, tuple(x.shape[1:])), make)
+    return known(stages, key) or prepared(stages, key, _parts(stages, tuple(x.shape[1:])), make)
 
 
 def backward_program(
@@ -145,12 +146,13 @@ def backward_program(
 
     ``innermost`` describes ``x`` and its gradient, the result, and the gradient of the result.
     """
+    key = need_input, innermost, trace, x.shape
 
     def make(parts: list[Part]) -> Program:
         forward = forward_program(stages, x, innermost[:2], remember=True)
         return _backward_program(stages, parts, forward, (innermost[0], innermost[2]), need_input, trace)
 
-    return prepared(stages, (need_input, innermost, trace, x.shape), lambda: _parts(stages, tuple(x.shape[1:])), make)
+    return known(stages, key) or prepared(stages, key, _parts(stages, tuple(x.shape[1:])), make)
 
 
 def _forward_program(
@@ -174,7 +176,7 @@ def _forward_program(
         places[-1] = base, buffer.take(4 * forms[-1].floats)
     in_place = parts[0][0].kind == LINEAR and (innermost or single) and not several  # for a single span no copy pays
     if in_place:
-        forms[0], places[0] = callers_form(size, X_ROW), (X, 0)
+        forms[0], places[0] = callers_form(size, X_ROW) if innermost else forms[0], (X, 0)
     layers = []
     for i, (stage, (plan, image, alive, _)) in enumerate(zip(stages, parts, strict=True)):
         winners = (ARENA, memory.take(span * math.prod(image))) if stage.pool and remember else 0

@@ -134,7 +134,9 @@ def gathered(context: Any, pointer: Any, places: Any, index: Any, step: Any, lik
                 start = b.gep(v[1], [b.add(v[2], word(n))])
                 several = b.load(b.bitcast(start, word.as_pointer()), align=bits // 8)
             place = b.and_(b.lshr(several, word(n % in_word * bits)), word(2**bits - 1))
-            numbers = b.insert_element(numbers, b.load(b.gep(v[0], [b.mul(place, v[3])])), _INT(n))
+            number = b.load(b.gep(v[0], [b.mul(place, v[3])]))
+            number = _llvm(b, "arithmetic.fence.f32", _FLOAT, [number])
+            numbers = b.insert_element(numbers, number, _INT(n))
         return numbers
 
     return _word(like, (pointer, places, types.intp, types.intp, like), emit)

@@ -38,28 +38,31 @@ def kept(cache: dict[Any, Made], key: Any, make: Callable[[], Made]) -> Made:
     return found
 
 
-def prepared(
-    stages: Sequence[Stage], key: Any, parts: Callable[[], list[Part]], make: Callable[[list[Part]], Program]
-) -> Program:
-    """Return the program of a pass: one that is known, one made from a template, or a new one.
+def known(stages: Sequence[Stage], key: Any) -> Program | None:
+    """Return the program of a pass if it was prepared before; for the arguments see :func:`prepared`."""
+    found: Program | None = stages[0].index.programs.get(_whole(stages, key))
+    return found
+
+
+def prepared(stages: Sequence[Stage], key: Any, parts: list[Part], make: Callable[[list[Part]], Program]) -> Program:
+    """Return the program of a pass, made from a template if there is one.
 
     Args:
         stages: the layers.
         key: what the program depends on in addition to them.
-        parts: returns the plan of each layer, and what belongs to it.
+        parts: the plan of each layer, and what belongs to it.
         make: makes the program of these parts.
     """
+    sizes = tuple(
+        (*part.plan._replace(**NO_ADDRESSES), part.scratch, *stage[1:])
+        for part, stage in zip(parts, stages, strict=True)
+    )
+    program = _with_plans(kept(_templates, (key, sizes), lambda: make(parts)), parts)
+    return kept(stages[0].index.programs, _whole(stages, key), lambda: program)
 
-    def of_topology() -> Program:
-        found = parts()
-        sizes = tuple(
-            (*part.plan._replace(**NO_ADDRESSES), part.scratch, *stage[1:])
-            for part, stage in zip(found, stages, strict=True)
-        )
-        return _with_plans(kept(_templates, (key, sizes), lambda: make(found)), found)
 
-    numbers = tuple((stage.index.number, *stage[1:]) for stage in stages)
-    return kept(stages[0].index.programs, (key, numbers), of_topology)
+def _whole(stages: Sequence[Stage], key: Any) -> Any:
+    return key, *[(stage.index.number, stage.relu, stage.pool) for stage in stages]
 
 
 def are_alike(some: Program, other: Program) -> bool:

@@ -183,12 +183,12 @@ def _prepared(
     arena = borrow(there.pieces(threads) * there.bytes)
     works = take(there, threads), take(back, threads)  # for this step alone
     frames = works[0].frame, works[1].frame
-    parameters = [zeros if each is None else each[0] for each in weights]
+    parameters = [(zeros if each is None else each[0]).data_ptr() for each in weights]
     for frame in frames:
         frame[ARENA], frame[STEPS] = arena.data_ptr(), steps.data_ptr()
         # The gradients of all spans are summed in place of the first.
         frame[PARTIAL] = frame[GRADIENTS] = gradients.data_ptr()
-        fill_in(frame, {Y: y, GRAD: grad}, parameters)
+        fill_in(frame, ((Y, y), (GRAD, grad)), parameters)
     settings, outcome, factors = np.empty(5), np.empty((there.spans, 3)), np.empty((len(records), 2))
     passes = there.address, address(frames[0]), back.address, address(frames[1])
     updated = address(settings), address(records), len(records), address(factors)

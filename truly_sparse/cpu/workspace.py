@@ -46,22 +46,20 @@ def give_back(program: Program, work: Workspace) -> None:
         program.idle.append(work)
 
 
-def fill_in(
-    frame: np.ndarray, tensors: dict[int, torch.Tensor | None], parameters: Sequence[torch.Tensor | None]
-) -> None:
+def fill_in(frame: np.ndarray, tensors: Sequence[tuple[int, torch.Tensor | None]], parameters: list[int]) -> None:
     """Write addresses into a frame.
 
     Args:
         frame: of the pass.
-        tensors: batch-innermost tensors, by the number of their base; the next base is the floats from row to row.
-        parameters: values and bias of each stage in turn.
+        tensors: the number of a base, and a contiguous or batch-innermost tensor or None; the next base is the floats
+            from row to row.
+        parameters: the addresses of values and bias of each stage in turn.
     """
-    for base, tensor in tensors.items():
+    for base, tensor in tensors:
         if tensor is not None:
-            frame[base], frame[base + 1] = tensor.data_ptr(), tensor.stride()[-1]
-    for at, parameter in enumerate(parameters, PARAMETERS):
-        if parameter is not None:
-            frame[at] = parameter.data_ptr()
+            frame[base] = tensor.data_ptr()
+            frame[base + 1] = tensor.stride()[-1]
+    frame[PARAMETERS : PARAMETERS + len(parameters)] = parameters
 
 
 def _made(program: Program, threads: int) -> Workspace:

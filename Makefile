@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help tutorial test claims test-browser test-zoo test-colab test-floor fuzz reliability slides solutions lab site full referee enter bench bound co-design bench-gpu lint clean
+.PHONY: help tutorial test claims test-browser test-zoo test-colab test-floor fuzz reliability slides solutions lab site full referee decade enter bench bound co-design bench-gpu lint clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -93,6 +93,10 @@ full: $(INSTALLED) ## Measure everything again: study, notebooks in place, figur
 
 referee: $(INSTALLED) ## Compare the algorithms at full length (hours; goes on where it was stopped)
 	@$(BIN)/python benchmarks/referee.py
+	@$(BIN)/python -m tools.readme_tables
+
+decade: $(INSTALLED) ## Compare the methods of the decade and redraw their pages (hours; goes on where it was stopped)
+	@$(BIN)/python benchmarks/decade.py
 	@$(BIN)/python -m tools.readme_tables
 
 enter: $(INSTALLED) ## Train a rule of your own beside the decade's methods: make enter RULE=my_rule.py (minutes)

@@ -69,8 +69,8 @@ RACES = (
     Race("variations", VARIATIONS, 1000, SMALL, TWO, 3),
     Race("shares", SHARES, 1000, SMALL, TWO, 3),
     Race("first epoch", FIRST_EPOCH, None, Budget(epochs=1, batch_size=64), TWO, 3),
-    Race("masked", MASKED, 1000, SMALL, TWO, 3),
-    Race("methods, slow ones", SLOW, 1000, SMALL, GRID, 3),
+    Race("methods, masked ones", MASKED, 1000, SMALL, GRID, 5),
+    Race("methods, slow ones", SLOW, 1000, SMALL, GRID, 5),
     Race("methods", QUICK, None, FULL, GRID, 5),
     Race("dense", DENSE, None, FULL, (0.95,), 5),
     Race("shares", SHARES, None, FULL, TWO, 3),
@@ -80,7 +80,7 @@ RACES = (
     Race("variations", VARIATIONS, None, FULL, TWO, 3),
     Race("methods, slow ones", SLOW, None, FULL, TWO, 1),
     Race("methods, slowest", SLOWEST, 1000, SMALL, TWO, 1),
-    Race("masked", MASKED, None, FULL, TWO, 1),
+    Race("methods, masked ones", MASKED, None, FULL, TWO, 1),
 )
 
 

@@ -1,8 +1,9 @@
 """The contenders of ``benchmarks/decade.py``: each method with common settings and with its own.
 
 Common: 30% of a layer's connections are replaced every 100 steps, falling by the cosine, until three quarters of the
-training; first weights are drawn for the active inputs. Own: the settings that its class has by default, and for
-methods before training the weights that they scored. Where one method has only one kind, its name says which.
+training; first weights are drawn for the active inputs. Own: the settings of its paper or the authors' code, as far as
+they are known (``own`` in ``truly_sparse/recipes/decade.py``), which mostly are the defaults of its class; for methods
+before training also the weights that they scored. Where one method has only one kind, its name says which.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from truly_sparse import (
     SET,
     SNFS,
     DeepRewiring,
+    Epochs,
     GraNet,
     RigL,
     SparseMomentum,
@@ -208,6 +210,15 @@ class LargerSet(Sparse):
         return super().build(1 - (1 - sparsity) / self.how.forward, seed)
 
 
+def contender_of(recipe: Recipe) -> Contender:
+    """Return how a recipe is trained here: as the recorded contender of its kind, truly sparse wherever it can be."""
+    if isinstance(recipe, TopKAST):
+        return LargerSet(how=recipe)
+    if isinstance(recipe, GraNet):
+        return Masked(how=recipe, start=recipe.start, scheme="er")
+    return Masked(how=recipe) if isinstance(recipe, (DSR, SparseMomentum)) else Sparse(how=recipe)
+
+
 def weight_times_gradient(layer: Units) -> torch.Tensor:
     """Return ``|w · ∂L/∂w|`` of each active unit: SNIP's score, as a prune criterion of Nowak et al. (2023)."""
     return (layer.active_values() * layer.gradient_at(layer.active())).abs()
@@ -223,7 +234,7 @@ TRULY_SPARSE: dict[str, Contender] = {
     "static": Sparse(how=Static()),
     "Deep Rewiring, own": Sparse(how=DeepRewiring()),
     "SET, common": Sparse(how=SET(**COMMON)),
-    "SET, own": Sparse(how=SET()),
+    "SET, own": Sparse(how=SET(0.3, Epochs(1))),
     "SNFS without sharing, common": Sparse(how=SNFS()),
     "RigL, common and own": Sparse(how=RigL()),
     "ITOP, own": Sparse(how=ITOP()),
@@ -242,11 +253,11 @@ TRULY_SPARSE: dict[str, Contender] = {
 }
 # Layers change their number of weights, so they run masked, at the cost of dense ones.
 MASKED: dict[str, Contender] = {
-    "DSR, common": Masked(how=DSR(**COMMON)),
-    "DSR, own": Masked(how=DSR()),
-    "SNFS, common": Masked(how=SparseMomentum(**COMMON)),
-    "SNFS, own": Masked(how=SparseMomentum()),
-    "GraNet, own": Masked(how=GraNet(), start=0.5, scheme="er"),
+    "DSR, common": contender_of(DSR(**COMMON)),
+    "DSR, own": contender_of(DSR()),
+    "SNFS, common": contender_of(SparseMomentum(**COMMON)),
+    "SNFS, own": contender_of(SparseMomentum()),
+    "GraNet, own": contender_of(GraNet()),
     "GMP, own": Gradual(),
 }
 DENSE: dict[str, Contender] = {"dense": Dense()}

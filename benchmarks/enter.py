@@ -3,8 +3,9 @@
     python benchmarks/enter.py my_rule.py --sparsity 0.99      # a minute on two cores
 
 The file defines ``grow`` (a growth rule), ``prune`` (a prune score), or both; they take the place of RigL's, with the
-common settings. Or it defines ``recipe``, which decides everything. ``docs/your-own-rule.md`` has a template. The task
-is that with 1,000 training images, from the recorded seeds; the others are those of ``figures/decade_runs.json``.
+common settings. Or it defines ``recipe``, which decides everything. ``docs/your-own-rule.md`` has a template. A recipe
+whose layers exchange or lose weights (``DSR``, ``SparseMomentum``, ``GraNet``) is trained masked, as in the record. The
+task is that with 1,000 training images, from the recorded seeds; the others are those of ``figures/decade_runs.json``.
 """
 
 from __future__ import annotations
@@ -20,14 +21,13 @@ from typing import Any
 
 import pandas as pd
 import torch
-from decade_methods import data_of
+from decade_methods import contender_of, data_of
 from decade_ranks import equal_terms, mean_and_interval, mean_ranks, ranks
 
-from truly_sparse import InvalidArgumentError, RigL, TrainingError, rule_faults
+from truly_sparse import GradualMagnitudePruning, InvalidArgumentError, RigL, TrainingError, rule_faults
 from truly_sparse.recipes import DynamicRecipe, Recipe
 from tutorial_lib import load_result
 from tutorial_lib.compare import Budget, compare, in_words, paired_difference
-from tutorial_lib.contenders import Sparse
 from tutorial_lib.data import DataError
 
 IMAGES, BUDGET = 1000, Budget(epochs=30, batch_size=16)
@@ -69,8 +69,11 @@ def recipe_of(parts: dict[str, Any]) -> Recipe:
     """
     try:
         recipe = parts["recipe"] if "recipe" in parts else RigL(**parts)
-        if not isinstance(recipe, Recipe):
-            raise EntryError(f"recipe={recipe!r} is not a recipe; give one such as RigL(every=50)")
+        if not isinstance(recipe, Recipe) or isinstance(recipe, GradualMagnitudePruning):
+            raise EntryError(
+                f"recipe={recipe!r} is not a recipe; give one such as RigL(every=50). A choice before training, such "
+                "as snip, and gradual pruning cannot be entered; add them to benchmarks/decade_methods.py"
+            )
         faults = rule_faults(recipe.grow, recipe.prune) if isinstance(recipe, DynamicRecipe) else []
     except InvalidArgumentError as error:
         raise EntryError(str(error)) from error
@@ -136,7 +139,7 @@ def entered(path: Path, sparsity: float, workers: int) -> str:
     seeds = sorted(set(others.loc[others["contender"].isin(RIVALS), "seed"]))
     name = path.name  # no contender ends in .py
     try:
-        mine = compare({name: Sparse(how=recipe)}, data_of(IMAGES), (sparsity,), seeds, BUDGET, workers=workers).runs
+        mine = compare({name: contender_of(recipe)}, data_of(IMAGES), (sparsity,), seeds, BUDGET, workers=workers).runs
     except (InvalidArgumentError, TrainingError, DataError) as error:
         raise EntryError(f"the training stopped: {error}") from error
     runs = pd.concat([others, mine], ignore_index=True)

@@ -5,6 +5,7 @@ import sys
 
 import pandas as pd
 import pytest
+import torch
 
 from tests.own_network import RULE_PAGE, blocks_of
 from tutorial_lib import load_data
@@ -57,6 +58,18 @@ def test_a_recipe_is_entered_as_it_is(enter, tmp_path, capsys, monkeypatch):
     assert isinstance(enter.recipe_of({"prune": "magnitude"}), enter.RigL), "rules take the place of RigL's"
 
 
+@pytest.mark.parametrize("recipe", ["TopKAST()", "DSR()", "SparseMomentum()", "GraNet()", "SRigL()", "CHT()"])
+def test_a_recipe_is_trained_as_the_recorded_contender_of_its_kind(enter, recipe):
+    import decade_methods
+
+    import truly_sparse
+
+    made = enter.contender_of(eval(recipe, vars(truly_sparse)))
+    assert made in (decade_methods.TRULY_SPARSE | decade_methods.MASKED).values()
+    network = made.build(0.9, seed=0)
+    made.recipe(0.9).attach(network, torch.optim.Adam(network.parameters()), steps_per_epoch=5, total_steps=10, seed=0)
+
+
 def test_who_is_more_accurate_stands_higher(enter):
     runs = enter.recorded(0.99)
     mine = pd.DataFrame({"contender": "mine.py", "sparsity": 0.99, "seed": [0, 1], "accuracy": [66.0, 66.1]})
@@ -73,12 +86,13 @@ def test_who_is_more_accurate_stands_higher(enter):
         ("empty_entry", "", "defines nothing to enter; define grow or prune or both"),
         ("both_entry", "recipe = 1\nprune = 'magnitude'", "defines recipe and prune; define grow or prune or both"),
         ("no_recipe_entry", "recipe = 1", "recipe=1 is not a recipe"),
+        ("snip_entry", "from truly_sparse import snip as recipe", "snip, and gradual pruning cannot be entered"),
         ("no_rule_entry", "grow = 'no such rule'", "no such rule"),
         ("broken_entry", "1 / 0", "does not run: ZeroDivisionError"),
         ("faulty_entry", "import torch\n\ndef prune(layer):\n    return torch.zeros(3)", "return one score each"),
         ("lambda_entry", "prune = lambda layer: layer.active_values().abs()", "write functions, not lambdas"),
         ("torch", "prune = 'magnitude'", "another module is called 'torch'; rename the file"),
-        ("masked_entry", "from truly_sparse import DSR\nrecipe = DSR()", "must be masked ones"),
+        ("stopped_entry", "from truly_sparse import DSR\nrecipe = DSR(scope='global')", "the training stopped"),
     ],
 )
 def test_what_cannot_be_entered_is_said(enter, tmp_path, capsys, name, text, said):

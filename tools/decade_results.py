@@ -69,6 +69,20 @@ def equal_terms_table(images: int) -> Table:
     return header, [rows[method] for method in sorted(rows, key=lambda method: best[method])]
 
 
+def own_settings_table() -> Table:
+    """Return a row per method: its own settings, and how often they rewired in each of the two tasks."""
+    runs = {task: equal_terms(recorded(), images) for images, task in TASKS.items()}
+    rows = []
+    for method in METHODS:
+        counts = []
+        for of in runs.values():
+            names = [f"{method.name}, {how}" for how in ("own", "common and own")]
+            times = of.loc[of["contender"].isin(names) & (of["sparsity"] == COST_SPARSITY), "rewirings"]
+            counts.append("–" if times.empty else f"{times.mean():.0f}")
+        rows.append([method.name, method.own, *counts])
+    return ["method", "own settings", *(f"rewirings, {task}" for task in runs)], rows
+
+
 def accuracies_table(images: int) -> Table:
     """Return a row per contender: its mean accuracy at each sparsity."""
     runs = equal_terms(recorded(), images)

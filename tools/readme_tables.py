@@ -608,6 +608,7 @@ DECADE_TABLES: dict[str, Callable[[], str]] = {
 }
 DECADE_RESULTS_TABLES: dict[str, Callable[[], str]] = {
     "friedman": decade_results.friedman_words,
+    "own settings": functools.partial(_table, decade_results.own_settings_table),
     "tried": lambda: _table(decade_claims.tried_table, decade_results.recorded()),
     "cost": functools.partial(_table, decade_results.cost_table),
 } | {

@@ -61,9 +61,9 @@ def grasp(model: nn.Module, loss: Loss, sparsity: float) -> nn.Module:
 
 
 def synflow(model: nn.Module, shape: Sequence[int], sparsity: float, rounds: int = 100) -> nn.Module:
-    """Keep the weights through which most flows when all are positive, in many rounds (Tanaka et al., 2020).
+    """Keep the weights that contribute most to the results of the network of ``|w|``, in rounds (Tanaka et al., 2020).
 
-    ``R = Σ f(1; |w|)`` is the sum of the results for an input of ones; the score of a weight is ``∂R/∂w · w``. Round
+    ``R = Σ f(1; |w|)`` is the sum of these results for an input of ones; the score of a weight is ``∂R/∂w · w``. Round
     ``k`` of ``n`` keeps the share ``(1 − sparsity)^(k / n)``. No data is used. The copy that is scored computes in
     float64, in evaluation mode; its norms use the magnitudes of their statistics, as in the authors' code.
 

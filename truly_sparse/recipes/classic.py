@@ -26,7 +26,12 @@ class Static(DynamicRecipe):
 
 @dataclass(frozen=True)
 class SET(DynamicRecipe):
-    """Sparse Evolutionary Training: random growth (Mocanu et al., 2018). The settings are the published tutorial's."""
+    """Sparse Evolutionary Training: random growth (Mocanu et al., 2018).
+
+    Each layer prunes its ``ζ · nnz`` weights of smallest ``|w|`` (the paper ranks positive and negative ones apart) and
+    grows as many connections at random. ``prune_fraction`` is ``ζ``. The settings are those of a published tutorial;
+    the paper's are ``SET(0.3, Epochs(1))``.
+    """
 
     prune_fraction: float = 0.1
     every: int | Epochs = field(default=Epochs(2))
@@ -39,7 +44,9 @@ class SET(DynamicRecipe):
 class RigL(DynamicRecipe):
     """Rigging the Lottery: growth by gradient, a decaying fraction, an early end (Evci et al., 2020).
 
-    A connection that a rewiring prunes does not grow in the same rewiring; in the paper it may.
+    At step ``t`` each layer prunes its ``f(t) · nnz`` weights of smallest ``|w|``, ``f(t) = α/2 (1 + cos(π t / T))``,
+    and grows as many inactive connections of largest ``|∂L/∂w|``, with weight zero. A connection that a rewiring prunes
+    does not grow in the same rewiring; in the paper it may.
     """
 
     prune_fraction: float = 0.3
@@ -53,7 +60,8 @@ class RigL(DynamicRecipe):
 class SNFS(DynamicRecipe):
     """Sparse Networks From Scratch: growth by the momentum of the gradient (Dettmers & Zettlemoyer, 2019).
 
-    The number of weights of each layer stays the same; the paper also moves weights between layers, by the layers' mean
+    Each layer grows the inactive connections of largest ``|m|``, where ``m ← 0.9 m + ∂L/∂w`` after each batch. The
+    number of weights of each layer stays the same; the paper also moves weights between layers, by the layers' mean
     momentum. The other settings are those of :class:`RigL`, so that the two differ in the growth rule only.
     """
 
@@ -103,12 +111,13 @@ class MagnitudeAndGradient:
 class MEST(DynamicRecipe):
     """Memory-Economic Sparse Training with elastic mutation: prune by :class:`MagnitudeAndGradient`, grow at random.
 
-    Yuan et al. (2021) reduce the share that is replaced in two or three steps; here it decreases linearly. Grown
-    weights start at zero. λ is 0.01, as in the code of Zhang et al. (2024); the default of the authors' code is 0.5.
-    Their soft memory bound, which grows before it prunes and so holds more weights in between, is left out.
+    The authors' scripts for CIFAR-10 (Yuan et al., 2021) replace 20% of the weights every 5 epochs, 10% from 56% of the
+    training on, and nothing in its last quarter; here the share falls linearly. Grown weights start at zero. λ is 0.01,
+    as in the code of Zhang et al. (2024). The soft memory bound of the paper, which grows before it prunes and so holds
+    more weights in between, is left out.
     """
 
-    prune_fraction: float = 0.3
+    prune_fraction: float = 0.2
     every: int | Epochs = field(default=Epochs(5))
     until: float = 0.75
     grow: str | GrowChoice | GrowRule = field(

@@ -26,6 +26,7 @@ class Method:
         dense: what has the size of the dense weights, and when; "nothing" if memory is proportional to the nonzeros.
         layers: on which layers it runs here.
         claim: what the paper's abstract claims, and on which task; tasks may be from its text.
+        own: when and how much it changes by its own settings in ``benchmarks/decade.py``, and where these are from.
         compared_with: public code with which the rule was compared; "" if with none.
     """
 
@@ -42,6 +43,7 @@ class Method:
     dense: str
     layers: str
     claim: str
+    own: str
     compared_with: str = ""
 
 
@@ -64,6 +66,7 @@ METHODS = (
         "weights and gradients during the whole training",
         MASKED,
         "large sparse networks beat small dense ones of equal memory; 10 times fewer weights cost little (CNNs, LSTMs)",
+        "every 100 steps until 75% of the training, cubic (the paper: every 100 to 1,000 steps)",
     ),
     Method(
         "Deep Rewiring",
@@ -79,6 +82,7 @@ METHODS = (
         "nothing",
         BOTH,
         "very sparse networks train with a minor loss of accuracy (MNIST, CIFAR-10, TIMIT)",
+        "in every step; α and noise of the authors' program",
         "https://github.com/guillaumeBellec/deep_rewiring",
     ),
     Method(
@@ -95,6 +99,7 @@ METHODS = (
         "nothing",
         BOTH,
         "quadratically fewer parameters with no decrease in accuracy (15 datasets)",
+        "30% after each epoch, to the end: the paper's",
     ),
     Method(
         "SNIP",
@@ -106,10 +111,11 @@ METHODS = (
         (),
         "|weight · gradient| of the dense network, over all layers, once before training",
         "",
-        "the total stays, layers as they come out",
+        "the total stays, each layer's number follows from the scores",
         "the dense network and its gradient, once before training",
         BOTH,
         "sparse networks with virtually the accuracy of the dense one (MNIST, CIFAR-10, Tiny ImageNet)",
+        "once, with ten images of each class; the weights that were scored are trained",
         "https://github.com/ganguli-lab/Synaptic-Flow",
     ),
     Method(
@@ -122,10 +128,11 @@ METHODS = (
         (),
         "magnitude after training, over all layers, in rounds with rewinding",
         "",
-        "the total stays, layers as they come out",
+        "the total stays, each layer's number follows from the scores",
         "the dense network in the first of many trainings",
         BOTH,
         "networks of less than 10 to 20% of the size train to the accuracy of the dense one (MNIST, CIFAR-10)",
+        "rounds of 20%, each a training with 1,000 images; weights of the start",
     ),
     Method(
         "DSR",
@@ -135,12 +142,13 @@ METHODS = (
         "https://arxiv.org/abs/1902.05967",
         "DSR",
         ("SET",),
-        "one magnitude for all layers, which adapts",
+        "magnitude, below one threshold for all layers that adapts",
         "chance, shared over layers by what survived",
         IN_TOTAL,
         "nothing in the method; here the masked layers",
         MASKED,
         "best accuracy for a fixed number of parameters, on par with pruning a trained network (CIFAR-10, ImageNet)",
+        "about 1% every 100 steps until 75%: aim and first threshold of public code",
     ),
     Method(
         "SNFS",
@@ -156,6 +164,7 @@ METHODS = (
         "the momentum of all connections in every step; here from the last 20 batches, in blocks of rows",
         MASKED + "; SNFS without sharing on both",
         "less error than other sparse methods (by 8, 15 and 6%: MNIST, CIFAR-10, ImageNet), and dense accuracy",
+        "50% after each epoch, falling by the cosine: the authors' code",
         "https://github.com/TimDettmers/sparse_learning",
     ),
     Method(
@@ -173,6 +182,7 @@ METHODS = (
         BOTH,
         "as accurate as dense-to-sparse training, with fewer operations than earlier methods (ResNet-50, MobileNets on "
         "ImageNet; RNNs on WikiText-103)",
+        "30% every 100 steps, falling by the cosine, until 75%: the paper's",
     ),
     Method(
         "Top-KAST",
@@ -188,6 +198,7 @@ METHODS = (
         "all weights, on the side, of which the largest are chosen; gradients of the larger set only",
         BOTH,
         "comparable to or better than earlier work, sparse in both passes (ImageNet); works for language modelling",
+        "computes with half of its set, chosen every 100 steps: a pair and an interval of the paper",
         "https://github.com/A-Klass/torch_topkast",
     ),
     Method(
@@ -200,11 +211,12 @@ METHODS = (
         ("SNIP",),
         "weight · Hessian · gradient of the dense network, over all layers, once before training",
         "",
-        "the total stays, layers as they come out",
+        "the total stays, each layer's number follows from the scores",
         "the dense network, its gradient and a Hessian-vector product, once before training",
         BOTH,
         "much better than the baseline at extreme sparsity (VGG, ResNet; CIFAR, Tiny ImageNet, ImageNet); VGG-16 "
         "at 80% loses 1.6 points (ImageNet)",
+        "once, with ten images of each class, as in the paper; the weights that were scored are trained",
         "https://github.com/ganguli-lab/Synaptic-Flow",
     ),
     Method(
@@ -215,13 +227,15 @@ METHODS = (
         "https://arxiv.org/abs/2006.05467",
         "synflow",
         ("SNIP",),
-        "flow through a weight when all are positive, over all layers, in 100 rounds before training, without data",
+        "contribution to the results of the network of |weight|, over all layers, in 100 rounds, once before training, "
+        "without data",
         "",
-        "the total stays, layers as they come out",
+        "the total stays, each layer's number follows from the scores",
         "the dense network and its gradient, before training",
         BOTH,
         "no layer loses all its weights; competes with or beats earlier pruning before training, without data (VGG, "
         "ResNet; CIFAR, Tiny ImageNet)",
+        "100 rounds, as in the paper; the weights that were scored are trained",
         "https://github.com/ganguli-lab/Synaptic-Flow",
     ),
     Method(
@@ -239,6 +253,7 @@ METHODS = (
         BOTH,
         "beats the dense network once enough connections were explored, and matches it at 98% (ResNet-34, CIFAR-100); "
         "the best sparse training (ResNet-50, ImageNet)",
+        "50% every 1,500 steps, falling by the cosine: the authors' code for trainings of 100,000 steps",
         "https://github.com/Shiweiliuiiiiiii/In-Time-Over-Parameterization",
     ),
     Method(
@@ -255,6 +270,7 @@ METHODS = (
         STREAMED + "; here the masked layers",
         MASKED,
         "the first sparse-to-sparse training to beat dense-to-sparse methods at equal length (ResNet-50, ImageNet)",
+        "50% every 100 steps, falling by the cosine, until 75%, from 50% sparsity (the authors' commands: every 1,000)",
         "https://github.com/VITA-Group/GraNet",
     ),
     Method(
@@ -271,6 +287,7 @@ METHODS = (
         "nothing; the input and result gradient of the last batch are kept",
         BOTH,
         "more accurate than other unstructured sparse training (ImageNet), faster and with less memory",
+        "20% every 5 epochs, falling linearly, until 75% (the authors' scripts: 20%, then 10%)",
     ),
     Method(
         "random ERK",
@@ -286,6 +303,7 @@ METHODS = (
         "nothing",
         BOTH,
         "matches the dense network where that is wide and deep; a random Wide ResNet-50 beats it (ImageNet)",
+        "never",
     ),
     Method(
         "SRigL",
@@ -301,6 +319,7 @@ METHODS = (
         STREAMED + ", twice",
         BOTH,
         "the best structured sparse-to-sparse training; a linear layer at 90% infers faster than dense and CSR",
+        "as RigL, γ = 30%: the paper's",
         "https://github.com/calgaryml/condensed-sparsity",
     ),
     Method(
@@ -318,6 +337,7 @@ METHODS = (
         "the scores of one output at a time; no gradient",
         BOTH,
         "an advantage over dense networks with 1% of the connections",
+        "30% after each epoch, to the end: the authors' code",
         "https://github.com/biomedical-cybernetics/Cannistraci-Hebb-training",
     ),
 )

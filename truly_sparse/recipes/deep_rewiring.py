@@ -108,7 +108,8 @@ class DeepRewiring(Recipe):
 
     A weight is ``w = s θ`` with a sign ``s`` that stays. After the optimizer's step on the loss, every active weight
     walks: ``θ ← θ − η α + √(2 η T) ν``, ``ν ~ N(0, 1)``. Where ``θ < 0``, the connection is pruned, and another one of
-    the layer, drawn at random, takes its place with ``θ = 0`` and a random sign.
+    the layer, drawn at random, takes its place with ``θ = 0`` and a random sign. (The authors' program draws the
+    signs of all connections once, before the training.)
 
     The number of connections of each layer stays, as in the authors' experiments on MNIST; the paper also gives the
     variant with one number for the network. ``α`` is that of the authors' program, and ``T`` gives its noise at its

@@ -43,7 +43,7 @@ class ConstantFanIn(DynamicSparsity):
     """The driver of :class:`SRigL`.
 
     Attributes:
-        salient: share of an output's weights that must be salient, or the output is given up; 0: none ever is.
+        salient: share of an output's weights that must be salient, or the output loses all of them; 0: none does.
     """
 
     def __init__(self, *on: Any, salient: float, **settings: Any) -> None:
@@ -61,7 +61,7 @@ class ConstantFanIn(DynamicSparsity):
 
     @override
     def _may_read_gradient(self, layer: SparsifiableLayer) -> bool:
-        return True  # it grows connections in place of those of an output that is given up
+        return True  # it grows connections in place of those of an output that loses all
 
     @override
     def _plans(self, layers: Mapping[str, SparsifiableLayer]) -> dict[str, Plan]:
@@ -96,7 +96,7 @@ def _single(rows: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
 
 @dataclass(frozen=True)
 class SRigL(DynamicRecipe):
-    """Structured RigL: constant fan-in, and neurons that are given up (Lasby et al., 2024).
+    """Structured RigL: constant fan-in, and removal of neurons that hardly contribute (Lasby et al., 2024).
 
     A rewiring keeps, of each layer, all but the ``K = int(fraction · nnz)`` weights of smallest magnitude. Salient are
     these and the ``K`` inactive connections of largest gradient. An output with fewer than ``γ k`` salient weights,

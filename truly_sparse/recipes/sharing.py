@@ -113,10 +113,12 @@ class DSR(DynamicRecipe):
 
     All weights with ``|w| < H`` are pruned. If that was less than 0.9 times the aim ``prune_fraction · nnz``, ``H``
     doubles; if more than 1.1 times, it halves. The ``K`` pruned weights grow at random, with value zero, in layer ``l``
-    as ``K · R_l / Σ R``, where ``R_l`` weights of the layer have survived. A layer that has lost all gets none.
+    as ``K · R_l / Σ R``, where ``R_l`` weights of the layer have survived; what does not fit into a layer goes to the
+    others. ``prune_fraction`` is the aim as a share.
 
-    The first threshold and the aim are those of public code that follows the paper; published trainings rewire less
-    and less often, here the interval stays. The layers must be masked ones.
+    The first threshold and the aim are those of public code that follows the paper (``pruning_threshold=1e-3`` and
+    ``target_fraction_to_prune=1e-2`` of its class ``DSModel``). Published trainings rewire less and less often; here
+    the interval stays. The layers must be masked ones.
     """
 
     prune_fraction: float = 0.01

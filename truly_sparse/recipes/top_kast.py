@@ -196,7 +196,9 @@ class TopKAST(Recipe):
 
         α_i  = θ_i             if i ∈ A = TopK(θ, D), else 0
         Δθ_i = −η ∇_α L(α)_i   if i ∈ B = TopK(θ, D + M), else 0
-        R_i  = |θ_i| if i ∈ A,   |θ_i| / D if i ∈ B∖A,   else 0     (the exploration regulariser)
+        R_i  = |θ_i| if i ∈ A,   |θ_i| / d if i ∈ B∖A,   else 0     (the exploration regulariser)
+
+    with ``d``, the share of the weights that ``D`` is.
 
     ``R`` lowers the weights in use, so that unused ones come up, and those of ``B∖A`` more, so that ``A`` changes only
     for large updates. The layer's topology is ``B`` here, so ``sparsify`` with the backward sparsity:
@@ -204,7 +206,7 @@ class TopKAST(Recipe):
     ``sparsify(densify(model), None)`` is the network of ``A``.
 
     Left open, and chosen here: the paper calls ``R`` an L2 regularisation, so a step subtracts ``η λ θ`` or
-    ``η λ θ / D``, after the optimizer's and apart from its momentum; ``D`` is that of the layer. It names no ``λ`` but
+    ``η λ θ / d``, after the optimizer's and apart from its momentum; ``d`` is that of the layer. It names no ``λ`` but
     the weight decay of its ResNet-50, which is the default (an optimizer's own weight decay does not see ``B∖A``, which
     it holds as zero). Its networks start dense; here ``A`` and ``B`` start from the given topology and weights, and the
     others are drawn uniformly below the smallest of ``A``. The other defaults are 10% and 5%, one of the paper's pairs,

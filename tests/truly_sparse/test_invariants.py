@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 from truly_sparse import (
     CHT,
     DSR,
+    ITOP,
     MEST,
     SET,
     SNFS,
@@ -58,6 +59,7 @@ RECIPES = {
     "RigL": RigL(0.5, EVERY, until=1.0),
     "SNFS": SNFS(0.5, EVERY, until=1.0),
     "GMP": GradualMagnitudePruning(SPARSITY, "uniform", EVERY, until=1.0),
+    "ITOP": ITOP(0.5, EVERY, until=1.0),
     "MEST": MEST(0.5, EVERY, until=1.0),
     "CHT": CHT(0.5, EVERY),
     "DSR": DSR(0.5, EVERY, until=1.0, threshold=0.2),

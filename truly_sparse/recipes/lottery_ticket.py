@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
-from ..arguments import check_count
+from ..arguments import check_count, require
 from ..copies import copied
-from ..errors import InvalidArgumentError
-from ..interface import sparse_layers, untied_layers, weight_shape
+from ..interface import SparsifiableLayer, sparse_layers, untied_layers, weight_shape
 from ..topology import check_sparsity
 from .before_training import keep_largest, with_topology
 
@@ -62,14 +61,20 @@ def lottery_ticket(
     for k in range(1, rounds + 1):
         ticket = wrap(with_topology(start, kept))
         layers = sparse_layers(ticket)
-        if layers.keys() != kept.keys():
-            raise InvalidArgumentError(
-                f"wrap={wrap!r} makes sparse layers {list(layers)} of {list(kept)}; use sparsify or mask_model"
-            )
+        _check_wrap(wrap, layers, kept)
         train(ticket)
-        scores = {}
-        for name, layer in layers.items():
-            scores[name] = torch.full(shapes[name], -1.0, dtype=torch.float64)  # pruned ones never return
-            scores[name].view(-1)[layer.active().cpu()] = layer.active_values().abs().double().cpu()
+        scores = {name: _magnitudes(layer, shapes[name]) for name, layer in layers.items()}
         kept = keep_largest(scores, round(total * (1 - sparsity) ** (k / rounds)))
     return with_topology(start, kept)
+
+
+def _magnitudes(layer: SparsifiableLayer, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return ``|w|`` of a layer in the shape of its dense weight, and −1 for pruned weights, which never return."""
+    scores = torch.full(shape, -1.0, dtype=torch.float64)
+    scores.view(-1)[layer.active().cpu()] = layer.active_values().abs().double().cpu()
+    return scores
+
+
+def _check_wrap(wrap: object, layers: Mapping[str, object], wanted: Mapping[str, object]) -> None:
+    made = f"it makes sparse layers {list(layers)} of {list(wanted)}"
+    require(layers.keys() == wanted.keys(), "wrap", wrap, f"{made}; use sparsify or mask_model")

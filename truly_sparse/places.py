@@ -114,8 +114,8 @@ def places_of(index: LinearIndex | ConvIndex) -> Places:
     """Return the positions of an index as tensors that share its memory. They must not be changed.
 
     Returns:
-        Where the weights of each block row of ``R`` outputs begin, int64 ``[out / R + 1]``; their inputs, int16 or
-        int32 ``[nnz / R]`` (to be read without sign), or their ``(channel, dy, dx)``, int32 ``[nnz / R, 3]``.
+        Where the weights of each block row of ``R`` outputs begin, int64 ``[out / R + 1]``; their positions in a row of
+        the dense weight, int16 or int32 ``[nnz / R]`` (to be read without sign).
     """
     with torch.inference_mode(False):  # tensors of inference mode cannot be saved for a backward pass
         pointers, positions = torch.from_numpy(index.indptr), torch.from_numpy(_signed(index))
@@ -149,8 +149,6 @@ def _recalled(pointers: torch.Tensor, positions: torch.Tensor, sizes: Sizes) -> 
 
 def _signed(index: LinearIndex | ConvIndex) -> np.ndarray:
     """Return an index's positions as an array of signed numbers: most operations of torch know no others."""
-    if isinstance(index, ConvIndex):
-        return index.taps
     return index.cols.view(np.dtype(f"int{8 * index.cols.itemsize}"))
 
 
@@ -182,28 +180,20 @@ def _rebuilt(pointers: torch.Tensor, positions: torch.Tensor, sizes: Sizes) -> L
         InvalidArgumentError: they are no positions of a layer of these sizes.
     """
     starts, places = pointers.detach().cpu().numpy(), positions.detach().cpu().numpy()
-    listed, tall, kernel = len(places), max(1, sizes.tall), (sizes.kernel_y, sizes.kernel_x)
+    listed, tall = len(places), max(1, sizes.tall)
+    inputs = sizes.inputs * (1 if sizes.linear else sizes.kernel_y * sizes.kernel_x)
     block_rows = sizes.outputs // tall
     right = starts.dtype == np.int64 and starts.shape == (block_rows + 1,) and starts[0] == 0 and starts[-1] == listed
     require(
         right and (np.diff(starts) >= 0).all(), "pointers", pointers, f"give the borders of {listed} weights, int64"
     )
-    inputs, structure = sizes.inputs, (sizes.tall, sizes.wide)
+    unsigned = places.view(np.uint16 if inputs <= 2**16 else np.uint32) if places.ndim == 1 else places
+    fits = unsigned.shape == (listed,) and unsigned.itemsize == places.itemsize
+    require(fits and (unsigned < inputs).all(), "positions", positions, f"give positions below {inputs}")
+    flat, structure = torch.from_numpy(joined(starts, unsigned, inputs, tall)), (sizes.tall, sizes.wide)
     if sizes.linear:
-        unsigned = places.view(np.uint16 if inputs <= 2**16 else np.uint32) if places.ndim == 1 else places
-        fits = unsigned.shape == (listed,) and unsigned.itemsize == places.itemsize
-        require(fits and (unsigned < inputs).all(), "positions", positions, f"give inputs below {inputs}")
-        flat = torch.from_numpy(joined(starts, unsigned, inputs, tall))
-        return LinearIndex.build(flat, (sizes.outputs, inputs), structure)
-    require(places.dtype == np.int32 and places.shape == (listed, 3), "positions", positions, "give int32 [nnz, 3]")
-    outputs = np.repeat(np.arange(0, sizes.outputs, tall), np.diff(starts))
-    groups = outputs // max(1, sizes.outputs // max(1, sizes.groups))
-    taps = places.astype(np.int64) - np.stack([groups * inputs, 0 * groups, 0 * groups], axis=1)
-    inside = (taps >= 0) & (taps < (inputs, *kernel))
-    require(inside.all(), "positions", positions, f"give channels and taps of a kernel {(inputs, *kernel)}")
-    within = (taps[:, 0] * kernel[0] + taps[:, 1]) * kernel[1] + taps[:, 2]
-    flat = torch.from_numpy(joined(starts, within, inputs * kernel[0] * kernel[1], tall))
+        return LinearIndex.build(flat, (sizes.outputs, sizes.inputs), structure)
+    shape = sizes.outputs, sizes.inputs, sizes.kernel_y, sizes.kernel_x
     stride, padding = (sizes.stride_y, sizes.stride_x), (sizes.padding_y, sizes.padding_x)
     dilation = sizes.dilation_y, sizes.dilation_x
-    shape = sizes.outputs, inputs, *kernel
     return ConvIndex.build(flat, shape, stride, padding, dilation, sizes.groups, structure)

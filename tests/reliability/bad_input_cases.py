@@ -432,7 +432,7 @@ DOORS = [
         lambda: array_fields(LINEAR),
         broken(LINEAR, "indptr", "cols", "t_indptr", "t_rows", "t_perm", "row_chunks", "col_chunks"),
     ),
-    Door(index.ConvIndex, lambda: array_fields(CONV), broken(CONV, "indptr", "taps")),
+    Door(index.ConvIndex, lambda: array_fields(CONV), broken(CONV, "indptr", "cols")),
     Door(
         index.LinearIndex.build,
         lambda: {"flat": torch.tensor([1, 2]), "shape": (3, 4)},

@@ -182,7 +182,6 @@ CALLED = {
     "sizes": "nnz",
     "sparsities": "sparsity",
     "state": "state|flat indices",
-    "taps": "indptr",
     "theirs": "run with",
     "until": "steps_per_epoch",
     "values": "weights?",

@@ -185,7 +185,7 @@ CALLS = {
         lambda x, connections: recorded(masked(), x, connections), {"x": X, "connections": ACTIVE}, ("x",)
     ),
     "LinearIndex.build": Call(lambda flat: index.LinearIndex.build(flat, (3, 4)).t_perm, {"flat": ACTIVE}),
-    "ConvIndex.build": Call(lambda flat: index.ConvIndex.build(flat, (2, 2, 2, 2)).taps, {"flat": ACTIVE}),
+    "ConvIndex.build": Call(lambda flat: index.ConvIndex.build(flat, (2, 2, 2, 2)).cols, {"flat": ACTIVE}),
     "to_batch_innermost": Call(memory.to_batch_innermost, {"x": X}, ("x",)),
     "cpu.forward": Call(
         lambda x, values, bias: cpu.forward(x, [Stage(LINEAR)], [values, bias])[0],
@@ -374,7 +374,7 @@ NUMBERS = {
     "magnitude_prune": lambda n: rules.magnitude_prune(VALUES, n(2)),
     "random_grow": lambda n: rules.random_grow(ACTIVE, n(200), n(3), torch.Generator().manual_seed(0)),
     "LinearIndex.build": lambda n: index.LinearIndex.build(ACTIVE, (n(200), n(200))).cols,
-    "ConvIndex.build": lambda n: index.ConvIndex.build(ACTIVE, (n(200),) * 4, groups=n(2)).taps,
+    "ConvIndex.build": lambda n: index.ConvIndex.build(ACTIVE, (n(200),) * 4, groups=n(2)).cols,
     "Epochs": lambda n: engine.Epochs(n(200)).in_steps(n(200)),
     "TutorialCNN": lambda n: [seeded(lib.TutorialCNN, n(1)).fc1.weight.shape],
     "training_multiply_adds": lambda n: [*cost.training_multiply_adds(nn.Linear(20, 30), (n(20),), n(200)).values()],

@@ -203,7 +203,7 @@ def test_an_index_that_is_wrong_by_one_is_noticed(kernels, kind, batch, innermos
     if kind == "linear":
         stage.index.cols[-1] = 4
     else:
-        stage.index.taps[-1] = 2, 0, 0
+        stage.index.cols[-1] = 8  # a channel more than there are
     x = torch.randn(batch, *size)
     parameters = [torch.randn(stage.index.nnz), None]
     with pytest.raises(OutOfBounds):

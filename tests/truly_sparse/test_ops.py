@@ -226,12 +226,11 @@ WRONG_PLACES = {
     },
     "convolution": {
         "too few borders": (0, lambda t: t[:-1]),
-        "a channel of the other group": (1, filled(3, 0, 0)),
-        "a negative channel": (1, filled(-1, 0, 0)),
-        "a tap beyond the kernel": (1, filled(3, 0, 1)),
-        "a negative tap": (1, filled(-1, 0, 2)),
-        "taps of another type": (1, lambda t: t.long()),
-        "taps of one dimension": (1, lambda t: t.flatten()),
+        "a position beyond the end": (1, filled(1000, 0)),
+        "a negative position": (1, filled(-1, 0)),
+        "the same position twice": (1, lambda t: t[:1].expand_as(t).clone()),
+        "positions of another type": (1, lambda t: t.long()),
+        "positions of two dimensions": (1, lambda t: t[:, None]),
     },
 }
 

@@ -65,7 +65,7 @@ def addresses(
     return found, copies
 
 
-@functools.lru_cache(None)
+@functools.lru_cache(None)  # without a limit: the memory of one that is in use must not be freed
 def _no_bias(outputs: int) -> torch.Tensor:
     return torch.zeros(outputs, dtype=torch.float32, device="cpu")
 

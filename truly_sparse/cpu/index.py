@@ -8,6 +8,7 @@ them (2 bytes up to 65,536 rows or columns). No array has the size of the dense 
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -187,9 +188,10 @@ class ConvIndex(_Index):
         stride, padding, dilation: ``(vertical, horizontal)`` each, as in ``nn.Conv2d``.
         groups: number of groups.
         structure: ``(R, C)``.
-        indptr: ``taps[indptr[o]:indptr[o + 1]]`` belong to the output channels ``R * o`` to ``R * o + R - 1``; int64
+        indptr: ``cols[indptr[o]:indptr[o + 1]]`` belong to the output channels ``R * o`` to ``R * o + R - 1``; int64
             ``[out / R + 1]``.
-        taps: ``(input channel, dy, dx)`` of their weights, channels counted over all groups; int32 ``[nnz / R, 3]``.
+        cols: their positions in an output channel's ``[in / groups, kernel_h, kernel_w]``; uint16 or uint32
+            ``[nnz / R]``.
     """
 
     shape: tuple[int, int, int, int]
@@ -199,17 +201,16 @@ class ConvIndex(_Index):
     groups: int
     structure: tuple[int, int]
     indptr: np.ndarray
-    taps: np.ndarray
+    cols: np.ndarray
     number: int = field(default_factory=_numbers.__next__, repr=False)
     programs: dict[Any, Any] = field(default_factory=dict, repr=False)
     parts: dict[Any, Any] = field(default_factory=dict, repr=False)
     _places: dict[torch.device, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        out, channels, *kernel = self.shape
-        listed = len(self.taps)
-        _check_array("indptr", self.indptr, _is_pointers(self.indptr, out // self.structure[0], listed))
-        _check_array("taps", self.taps, _is_taps(self.taps, listed, (channels * self.groups, *kernel)))
+        size, listed = math.prod(self.shape[1:]), len(self.cols)
+        _check_array("indptr", self.indptr, _is_pointers(self.indptr, self.shape[0] // self.structure[0], listed))
+        _check_array("cols", self.cols, _is_below(self.cols, size, listed, _unsigned(size)))
 
     @classmethod
     def build(
@@ -240,12 +241,7 @@ class ConvIndex(_Index):
         indptr, cols = split(positions, (out, inputs), structure[0], _unsigned(inputs))
         if structure != (1, 1):
             check_blocks(positions, indptr, cols, (out, inputs), structure, height * width)
-        position, dx = np.divmod(cols.astype(np.int64), max(width, 1))
-        c, dy = np.divmod(position, max(height, 1))
-        o = np.repeat(np.arange(0, out, structure[0]), np.diff(indptr))
-        c += o // max(out // groups, 1) * channels
-        taps = np.stack([c, dy, dx], axis=1).astype(np.int32)
-        return cls((out, channels, height, width), stride, padding, dilation, groups, structure, indptr, taps)
+        return cls((out, channels, height, width), stride, padding, dilation, groups, structure, indptr, cols)
 
     def __reduce__(self) -> tuple[Any, ...]:
         geometry = (self.stride, self.padding, self.dilation, self.groups)
@@ -254,19 +250,24 @@ class ConvIndex(_Index):
     @property
     def nnz(self) -> int:
         """The number of weights."""
-        return len(self.taps) * self.structure[0]
+        return len(self.cols) * self.structure[0]
 
     @property
     def nbytes(self) -> int:
         """Bytes that the index occupies."""
-        return sum(array.nbytes for array in (self.indptr, self.taps))
+        return self.indptr.nbytes + self.cols.nbytes
 
     def flat(self) -> torch.Tensor:
         """Return the flat positions: int64 ``[nnz]``, sorted (computed, not stored)."""
-        _, channels, height, width = self.shape
-        c, dy, dx = self.taps.astype(np.int64).T
-        within = (c % max(channels, 1) * height + dy) * width + dx
-        return torch.from_numpy(joined(self.indptr, within, channels * height * width, self.structure[0]))
+        return torch.from_numpy(joined(self.indptr, self.cols, math.prod(self.shape[1:]), self.structure[0]))
+
+    def taps(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return input channel (counted over all groups), dy and dx of what ``cols`` lists: int64 ``[nnz / R]``."""
+        out, channels, height, width = self.shape
+        rest, dx = np.divmod(self.cols.astype(np.int64), max(width, 1))
+        channel, dy = np.divmod(rest, max(height, 1))
+        output = np.repeat(np.arange(0, out, self.structure[0]), np.diff(self.indptr))
+        return channel + output // max(out // self.groups, 1) * channels, dy, dx
 
     def places(self, device: torch.device) -> torch.Tensor:
         """Return :meth:`flat` on a device, for ``reference.py``; cached."""
@@ -313,12 +314,6 @@ def _is_pointers(array: np.ndarray, count: int, end: int) -> bool:
 
 def _is_below(array: np.ndarray, size: int, nnz: int, dtype: type) -> bool:
     return array.dtype == dtype and array.shape == (nnz,) and int(array.max(initial=0)) < max(1, size)
-
-
-def _is_taps(array: np.ndarray, nnz: int, sizes: tuple[int, ...]) -> bool:
-    if array.dtype != np.int32 or array.shape != (nnz, 3):
-        return False
-    return bool((array.min(0, initial=0) >= 0).all() and (array.max(0, initial=-1) < sizes).all())
 
 
 def _unsigned(size: int) -> type:

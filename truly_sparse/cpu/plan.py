@@ -227,7 +227,7 @@ def _conv_lists(index: ConvIndex, plane: int, columns: int) -> tuple[Any, ...]:
 
     Kernels process four outputs at a time by output, other blocks and the order by input as single weights.
     """
-    channel, dy, dx = index.taps.astype(np.int64).T
+    channel, dy, dx = index.taps()
     taps = dy * index.dilation[0] * columns + dx * index.dilation[1]
     output, place = in_rows(index.indptr, index.structure[0])
     column = channel[place]

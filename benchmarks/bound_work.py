@@ -76,7 +76,7 @@ def conv_work(layer: SparseConv2d, image: tuple[int, int], lanes: int) -> dict[s
 
     blocks = plan.tall > 1  # four outputs share a load of x and an offset
     shared, tile = (4, 2) if blocks else (1, 8)  # weights and offsets are read for each tile of so many pixels
-    listed = (4 + 8 / shared) * weights * pixels / tile * lanes / NATIVE
+    listed = (4 + 4 / shared) * weights * pixels / tile * lanes / NATIVE
     padded_x = plan.inputs * plan.rows * plan.columns
     forward = Work(row * (x + products / shared) + listed, row * (padded_x + y), operations)
 
@@ -88,6 +88,6 @@ def conv_work(layer: SparseConv2d, image: tuple[int, int], lanes: int) -> dict[s
         alone = Work(row * (y + products + sums), row * sums, operations)
 
     tiles = plan.height * plan.width / tile_pixels(plan)
-    sums, listed = weights * (tiles + 1), (4 + 16) * weights * tiles * vectors  # a weight, its number and its place
+    sums, listed = weights * (tiles + 1), (4 + 8) * weights * tiles * vectors  # a weight, its number and its place
     both = Work(row * (y + x + products + sums) + listed, row * (padded_y + x + sums), 2 * operations)
     return {"forward": forward, "weights' gradients": alone, "all gradients": both}

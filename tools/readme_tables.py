@@ -353,12 +353,15 @@ def speed_words() -> str:
         sorted(measured[f"{work}, {scheme}: faster than fastest dense"] for scheme in ("uniform", "erk"))
         for work in ("training step, batch 64", "inference, 100 images")
     )
+    compiled = dict(_overheads("first_compile"))
     return (
         f"On this network and {_machine('bench')}, layers that hold only 5% take a training step {step[0]:.3g} to "
         f"{step[1]:.3g} times faster\nthan the fastest dense PyTorch we could set up, infer {infer[0]:.3g} to "
         f"{infer[1]:.3g} times faster, and take "
         f"{measured['bytes of weights, gradients, Adam, indices: fewer than dense']:.3g} times fewer bytes.\n"
-        "On paper, 20 times would be possible. `make bench`, one interleaved run, medians, outputs checked equal."
+        "On paper, 20 times would be possible. `make bench`, one interleaved run, medians, outputs checked equal. Once on "
+        f"a machine,\nkernels are compiled: the first sparse layer takes {compiled['first result']:.1f} s, all that "
+        f"notebooks 05 and 07 use {compiled['notebooks']:.0f} s."
     )
 
 

@@ -84,7 +84,8 @@ def compiled(function: Any) -> Any:
 
 
 entry = within = compiled
-floats, octets, words, longs, doubles = map(_pointer, (np.float32, np.uint8, np.uint32, np.int64, np.float64))
+floats, octets, words = map(_pointer, (np.float32, np.uint8, np.uint32))
+ints, longs, doubles = map(_pointer, (np.int32, np.int64, np.float64))
 
 
 def positions(address, size):

@@ -565,6 +565,15 @@ def test_tensors_without_memory_are_refused_and_harmless_subclasses_are_not(name
         computed(**{name: fake(*tensors[name].shape)})
 
 
+def test_what_an_address_belongs_to_is_kept():
+    """Also the zeros of a missing bias, which a cache may drop while another thread computes with them."""
+    indices = [LinearIndex.build(torch.tensor([0, 3]), (n, 2)) for n in (2, 3)]
+    values, bias = torch.ones(4)[::2].contiguous(), torch.ones(3)._neg_view()
+    found, kept = cpu.addresses([Stage(index) for index in indices], [values, None, values, bias], with_bias=True)
+    assert len(kept) == 2 and kept[0].tolist() == [0, 0] and kept[1].tolist() == [-1, -1, -1]
+    assert found == [tensor.data_ptr() for tensor in (values, kept[0], values, kept[1])]
+
+
 def test_warmup_says_so(capsys):
     assert cpu.warmup() < 600 and "ready in" in capsys.readouterr().err
 

@@ -25,6 +25,7 @@ from .simd import (
     first_lanes,
     floats,
     fma,
+    ints,
     load,
     longs,
     octets,
@@ -69,7 +70,7 @@ def _add_to_bias(sums, at, gradient):
 def _spread_window(call, plan, i, j, b, sums):
     """Add one window's part of the gradients of weights and bias, lane by lane."""
     zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
-    x, indptr, offsets = floats(call.x), longs(plan.indptr), longs(plan.offsets)
+    x, indptr, offsets = floats(call.x), longs(plan.indptr), ints(plan.offsets)
     start = i * down + j * right + b // 16 * call.x_group + b % 16
     (at_g, step_g), (winner, step_winner) = g_at(call, i // 2, j // 2, b), winners_at(plan, i, j, b)
     g, winners, pool, outputs, nnz = floats(call.g), octets(call.winners), call.pool != 0, plan.outputs, plan.nnz
@@ -91,7 +92,7 @@ def _spread_window(call, plan, i, j, b, sums):
 @compiled
 def _spread_two_windows(call, plan, i, j, b, sums):
     zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
-    x, indptr, offsets = floats(call.x), longs(plan.indptr), longs(plan.offsets)
+    x, indptr, offsets = floats(call.x), longs(plan.indptr), ints(plan.offsets)
     start = i * down + j * right + b // 16 * call.x_group + b % 16
     (at_g, step_g), (winner, step_winner) = g_at(call, i // 2, j // 2, b), winners_at(plan, i, j, b)
     g, winners, pool, outputs, nnz = floats(call.g), octets(call.winners), call.pool != 0, plan.outputs, plan.nnz
@@ -134,7 +135,7 @@ def _gather_pixels(call, plan, c, p, to, part, sums, images, rest):
 
     Adjacent pixels are adjacent in memory. A tile is three vectors: four registers, two, and one as wide as ``rest``.
     """
-    values, indptr, by_input, one = floats(call.values), longs(plan.t_indptr), longs(plan.by_input), zeros(16)
+    values, indptr, by_input, one = floats(call.values), longs(plan.t_indptr), ints(plan.by_input), zeros(16)
     start, here = p * 16, (c * plan.plane + p) * 16 + part * call.x_group
     x, dx, d0, d1, d2 = floats(call.x), floats(call.dx), zeros(FOUR), zeros(TWO), rest
     x0, x1, x2 = load(x, here, d0), load(x, here + FOUR, d1), load(x, here + FOUR + TWO, d2)

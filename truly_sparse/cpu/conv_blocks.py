@@ -21,6 +21,7 @@ from .simd import (
     first_lanes,
     floats,
     fma,
+    ints,
     load,
     longs,
     octets,
@@ -66,7 +67,7 @@ def _store_window(call, plan, o, i, j, b, at_y, winner, p00, p01, p10, p11):
 def _add_window(call, plan, i, j, b):
     """Compute all channels of one window of 2×2 pixels."""
     zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
-    values, bias, indptr, offsets = floats(call.values), floats(call.bias), longs(plan.indptr), longs(plan.offsets)
+    values, bias, indptr, offsets = floats(call.values), floats(call.bias), longs(plan.indptr), ints(plan.offsets)
     x, at = floats(call.x), i * down + j * right + b // 16 * call.x_group + b % 16
     (at_y, step_y), (winner, step_winner) = y_at(call, i // 2, j // 2, b), winners_at(plan, i, j, b)
     for block in range(plan.outputs // plan.tall):
@@ -127,7 +128,7 @@ def _products(plan, g, x, one, other, top, bottom, keep):
 @compiled
 def _add_products(plan, x, images, top, bottom, keep, sums, dvalues):
     """Add the gradients of all weights over some rows of pixels of 16 lanes, of which ``keep`` count."""
-    indptr, offsets, plane = longs(plan.indptr), longs(plan.offsets), plan.plane * 16
+    indptr, offsets, plane = longs(plan.indptr), ints(plan.offsets), plan.plane * 16
     for block in range(plan.outputs // plan.tall):
         start, end = indptr[block], indptr[block + 1]
         size, place = end - start, (plan.tall - 1) * start

@@ -22,6 +22,7 @@ from .simd import (
     compiled,
     floats,
     fma,
+    ints,
     load,
     longs,
     octets,
@@ -63,7 +64,7 @@ def _clear_padding(call, plan, b):
 def _add_window(call, plan, i, j, b):
     """Compute all channels of one window."""
     zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
-    values, bias, indptr, offsets = floats(call.values), floats(call.bias), longs(plan.indptr), longs(plan.offsets)
+    values, bias, indptr, offsets = floats(call.values), floats(call.bias), longs(plan.indptr), ints(plan.offsets)
     x, start = floats(call.x), i * down + j * right + b // 16 * call.x_group + b % 16
     y, winners, remember = floats(call.y), octets(call.winners), call.winners != 0
     (at_y, step_y), (winner, step_winner) = y_at(call, i // 2, j // 2, b), winners_at(plan, i, j, b)
@@ -90,7 +91,7 @@ def _add_window(call, plan, i, j, b):
 def _add_two_windows(call, plan, i, j, b):
     """Compute all channels of two adjacent windows: eight independent sums hide the latency of the additions."""
     zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
-    values, bias, indptr, offsets = floats(call.values), floats(call.bias), longs(plan.indptr), longs(plan.offsets)
+    values, bias, indptr, offsets = floats(call.values), floats(call.bias), longs(plan.indptr), ints(plan.offsets)
     x, start = floats(call.x), i * down + j * right + b // 16 * call.x_group + b % 16
     y, winners, remember = floats(call.y), octets(call.winners), call.winners != 0
     (at_y, step_y), (winner, step_winner) = y_at(call, i // 2, j // 2, b), winners_at(plan, i, j, b)

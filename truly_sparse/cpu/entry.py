@@ -44,37 +44,38 @@ def addresses(
     """Check the parameters that compiled code will read.
 
     Returns:
-        The address of each (that of zeros for a missing bias; 0 for biases that are not read), and copies that some of
-        them belong to, which must be kept as long as the addresses are used.
+        The address of each (that of zeros for a missing bias; 0 for biases that are not read), and the tensors that
+        nobody else keeps, which must be kept as long as the addresses are used: copies, and zeros.
     """
     if not stages or len(parameters) != 2 * len(stages):
         raise InvalidArgumentError(
             f"{len(stages)} stages, {len(parameters)} parameters; give at least one stage, and values and bias of each."
         )
     found: list[int] = []
-    copies: list[torch.Tensor] = []
+    kept: list[torch.Tensor] = []
     for at, stage in enumerate(stages):
         index, bias = stage.index, parameters[2 * at + 1]
-        found.append(_address("values", cast(torch.Tensor, parameters[2 * at]), index.nnz, copies))
+        found.append(_address("values", cast(torch.Tensor, parameters[2 * at]), index.nnz, kept))
         if not with_bias:
             found.append(0)
         elif bias is None:
-            found.append(_no_bias(index.shape[0]).data_ptr())
+            kept.append(_no_bias(index.shape[0]))  # the cache may drop it, and another thread may replace it there
+            found.append(kept[-1].data_ptr())
         else:
-            found.append(_address("bias", bias, index.shape[0], copies))
-    return found, copies
+            found.append(_address("bias", bias, index.shape[0], kept))
+    return found, kept
 
 
-@functools.lru_cache(None)  # without a limit: the memory of one that is in use must not be freed
+@functools.lru_cache
 def _no_bias(outputs: int) -> torch.Tensor:
     return torch.zeros(outputs, dtype=torch.float32, device="cpu")
 
 
-def _address(name: str, numbers: torch.Tensor, count: int, copies: list[torch.Tensor]) -> int:
+def _address(name: str, numbers: torch.Tensor, count: int, kept: list[torch.Tensor]) -> int:
     """Return the address of ``count`` contiguous float32 numbers on the CPU, after checking that they are."""
     if not _is_plain(numbers):
         numbers = our_kind(name, numbers)
-        copies.append(numbers)
+        kept.append(numbers)
     if numbers.dim() != 1 or numbers.numel() != count or not numbers.is_contiguous():
         raise InvalidArgumentError(f"{name} has shape {tuple(numbers.shape)}; give {count} contiguous numbers.")
     return numbers.data_ptr()

@@ -66,8 +66,8 @@ def linear_forward(call: Call, plan: Plan, stage: int, lanes: int, single: bool)
     """
     fours = plan.tall % 4 == 0
     if single:
-        next_to = call.x_row == 1
-        loop = four_of_one_sample(plan.col_bytes) if fours else one_sample(plan.col_bytes, plan.tall == 1, next_to)
+        kinds = {"of_one": plan.tall == 1, "next_to": call.x_row == 1}
+        loop = four_of_one_sample(plan.col_bytes) if fours else one_sample(plan.col_bytes, **kinds)
         return [Phase(loop.address, stage, plan.row_pieces, LANES * plan.nnz)]
     phases = []
     if call.source:
@@ -184,7 +184,7 @@ def _product_of_one(values, to_value, x, x_row, cols, start, end):
 
 
 @functools.cache
-def one_sample(position_bytes: int, of_one: bool, next_to: bool) -> Kernel:
+def one_sample(position_bytes: int, *, of_one: bool, next_to: bool) -> Kernel:
     """Return the kernel of the forward pass for one sample.
 
     Args:

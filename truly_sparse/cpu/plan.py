@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from ..arguments import require
 from ..errors import InvalidArgumentError
 from .blocks import in_rows
 from .index import ConvIndex, LinearIndex
@@ -194,6 +195,8 @@ def _conv_part(index: ConvIndex, size: tuple[int, ...]) -> Part:
     seen = -(-((height - 1) * columns + width) // 8) * 8  # the backward pass reads tiles of four or eight pixels
     rows = max(rows, -(-(pad_y * columns + pad_x + seen) // columns))
     plane = rows * columns | 1  # odd, so that equal pixels of all channels do not share a cache set
+    floats = max(outputs, inputs) * plane * LANES
+    require(floats < 2**31, "x", list(size), f"16 of these images take {4 * floats:,} bytes; use smaller ones")
     tall, *lists = _conv_lists(index, plane, columns)
     indptr, offsets, t_indptr, by_input = lists
     plan = Plan(
@@ -233,8 +236,8 @@ def _conv_lists(index: ConvIndex, plane: int, columns: int) -> tuple[Any, ...]:
     column = channel[place]
     order = np.argsort(column, kind="stable")
     t_indptr = np.searchsorted(column[order], np.arange(index.shape[1] * index.groups + 1))
-    by_input = np.stack([order, ((output * plane - taps[place]) * LANES)[order]], 1)
-    offsets = (channel * plane + taps) * LANES
+    by_input = np.stack([order, ((output * plane - taps[place]) * LANES)[order]], 1).astype(np.int32)
+    offsets = ((channel * plane + taps) * LANES).astype(np.int32)
     if index.structure[0] % 4 == 0:
         return index.structure[0], index.indptr, offsets, t_indptr, by_input
     return 1, np.searchsorted(output, np.arange(index.shape[0] + 1)), offsets[place], t_indptr, by_input

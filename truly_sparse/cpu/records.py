@@ -103,8 +103,8 @@ class Plan(NamedTuple):
     rows: int = 0
     columns: int = 0
     plane: int = 0  # pixels from channel to channel
-    offsets: int = 0  # of each weight: floats from the first pixel of a window to the pixel it multiplies
-    # of each weight by input: its number, and floats from a pixel to its gradient in the images of g (if tall is 1)
+    offsets: int = 0  # int32; of each weight: floats from the first pixel of a window to the pixel it multiplies
+    # int32, if tall is 1; of each weight by input: its number, floats from a pixel to its gradient in the images of g
     by_input: int = 0
     lead: int = 0  # pixels of zeros before these images
 

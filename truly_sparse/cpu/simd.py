@@ -80,6 +80,7 @@ def _pointer(number: types.Type, llvm: Any) -> Any:
 floats = _pointer(types.float32, _FLOAT)
 octets = _pointer(types.uint8, _BYTE)
 words = _pointer(types.uint32, _INT)
+ints = _pointer(types.int32, _INT)
 longs = _pointer(types.int64, ir.IntType(64))
 doubles = _pointer(types.float64, ir.DoubleType())
 

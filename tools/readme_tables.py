@@ -359,8 +359,8 @@ def speed_words() -> str:
         f"{step[1]:.3g} times faster\nthan the fastest dense PyTorch we could set up, infer {infer[0]:.3g} to "
         f"{infer[1]:.3g} times faster, and take "
         f"{measured['bytes of weights, gradients, Adam, indices: fewer than dense']:.3g} times fewer bytes.\n"
-        "On paper, 20 times would be possible. `make bench`, one interleaved run, medians, outputs checked equal. Once on "
-        f"a machine,\nkernels are compiled: the first sparse layer takes {compiled['first result']:.1f} s, all that "
+        "On paper, 20 times would be possible. `make bench`, one interleaved run, medians, outputs checked equal. Once "
+        f"on a machine,\nkernels are compiled: the first sparse layer takes {compiled['first result']:.1f} s, all that "
         f"notebooks 05 and 07 use {compiled['notebooks']:.0f} s."
     )
 

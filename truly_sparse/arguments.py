@@ -89,8 +89,9 @@ def pair(name: str, size: int | tuple[int, int], least: int) -> tuple[int, int]:
     Raises:
         InvalidArgumentError: one of the two is below ``least``.
     """
-    sizes = (size, size) if isinstance(size, (int, np.integer)) else tuple(size)
-    fits = len(sizes) == 2 and all(isinstance(each, (int, np.integer)) and each >= least for each in sizes)
+    sizes = tuple(size) if isinstance(size, Iterable) else (size, size)
+    whole = [isinstance(each, (int, np.integer)) and not isinstance(each, bool) for each in sizes]
+    fits = len(sizes) == 2 and all(whole) and min(sizes) >= least
     require(fits, name, size, f"use whole numbers of at least {least}, one or two")
     return int(sizes[0]), int(sizes[1])
 

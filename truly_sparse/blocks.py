@@ -8,10 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from .errors import InvalidArgumentError
 from .interface import SparsifiableLayer, Units
 from .rules import over_all_ranks
-from .structure import block_of, grid, in_grid_rows, sums_of_squares, whole_blocks
+from .structure import active_blocks, block_of, grid, in_grid_rows, sums_of_squares, whole_blocks
 
 
 def units_of(layer: SparsifiableLayer) -> Units:
@@ -44,14 +43,7 @@ class BlocksOf:
 
     def _active(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the active blocks, and which of them each active connection belongs to."""
-        connections = self._layer.active()
-        blocks, inverse = block_of(connections, self._layer.dense_shape, self.structure).unique(return_inverse=True)
-        if len(blocks) * self.structure.area != len(connections):
-            raise InvalidArgumentError(
-                f"the layer's {len(connections)} connections are not whole blocks of structure={self.structure}; "
-                "load a topology of this structure"
-            )
-        return blocks, inverse
+        return active_blocks(self._layer.active(), self._layer.dense_shape, self.structure)
 
     def active_values(self) -> torch.Tensor:
         """Return the root mean square of each active block's weights, in the order of :meth:`active`."""

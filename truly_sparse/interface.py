@@ -197,10 +197,14 @@ class SparsifiableLayer(nn.Module, ABC):
         """Call ``watcher.topology_loaded`` after each ``load_state_dict``. A watcher is not kept alive."""
         _watchers.setdefault(self, WeakSet()).add(watcher)
 
+    def _before_loading(self, state_dict: Any, prefix: str, *more: Any) -> None:
+        """Refuse a topology that the layer cannot hold, before any of its tensors is changed."""
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *more: Any) -> None:
         watchers = list(_watchers.get(self, ()))
         before = self.active() if watchers else torch.empty(0, dtype=torch.int64)
         try:
+            self._before_loading(state_dict, prefix, *more)
             super()._load_from_state_dict(state_dict, prefix, *more)
         except InvalidArgumentError as error:
             raise InvalidArgumentError(f"{prefix[:-1]!r}: {error}" if prefix else str(error)) from error

@@ -147,13 +147,15 @@ class SparseLayer(SparsifiableLayer):
         size, out = math.prod(self.dense_shape), self.dense_shape[0]
         check_sparsity(sparsity)
         area = math.prod(self.structure)
-        nnz = area * round((1 - sparsity) * size / area) if connections is None else len(connections)
+        least = min(1, size)  # blocks: a layer that could hold a weight holds one
+        count = max(least, round((1 - sparsity) * size / area))
+        nnz = area * count if connections is None else len(connections)
         remedy = f"it leaves {nnz:,} weights of {self.dense_shape}; use a higher one, or a smaller layer"
         require(nnz < MOST, "sparsity", sparsity, remedy)
         needed = 64 * nnz + 32 * (out + size // max(1, out))  # positions, two orders, pointers to rows and columns
         check_memory("shape", self.dense_shape, needed, "cpu")
         if connections is None:
-            blocks = sample_distinct(size // area, nnz // area, torch.default_generator)
+            blocks = sample_distinct(size // area, count, torch.default_generator)
             connections = whole_blocks(blocks, self.dense_shape, self.structure)
         self._hold(self.build_index(connections))
         bound = 1 / math.sqrt(max(1, math.prod(self.dense_shape[1:])))
@@ -252,11 +254,12 @@ class SparseLayer(SparsifiableLayer):
         return f"active={self.index.nnz}/{math.prod(self.dense_shape)}{blocks}"
 
     @override
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *more: Any) -> None:
-        steps = steps_of(self)
+    def _before_loading(self, state_dict: Any, prefix: str, *more: Any) -> None:
+        steps, topology = steps_of(self), f"{prefix}_extra_state"
+        if topology in state_dict:  # torch reads it after the values
+            self._index_of(state_dict[topology])
         if steps is not None:  # torch loads them after this layer, and who watches it reads its weights before that
             steps._load_from_state_dict(state_dict, f"{prefix}parametrizations.values.", *more[:2], [], [], [])
-        super()._load_from_state_dict(state_dict, prefix, *more)
 
     def get_extra_state(self) -> torch.Tensor:
         """Return the topology for ``state_dict``: flat indices, int64 ``[nnz]``."""
@@ -268,10 +271,13 @@ class SparseLayer(SparsifiableLayer):
         Raises:
             InvalidArgumentError: it is not a valid topology of this layer.
         """
+        self._hold(self._index_of(state))
+
+    def _index_of(self, state: torch.Tensor) -> LinearIndex | ConvIndex:
         index = self.build_index(state)
         if index.nnz != len(self.values):
             raise InvalidArgumentError(
                 f"state={shown(state)}: the saved topology has {index.nnz} connections, this layer {len(self.values)}; "
                 "use the same sparsity, scheme, structure and exclude"
             )
-        self._hold(index)
+        return index

@@ -43,7 +43,8 @@ def as_structure(structure: StructureLike) -> Structure:
     Raises:
         InvalidArgumentError: a size below 1, or a text.
     """
-    require(not isinstance(structure, str), "structure", structure, "give outputs × inputs such as (4, 4)")
+    remedy = "give outputs × inputs such as (4, 4); only sparsify and mask_model take 'auto'"
+    require(not isinstance(structure, str), "structure", structure, remedy)
     return Structure(*pair("structure", cast("tuple[int, int]", structure), 1))
 
 
@@ -78,9 +79,8 @@ def check_divides(structure: Structure, layers: Sequence[tuple[Sequence[int], in
         shape, groups = layers[0]
         sizes = shape[0] // groups, shape[1]
         blocks = Structure(*(common if (common := math.gcd(4, size)) > 1 else size for size in sizes))
-        raise InvalidArgumentError(
-            f"structure={structure} divides none of these layers; give divisors of their sizes such as {blocks}"
-        )
+        remedy = f"give divisors of their sizes such as {blocks}" if blocks.area > 1 else "leave it out"
+        raise InvalidArgumentError(f"structure={structure} divides none of these layers; {remedy}")
 
 
 def grid(shape: Sequence[int], structure: tuple[int, int]) -> tuple[int, ...]:
@@ -122,6 +122,28 @@ def block_of(connections: torch.Tensor, shape: Sequence[int], structure: tuple[i
     place, tap = connections // taps, connections % taps
     row, column = place // shape[1] // rows, place % shape[1] // columns
     return (row * (shape[1] // columns) + column) * taps + tap
+
+
+def active_blocks(
+    connections: torch.Tensor, shape: Sequence[int], structure: Structure
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the blocks that connections consist of, sorted, and which of them each connection belongs to.
+
+    Args:
+        connections: flat indices into the dense weight, int64 ``[n]``.
+        shape: of the dense weight, ``(out, in, *kernel)``.
+        structure: rows and columns of a block.
+
+    Raises:
+        InvalidArgumentError: a block is there in part, as in a topology of another structure.
+    """
+    blocks, inverse = block_of(connections, shape, structure).unique(return_inverse=True)
+    if len(blocks) * structure.area != len(connections):
+        raise InvalidArgumentError(
+            f"{len(connections)} connections are not whole blocks of structure={structure}; "
+            "load a topology of this structure"
+        )
+    return blocks, inverse
 
 
 def sums_of_squares(values: torch.Tensor, block: torch.Tensor, count: int) -> torch.Tensor:

@@ -50,14 +50,10 @@ class CSRProduct(nn.Module):
         if backend not in BACKENDS:
             raise InvalidArgumentError(f"unknown backend {backend!r}; use one of {', '.join(BACKENDS)}")
         # scipy would silently convert shorter types.
-        if matrix.dim() != 2 or matrix.dtype not in (torch.float32, torch.float64) or matrix.is_meta:
-            raise InvalidArgumentError(
-                f"matrix={shown(matrix)} on {matrix.device}; give torch.float32 or torch.float64 [out, in]"
-            )
-        if mask.dtype != torch.bool or mask.shape != matrix.shape or mask.device != matrix.device:
-            raise InvalidArgumentError(
-                f"mask={shown(mask)} on {mask.device}; give torch.bool {tuple(matrix.shape)} on {matrix.device}"
-            )
+        here, usable = matrix.device, matrix.dtype in (torch.float32, torch.float64) and not matrix.is_meta
+        require(usable and matrix.dim() == 2, "matrix", matrix, "give torch.float32 or torch.float64 [out, in]")
+        fits = mask.dtype == torch.bool and mask.shape == matrix.shape and mask.device == here
+        require(fits, "mask", mask, f"give torch.bool {tuple(matrix.shape)} on {here}")
         if backend == "scipy" and not matrix.is_cpu:
             raise InvalidArgumentError(f"backend='scipy' computes on a CPU, not on {matrix.device}; use 'torch'")
         self.backend, self.shape = backend, tuple(matrix.shape)

@@ -20,7 +20,7 @@ from truly_sparse.errors import InvalidArgumentError, TrainingError
 from truly_sparse.interface import Carry, Names, SparsifiableLayer, check_has_numbers, sparse_layers, untied_layers
 from truly_sparse.positions import check_places
 from truly_sparse.report import sparsity_by_layer, tell_what_stays_dense
-from truly_sparse.structure import UNSTRUCTURED, Structure, StructureLike
+from truly_sparse.structure import UNSTRUCTURED, Structure, StructureLike, active_blocks
 from truly_sparse.topology import check_rewiring, check_values, initial_topology, structures_of, to_connections, to_mask
 
 ROWS_PER_BLOCK = 1024
@@ -120,9 +120,15 @@ class MaskedLayer(SparsifiableLayer):
             dense.weight.mul_(self.mask)
         return dense
 
+    @override
+    def _before_loading(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
+        if (mask := state_dict.get(f"{prefix}mask", self.mask)).shape == self.mask.shape:
+            active_blocks(to_connections(mask.bool()), self.dense_shape, self.structure)  # refuses parts of blocks
+
     def extra_repr(self) -> str:
-        """Return the dense layer's description and the number of active weights."""
-        return f"{super().extra_repr()}, active={int(self.mask.sum())}/{self.mask.numel()}"
+        """Return the dense layer's description, the number of active weights, and their structure."""
+        blocks = "" if self.structure == UNSTRUCTURED else f", structure={self.structure}"
+        return f"{super().extra_repr()}, active={int(self.mask.sum())}/{self.mask.numel()}{blocks}"
 
 
 class MaskedLinear(MaskedLayer, nn.Linear):
@@ -226,10 +232,7 @@ def mask_model(
         InvalidArgumentError: see :func:`layer_nnz`; or the model is masked already, or on the meta device.
     """
     check_has_numbers(model)
-    if sparse_layers(model):
-        raise InvalidArgumentError(
-            f"model={type(model).__name__} holds sparse layers already; mask the dense model, or densify(model) first"
-        )
+    require(not sparse_layers(model), "model", model, "it holds sparse layers already; densify(model) first")
     model = adapted(model, include, exclude)
     chosen = initial_topology(model, sparsity, scheme, seed, include, exclude, topology, structure)
     layers = untied_layers(model, include, exclude)

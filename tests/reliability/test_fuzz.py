@@ -36,6 +36,7 @@ from truly_sparse import (
 )
 from truly_sparse.cpu import index as index_module
 from truly_sparse.cpu.index import LinearIndex
+from truly_sparse.structure import Structure, fitting, grid, whole_blocks
 from truly_sparse.topology import sample_distinct, to_connections, to_mask
 from tutorial_lib import data as data_module
 from tutorial_lib import load_checkpoint, load_data, mask_model, save_checkpoint
@@ -45,6 +46,7 @@ from tutorial_lib.project import ROOT
 
 seeds = st.integers(0, 2**32)
 densities = st.sampled_from([0.0, 0.05, 0.3, 0.7, 1.0])
+structures = st.sampled_from([(1, 1), (1, 1), (4, 1), (1, 4), (4, 4), (8, 8), (16, 1), (2, 3), (3, 1)])
 batches = st.one_of(st.integers(0, 40), st.sampled_from([63, 64, 65, 100]))
 
 
@@ -66,6 +68,17 @@ def whole_numbers(seed, *shape, limit=2):
 
 def drawn(size, density, seed):
     return sample_distinct(size, round(density * size), torch.Generator().manual_seed(seed))
+
+
+def drawn_blocks(shape, structure, density, seed):
+    """Connections of a weight of this shape, in whole blocks."""
+    return whole_blocks(drawn(math.prod(grid(shape, structure)), density, seed), shape, structure)
+
+
+def usable(structure, model):
+    """The structure, or single weights where no part of its blocks divides any layer."""
+    weights = [parameter.shape for parameter in model.parameters() if parameter.dim() > 1]
+    return structure if any(fitting(Structure(*structure), shape).area > 1 for shape in weights) else (1, 1)
 
 
 def fill(model, seed):
@@ -129,9 +142,15 @@ def test_topologies_come_back_from_every_form(survived, n_out, n_in, density, sh
     survived("fuzzing")
 
 
-@given(batches, st.integers(1, 70), st.integers(1, 90), densities, st.booleans(), st.booleans(), layouts, seeds)
-def test_linear_layers_are_their_dense_twins(survived, batch, n_in, n_out, density, relu, bias, layout, seed):
-    layer = SparseLinear(n_in, n_out, bias, connections=drawn(n_in * n_out, density, seed), relu=relu)
+@given(
+    batches, st.integers(1, 70), st.integers(1, 90), structures, densities, st.booleans(), st.booleans(), layouts, seeds
+)
+def test_linear_layers_are_their_dense_twins(
+    survived, batch, n_in, n_out, structure, density, relu, bias, layout, seed
+):
+    n_out, n_in = (max(1, n // block) * block for n, block in zip((n_out, n_in), structure, strict=True))
+    connections = drawn_blocks((n_out, n_in), structure, density, seed)
+    layer = SparseLinear(n_in, n_out, bias, connections=connections, relu=relu, structure=structure)
     fill(layer, seed)
     x = laid_out(whole_numbers(seed + 9, batch, n_in), layout)
     agree(nn.Sequential(layer), nn.Sequential(layer.to_dense_layer()), x, seed)
@@ -141,8 +160,8 @@ def test_linear_layers_are_their_dense_twins(survived, batch, n_in, n_out, densi
 @st.composite
 def convolutions(draw):
     """A sparse convolution of any geometry, and an input that it takes."""
-    groups = draw(st.integers(1, 3))
-    channels, outputs = (groups * draw(st.integers(1, 3)) for _ in range(2))
+    groups, structure = draw(st.integers(1, 3)), draw(structures)
+    outputs, channels = (groups * block * draw(st.integers(1, 3 if block < 4 else 1)) for block in structure)
     pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
     kernel, stride, dilation = draw(st.tuples(st.integers(1, 5), st.integers(1, 5))), draw(pairs), draw(pairs)
     padding = draw(st.tuples(st.integers(0, 4), st.integers(0, 4)))
@@ -158,8 +177,9 @@ def convolutions(draw):
         dilation,
         groups,
         draw(st.booleans()),
-        connections=drawn(outputs * channels // groups * math.prod(kernel), density, seed),
+        connections=drawn_blocks((outputs, channels // groups, *kernel), structure, density, seed),
         relu=draw(st.booleans()),
+        structure=structure,
     )
     # torch refuses to pool what is smaller than a window
     layer.pool = min(layer.index.output_size(*size)) > 1 and draw(st.booleans())
@@ -201,22 +221,22 @@ def networks(draw):
     return nn.Sequential(*parts), first
 
 
-@given(networks(), batches, st.sampled_from([0.0, 0.3, 0.8]), st.booleans(), seeds)
-def test_chains_of_layers_are_their_dense_twins(survived, network, batch, sparsity, fused, seed):
+@given(networks(), batches, st.sampled_from([0.0, 0.3, 0.8]), structures, st.booleans(), seeds)
+def test_chains_of_layers_are_their_dense_twins(survived, network, batch, sparsity, structure, fused, seed):
     model, (channels, size) = network
     fill(model, seed)
-    masked = mask_model(model, sparsity, seed=seed % 1000)
+    masked = mask_model(model, sparsity, seed=seed % 1000, structure=usable(structure, model))
     sparse = sparsify(masked)
     x = whole_numbers(seed + 9, batch, channels, size, size)
     agree(fuse(sparse) if fused else sparse, densify(masked), x, seed)
     survived("fuzzing")
 
 
-@given(networks(), batches.filter(bool), st.sampled_from([0.0, 0.3, 0.8]), st.booleans(), layouts, seeds)
-def test_compiled_steps_are_torchs(survived, network, batch, sparsity, decoupled, layout, seed):
+@given(networks(), batches.filter(bool), st.sampled_from([0.0, 0.3, 0.8]), structures, st.booleans(), layouts, seeds)
+def test_compiled_steps_are_torchs(survived, network, batch, sparsity, structure, decoupled, layout, seed):
     """Two models from one start; ε is large, so that Adam makes no step of what is only rounding."""
     model, (channels, size) = network
-    model = fuse(sparsify(mask_model(model, sparsity, seed=seed % 1000)))
+    model = fuse(sparsify(mask_model(model, sparsity, seed=seed % 1000, structure=usable(structure, model))))
     kind = torch.optim.AdamW if decoupled else torch.optim.Adam
     twins = model, copy.deepcopy(model)
     step, other = (TrainingStep(twin, kind(twin.parameters(), lr=0.01, eps=0.1)) for twin in twins)

@@ -335,6 +335,21 @@ def test_a_topology_of_another_structure_is_not_loaded():
     assert torch.equal(blocks[5].active(), before)
 
 
+@pytest.mark.parametrize("convert", [mask_model, sparsify])
+def test_a_layer_takes_nothing_from_a_state_of_another_structure(convert):
+    plain, blocks = (convert(nn.Linear(32, 16), 0.75, structure=of) for of in ((1, 1), (4, 4)))
+    before = blocks.active(), blocks.active_values()
+    with pytest.raises(InvalidArgumentError, match="not whole blocks"):
+        blocks.load_state_dict(plain.state_dict())
+    assert torch.equal(blocks.active(), before[0]) and torch.equal(blocks.active_values(), before[1])
+    blocks.load_state_dict(convert(nn.Linear(32, 16), 0.75, seed=1, structure=(4, 4)).state_dict())
+
+
+def test_a_layer_that_can_hold_a_block_holds_one():
+    assert len(SparseLinear(64, 64, sparsity=0.995, structure=(8, 8)).values) == 64
+    assert len(SparseLinear(2, 2, sparsity=0.95).values) == 1
+
+
 @structures
 def test_a_step_in_one_call_rewires_like_torchs_loop(structure):
     dense = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 8))

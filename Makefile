@@ -112,7 +112,7 @@ bound: $(INSTALLED) ## Count what each pass of a layer loads, stores and compute
 	@$(BIN)/python benchmarks/bound.py
 	@$(BIN)/python -m tools.readme_tables
 
-co-design: $(INSTALLED) ## Train static and rewired blocks at five sparsities (about half an hour; goes on where it was stopped)
+co-design: $(INSTALLED) ## Train static and rewired blocks at five sparsities (hours; goes on where it was stopped)
 	@$(BIN)/python benchmarks/co_design.py
 	@$(BIN)/python -m tools.readme_tables
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from bound import seconds_to_read
+from dense_forms import fast_forms
 from one_layer import OURS, linear_layer
 from overheads import LONG, SHORT, Scale, judge_into, overheads, verdict
 from torch import nn
@@ -83,21 +83,9 @@ QUICK = Size(
 SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.995)
 
 
-def can_compile() -> bool:
-    """Return whether torch.compile finds a C++ compiler."""
-    return shutil.which("g++") is not None or shutil.which("clang++") is not None
-
-
 def networks(masked: nn.Module) -> dict[str, nn.Module]:
     """Return the same network in every form, by row name."""
-    rows = {
-        "Dense+Mask": masked,
-        FOLDED: densify(masked),
-        "dense channels_last": densify(masked).to(memory_format=torch.channels_last),
-    }
-    if can_compile():
-        rows["dense compiled"] = torch.compile(densify(masked).to(memory_format=torch.channels_last))
-    return rows | {OURS: fuse(sparsify(masked))}
+    return {"Dense+Mask": masked, FOLDED: densify(masked)} | fast_forms(masked) | {OURS: fuse(sparsify(masked))}
 
 
 def trained_network(data: Digits, scheme: str) -> nn.Module:

@@ -1,8 +1,9 @@
 """What blocks of weights buy: layers and a network in each structure beside the strongest rivals.
 
 ``python benchmarks/structures.py`` prints the rows and writes ``figures/structures.json``, in some minutes. Each row is
-one interleaved run, in which each rival gets its input in the layout it likes best: dense torch the faster of two,
-torch's CSR feature-major with 4-byte indices, sparselab (if installed) batch first, sparse layers batch innermost.
+one interleaved run, in which each rival gets its input in the layout it likes best: dense torch the faster of two, a
+dense network also compiled by torch, torch's CSR feature-major with 4-byte indices, sparselab (if installed) batch
+first, sparse layers batch innermost.
 Times are the fastest of many repeats, and the median beside them shows how busy the machine was.
 
 ``--quick`` measures small layers, to see that every row runs, and writes nothing.
@@ -20,6 +21,7 @@ from typing import Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
+from dense_forms import fast_forms
 from one_layer import BareCSRProduct, has_sparselab, sparselab_layer
 from torch import nn
 
@@ -152,12 +154,10 @@ def _row(timed: Benchmark, operations: dict[str, float]) -> Row:
 
 
 def networks(scheme: str) -> dict[str, nn.Module]:
-    """Return the tutorial's CNN masked, dense in two memory formats, and fused in each structure."""
+    """Return the tutorial's CNN masked, dense (contiguous, channels_last, compiled), and fused in each structure."""
     torch.manual_seed(0)
     masked = mask_model(TutorialCNN(), SPARSITY, scheme, seed=0)
-    plain = densify(masked)
-    found = {"Dense+Mask": masked, "dense contiguous": plain}
-    found["dense channels_last"] = densify(masked).to(memory_format=torch.channels_last)
+    found = {"Dense+Mask": masked, "dense contiguous": densify(masked)} | fast_forms(masked)
     for of in (*STRUCTURES, "auto"):
         name = of if isinstance(of, str) else "{}×{}".format(*of)
         found[name] = fuse(sparsify(TutorialCNN(), SPARSITY, scheme, seed=0, structure=of))

@@ -193,9 +193,10 @@ def test_an_index_gives_its_connections_back(structure, compiled, monkeypatch):
     ("structure", "most"), [((4, 1), 1.15), ((4, 4), 1.15), ((8, 8), 1.08), ((16, 1), 1.05), ((1, 4), 1.95)]
 )
 def test_an_index_of_blocks_is_small(structure, most):
-    flat = drawn((960, 960), structure, 0.05)
-    index = LinearIndex.build(flat, (960, 960), structure)
-    assert (index.nbytes + 4 * len(flat)) / (4 * len(flat)) <= most, "bytes per byte of weights"
+    for kind, shape in ((LinearIndex, (960, 960)), (ConvIndex, (64, 64, 3, 3))):
+        flat = drawn(shape, structure, 0.05)
+        index = kind.build(flat, shape, structure=structure)
+        assert (index.nbytes + 4 * len(flat)) / (4 * len(flat)) <= most, "bytes per byte of weights"
 
 
 @blocked

@@ -198,7 +198,7 @@ class SparsifiableLayer(nn.Module, ABC):
         _watchers.setdefault(self, WeakSet()).add(watcher)
 
     def _before_loading(self, state_dict: Any, prefix: str, *more: Any) -> None:
-        """Refuse a topology that the layer cannot hold, before any of its tensors is changed."""
+        """Refuse a topology that the layer cannot hold, before it changes; then load what must be there first."""
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *more: Any) -> None:
         watchers = list(_watchers.get(self, ()))

@@ -168,7 +168,7 @@ def outputs_of(width: int, position_bytes: int) -> Kernel:
 
 @within
 def _product_of_one(values, to_value, x, x_row, cols, start, end):
-    """Return the sum of weights times inputs, in two vectors of four, although up to three more are read."""
+    """Return the sum of weights times inputs, in two vectors of four. Up to three numbers after ``end`` are read."""
     k, sums, others = start, zeros(4), zeros(4)
     while k + 8 <= end:
         sums = fma(load(values, k + to_value, sums), gathered(x, cols, k, x_row, sums), sums)

@@ -13,6 +13,7 @@ from benchmarks.decade_methods import Wide, with_drawn_places
 from benchmarks.decade_ranks import by_seed, critical_difference, friedman, mean_ranks, of_races, ranks
 from tools import decade_claims, decade_results
 from tools.decade_evidence import (
+    AT_RANDOM,
     FOR_COMPARISON,
     FULL,
     HOLDS,
@@ -39,6 +40,7 @@ from tools.decade_evidence import (
     without_loss,
 )
 from truly_sparse import layer_nnz, sparse_layers, synflow
+from truly_sparse.recipes.decade import METHODS
 from tutorial_lib import TutorialCNN
 from tutorial_lib.project import ROOT
 
@@ -223,9 +225,10 @@ def test_evidence_of_the_first_epoch_widths_and_exploration_flips(sign, expected
     gaps = {0.25: -3, 0.5: -2, 1.0: -1, 2.0: 0}
     wide = {f"static, width {w}": 90 + sign * gap for w, gap in gaps.items()} | {f"dense, width {w}": 90 for w in gaps}
     assert verdict(slope_over_widths, runs(wide, (0.95,), "widths")) == expected
-    share = {"a": 0.2, "b": 0.4, "c": 0.6, "static": 0.9}
-    explored = runs({"a": 90, "b": 90 + sign, "c": 90 + 2 * sign, "static": 90}, exploration=share)
-    explored.loc[(explored["seed"] == 0) & (explored["contender"] == "b"), "accuracy"] += 0.5 * sign  # c − b: 1 to 0.5
+    a, b, c = AT_RANDOM[:3]
+    share = {a: 0.2, b: 0.4, c: 0.6, "static": 0.9, "RigL": 0.1}
+    explored = runs({a: 90, b: 90 + sign, c: 90 + 2 * sign, "static": 90, "RigL": 99}, exploration=share)
+    explored.loc[(explored["seed"] == 0) & (explored["contender"] == b), "accuracy"] += 0.5 * sign  # c − b: 1 to 0.5
     assert exploration_explains(explored)[0].numbers.startswith("1.00" if sign > 0 else "−1.00")
     assert verdict(exploration_explains, explored) == expected
 
@@ -263,7 +266,9 @@ def test_each_contender_has_a_row_in_each_table(images, recorded):
     assert {"static", "SET", "RigL", "DSR", "dense"} <= set(methods) and len(set(methods)) == len(methods)
     by_method = dict(zip(methods, rows, strict=True))
     assert by_method["SET"][1] != by_method["SET"][2] and by_method["RigL"][1] == by_method["RigL"][2]
-    assert by_method["DSR"][1] == "–" and by_method["DSR"][3].startswith("90.00 ± ") and len(header) == len(rows[0])
+    assert by_method["dense"][1] == "–" and by_method["DSR"][3].startswith("90.00 ± ") and len(header) == len(rows[0])
+    _, rows = decade_results.own_settings_table()
+    assert [row[0] for row in rows] == [method.name for method in METHODS] and all(row[1] for row in rows)
 
 
 def test_tables_without_runs_say_so(monkeypatch):

@@ -94,7 +94,7 @@ def test_readme_is_short_and_begins_with_what_to_type():
     assert len(re.findall(r"[.!?](?=\s|$)", README.split("\n\n")[1])) == 5, "five sentences say what it is"
     for command in ("make tutorial", "make test"):
         assert any(line.startswith(command) for line in lines[:25])
-    assert len(re.findall(r"!\[", README)) == 1
+    assert len(re.findall(r"!\[", README)) == 2, "a notebook, and the decade"
     generated = "".join(re.findall(r"<!-- \w+ -->\n(.*?)<!-- end -->", README, flags=re.DOTALL))
     assert len(re.findall(r"^\| --- \|", generated, flags=re.MULTILINE)) == 3, "three tables"
     for command in ("tools/set_repository.py", "docs/instructor-guide.md", "docs/help.md", "docs/results.md"):

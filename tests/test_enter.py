@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.own_network import RULE_PAGE, blocks_of
+from truly_sparse import CHT, DSR, GraNet, SparseMomentum, SRigL, TopKAST
 from tutorial_lib import load_data
 from tutorial_lib.compare import Budget
 from tutorial_lib.project import ROOT
@@ -58,13 +59,11 @@ def test_a_recipe_is_entered_as_it_is(enter, tmp_path, capsys, monkeypatch):
     assert isinstance(enter.recipe_of({"prune": "magnitude"}), enter.RigL), "rules take the place of RigL's"
 
 
-@pytest.mark.parametrize("recipe", ["TopKAST()", "DSR()", "SparseMomentum()", "GraNet()", "SRigL()", "CHT()"])
+@pytest.mark.parametrize("recipe", [TopKAST(), DSR(), SparseMomentum(), GraNet(), SRigL(), CHT()])
 def test_a_recipe_is_trained_as_the_recorded_contender_of_its_kind(enter, recipe):
     import decade_methods
 
-    import truly_sparse
-
-    made = enter.contender_of(eval(recipe, vars(truly_sparse)))
+    made = enter.contender_of(recipe)
     assert made in (decade_methods.TRULY_SPARSE | decade_methods.MASKED).values()
     network = made.build(0.9, seed=0)
     made.recipe(0.9).attach(network, torch.optim.Adam(network.parameters()), steps_per_epoch=5, total_steps=10, seed=0)

@@ -232,7 +232,7 @@ def mask_model(
         InvalidArgumentError: see :func:`layer_nnz`; or the model is masked already, or on the meta device.
     """
     check_has_numbers(model)
-    require(not sparse_layers(model), "model", model, "it holds sparse layers already; densify(model) first")
+    require(not sparse_layers(model), "model", model, "it holds sparse layers already; call densify(model) first")
     model = adapted(model, include, exclude)
     chosen = initial_topology(model, sparsity, scheme, seed, include, exclude, topology, structure)
     layers = untied_layers(model, include, exclude)

@@ -71,8 +71,8 @@ def recipe_of(parts: dict[str, Any]) -> Recipe:
         recipe = parts["recipe"] if "recipe" in parts else RigL(**parts)
         if not isinstance(recipe, Recipe) or isinstance(recipe, GradualMagnitudePruning):
             raise EntryError(
-                f"recipe={recipe!r} is not a recipe; give one such as RigL(every=50). A choice before training, such "
-                "as snip, and gradual pruning cannot be entered; add them to benchmarks/decade_methods.py"
+                f"recipe={recipe!r} cannot be entered; give a recipe such as RigL(every=50). Choices before training, "
+                "such as snip, and gradual pruning can be added in benchmarks/decade_methods.py"
             )
         faults = rule_faults(recipe.grow, recipe.prune) if isinstance(recipe, DynamicRecipe) else []
     except InvalidArgumentError as error:

@@ -84,8 +84,8 @@ def test_who_is_more_accurate_stands_higher(enter):
     [
         ("empty_entry", "", "defines nothing to enter; define grow or prune or both"),
         ("both_entry", "recipe = 1\nprune = 'magnitude'", "defines recipe and prune; define grow or prune or both"),
-        ("no_recipe_entry", "recipe = 1", "recipe=1 is not a recipe"),
-        ("snip_entry", "from truly_sparse import snip as recipe", "snip, and gradual pruning cannot be entered"),
+        ("no_recipe_entry", "recipe = 1", "recipe=1 cannot be entered; give a recipe"),
+        ("snip_entry", "from truly_sparse import snip as recipe", "snip, and gradual pruning can be added"),
         ("no_rule_entry", "grow = 'no such rule'", "no such rule"),
         ("broken_entry", "1 / 0", "does not run: ZeroDivisionError"),
         ("faulty_entry", "import torch\n\ndef prune(layer):\n    return torch.zeros(3)", "return one score each"),

@@ -71,21 +71,22 @@ def aims_table() -> Table:
     for structure, sparsity, most in (("4×4", 0.99, 0.2), ("8×8", 0.99, 0.4)):
         mean, low, high = paired_difference(moved, structure, "1×1", sparsity)
         words = in_words(mean, low, high).replace("-", "−")
-        rows.append([f"{structure} − 1×1 at {sparsity:.0%}, points", words, f"≥ −{most}", _yes(mean >= -most)])
+        rows.append([f"{structure} − 1×1 at {sparsity:.0%}, points", words, f"≥ −{most}", yes(mean >= -most)])
     at_95 = moved[moved["sparsity"] == 0.95].groupby("structure", sort=False)[["accuracy", "step µs"]].mean()
     gains = at_95.loc["1×1", "step µs"] / at_95["step µs"]
     close = gains[at_95["accuracy"] >= at_95.loc["1×1", "accuracy"] - 0.1]
     fastest = close.idxmax()
     work = "fastest step at 95% within 0.1 points of 1×1, × 1×1"
-    rows.append([work, f"{close[fastest]:.2f} ({fastest})", "≥ 1.6", _yes(close[fastest] >= 1.6)])
+    rows.append([work, f"{close[fastest]:.2f} ({fastest})", "≥ 1.6", yes(close[fastest] >= 1.6)])
     front = _front(runs)
     count = int(((front["how"] != "static") & (front["structure"] != "1×1")).sum())
     work = "rewired blocks on the front of error against step time"
-    rows.append([work, f"{count} of {len(front)}", "all", _yes(count == len(front))])
+    rows.append([work, f"{count} of {len(front)}", "all", yes(count == len(front))])
     return header, rows
 
 
-def _yes(reached: bool) -> str:
+def yes(reached: bool) -> str:
+    """Return whether an aim was reached, in a word."""
     return "yes" if reached else "no"
 
 

@@ -23,6 +23,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from tools import blocks_tables, decade_claims, decade_page, decade_results
+from tools.blocks_tables import yes
 from tutorial_lib import PUBLISHED_INFERENCE_MS, PUBLISHED_RESULTS, Benchmark, load_result, referee_plots, viz
 from tutorial_lib.compare import Comparison, in_words, paired_difference
 from tutorial_lib.project import FIGURES, ROOT
@@ -213,7 +214,12 @@ def answer_table() -> str:
     """Return what truly sparse layers gain, each line from one interleaved run, beside what was aimed at."""
     recorded = load_result("bench")
     rows = [
-        [_with_accuracies(row["work"], recorded), f"{row['measured']:.3g}", row["to reach"], _yes(row["reached"])]
+        [
+            _with_accuracies(row["work"], recorded),
+            f"{row['measured']:.3g}",
+            row["to reach"],
+            yes(row["reached"]),
+        ]
         for row in (recorded["targets"] if recorded else [])
     ]
     return markdown(
@@ -232,7 +238,7 @@ def _with_accuracies(work: str, recorded: dict[str, Any]) -> str:
 def overheads_table() -> str:
     """Return what surrounds the arithmetic beside what was aimed at."""
     rows = [
-        [row["work"], f"{row['measured']:.3g}", row["to reach"], _yes(row["reached"])] for row in _overheads("targets")
+        [row["work"], f"{row['measured']:.3g}", row["to reach"], yes(row["reached"])] for row in _overheads("targets")
     ]
     return markdown(["95% sparse, 2 CPU threads", "measured", "aimed at", "reached"], rows)
 
@@ -541,12 +547,24 @@ def aims_table() -> str:
     best = {sparsity: part.loc[part["accuracy"].idxmax()] for sparsity, part in table.groupby("sparsity")}
     below = paired_difference(runs, best[0.95].contender, "dense", 0.95)
     rows = [
-        [f"95%: {best[0.95].contender}, points above dense", in_words(*below), "≥ −0.05", _yes(below[0] >= -0.05)],
+        [
+            f"95%: {best[0.95].contender}, points above dense",
+            in_words(*below),
+            "≥ −0.05",
+            yes(below[0] >= -0.05),
+        ],
     ]
     for sparsity, aim in ((0.98, 98.9), (0.99, 98.5)):
         row = best[sparsity]
         accuracy = in_words(row.accuracy, row.low, row.high)
-        rows.append([f"{sparsity:.0%}: {row.contender}, accuracy %", accuracy, f"≥ {aim}", _yes(row.accuracy >= aim)])
+        rows.append(
+            [
+                f"{sparsity:.0%}: {row.contender}, accuracy %",
+                accuracy,
+                f"≥ {aim}",
+                yes(row.accuracy >= aim),
+            ]
+        )
     return markdown(header, rows)
 
 
@@ -579,10 +597,6 @@ def zoo_table() -> str:
 
 def _table(table: Callable[..., decade_page.Table], *arguments: Any) -> str:
     return markdown(*table(*arguments))
-
-
-def _yes(reached: bool) -> str:
-    return "yes" if reached else "no"
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -122,7 +122,8 @@ class MaskedLayer(SparsifiableLayer):
 
     @override
     def _before_loading(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
-        if (mask := state_dict.get(f"{prefix}mask", self.mask)).shape == self.mask.shape:
+        mask = state_dict.get(f"{prefix}mask")  # torch refuses what has another shape
+        if self.structure != UNSTRUCTURED and torch.is_tensor(mask) and mask.shape == self.mask.shape:
             active_blocks(to_connections(mask.bool()), self.dense_shape, self.structure)  # refuses parts of blocks
 
     def extra_repr(self) -> str:

@@ -23,6 +23,7 @@ from truly_sparse.cpu import index as index_module
 from truly_sparse.cpu import memory, program, templates
 from truly_sparse.cpu.index import ConvIndex, LinearIndex
 from truly_sparse.cpu.memory import empty_batch_innermost, is_batch_innermost, to_batch_innermost
+from truly_sparse.cpu.plan import layer_part
 from truly_sparse.cpu.stage import Stage
 from tutorial_lib.project import ROOT
 
@@ -563,6 +564,12 @@ def test_tensors_without_memory_are_refused_and_harmless_subclasses_are_not(name
     assert torch.equal(torch.Tensor(computed(**{name: tensors[name].as_subclass(Harmless)})), expected)
     with pytest.raises(InvalidArgumentError, match="with memory"):
         computed(**{name: fake(*tensors[name].shape)})
+
+
+def test_images_beyond_the_range_of_an_offset_are_refused():
+    index = ConvIndex.build(torch.tensor([0]), (1, 1, 1, 1))
+    with pytest.raises(InvalidArgumentError, match=r"16 of these images take 25,[\d,]+ bytes; use smaller ones"):
+        layer_part(index, (1, 20_000, 20_000))
 
 
 def test_what_an_address_belongs_to_is_kept():

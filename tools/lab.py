@@ -29,7 +29,7 @@ from tutorial_lib import save_result
 from tutorial_lib.project import FIGURES, ROOT
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 NOTEBOOKS = ROOT / "notebooks"
 START_SECONDS = 60
@@ -71,7 +71,9 @@ def chromium_browser() -> Iterator[Browser]:
     if program is None:
         raise FileNotFoundError("no Chromium here: apt install chromium, or run make test-browser")
     with sync_api.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        # A sandboxed frame with a process of its own sometimes gets no size, and so never draws; here all share one.
+        args = ["--no-sandbox", "--disable-site-isolation-trials"]
+        browser = running.chromium.launch(executable_path=program, args=args)
         yield browser
         browser.close()
 
@@ -181,10 +183,10 @@ def run_all(page: Page, seconds: float) -> list[dict[str, Any]]:
     return page.evaluate(CELLS)
 
 
-def output_area(page: Page, index: int) -> Any:
-    """Scroll to a cell's output; return its element."""
+def output_area(page: Page, index: int) -> Locator:
+    """Scroll to a cell's output; return where it is: JupyterLab may draw it anew, and then its elements are others."""
     page.evaluate(SHOW, index)
-    return page.evaluate_handle("index => window.panel.content.widgets[index].outputArea.node", index).as_element()
+    return page.locator(f'.jp-Notebook [data-windowed-list-index="{index}"] .jp-Cell-outputArea')
 
 
 def close(page: Page) -> None:
@@ -202,9 +204,10 @@ def main() -> None:
             index = next(c["index"] for c in cells if c["cell_type"] == "code" and text in c["source"])
             area = output_area(page, index)
             page.wait_for_timeout(1_000)  # the scrolled-to cell is drawn
-            if player := area.query_selector("iframe"):
-                player.content_frame().fill("#moment", "9")  # an early moment, when much moves
-                player.content_frame().select_option("#palette", index=1)  # colours that all can tell apart
+            if area.locator("iframe").count():
+                player = area.locator("iframe").content_frame
+                player.locator("#moment").fill("9")  # an early moment, when much moves
+                player.locator("#palette").select_option(index=1)  # colours that all can tell apart
                 page.wait_for_timeout(500)
             page.screenshot(path=FIGURES / f"{picture}.png")
             version = page.evaluate("() => window.jupyterapp.version")

@@ -16,6 +16,7 @@ NOTEBOOKS = sorted(jupyterlab.NOTEBOOKS.glob("*.ipynb"))
 # The badge at a notebook's top: a link to Colab with Colab's own picture, the one thing that is not on this machine.
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 SECONDS = 300  # far above any notebook's budget: a test of what happens, not of how fast
+DRAWN = 60_000  # milliseconds in which an output is drawn, likewise
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +65,11 @@ def test_a_notebook_runs_to_its_end(lab, page, path):
     for cell in widgets:
         shown = jupyterlab.output_area(page, cell["index"])
         # Each view is drawn, none says that its model is missing.
-        shown.wait_for_selector(".jupyter-widgets", timeout=10_000)
+        shown.locator(".jupyter-widgets").first.wait_for(timeout=DRAWN)
         assert "Error displaying widget" not in shown.inner_text()
     for cell in players:
-        frame = jupyterlab.output_area(page, cell["index"]).wait_for_selector("iframe", timeout=10_000)
-        frame.content_frame().wait_for_selector("canvas[aria-label]", timeout=10_000)
+        player = jupyterlab.output_area(page, cell["index"]).locator("iframe").content_frame
+        player.locator("canvas[aria-label]").wait_for(timeout=DRAWN)
     jupyterlab.close(page)
 
 

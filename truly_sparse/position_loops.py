@@ -293,3 +293,33 @@ def at_least(bits, outside, bound, room):
                     room[count] = start + k
                     count += reach[k]
     return count
+
+
+@_loop
+def link_scores(output, rows, inputs_of, columns, outputs_of, score):
+    """Add to ``score``, zeros, the CH3-L3 score of an output and each input; see ``recipes/links.py``.
+
+    ``inputs_of[rows[u] : rows[u + 1]]`` are linked to the output ``u``, and ``outputs_of`` likewise to an input.
+    """
+    linked = np.zeros(len(columns) - 1, np.bool_)
+    common = np.zeros(len(rows) - 1, np.int64)  # inputs that each output shares with this one
+    shared = np.zeros(len(columns) - 1, np.int64)  # outputs that each input shares with the first node of the path
+    for i in range(rows[output], rows[output + 1]):
+        first = inputs_of[i]
+        linked[first] = True
+        for j in range(columns[first], columns[first + 1]):
+            common[outputs_of[j]] += 1
+    for i in range(rows[output], rows[output + 1]):
+        first = inputs_of[i]
+        seconds = outputs_of[columns[first] : columns[first + 1]]
+        shared[:] = 0
+        for second in seconds:
+            if second != output:
+                for end in inputs_of[rows[second] : rows[second + 1]]:
+                    shared[end] += 1
+        for second in seconds:
+            if second != output:
+                others = rows[second + 1] - rows[second] - common[second]
+                for end in inputs_of[rows[second] : rows[second + 1]]:
+                    if not linked[end]:
+                        score[end] += 1 / np.sqrt(float((len(seconds) - shared[end]) * others))

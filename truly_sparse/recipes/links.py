@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from ..dst import DynamicSparsity
 from ..interface import Units
-from ..positions import without
+from ..positions import loops_or_none, without
 from ..rules import GrowChoice, GrowRule, gradient_grow
 from ..schedule import Epochs
 from .base import DynamicRecipe
@@ -38,19 +38,29 @@ def ch3_l3_rows(active: torch.Tensor, shape: tuple[int, int]) -> Iterator[torch.
     """
     outputs, inputs = shape
     row, column = np.divmod(active.numpy(force=True), max(1, inputs))
-    of_row, of_column = np.bincount(row, minlength=outputs), np.bincount(column, minlength=inputs)
-    rows = np.r_[0, of_row.cumsum()], column
-    columns = np.r_[0, of_column.cumsum()], row[np.argsort(column, kind="stable")]
+    rows = np.r_[0, np.bincount(row, minlength=outputs).cumsum()], column
+    columns = np.r_[0, np.bincount(column, minlength=inputs).cumsum()], row[np.argsort(column, kind="stable")]
+    loops = loops_or_none()
     for u in range(outputs):
-        z1 = column[rows[0][u] : rows[0][u + 1]]
-        first, z2 = _links(z1, *columns)
-        second, v = _links(z2, *rows)
-        common = np.bincount(z2, minlength=outputs)  # inputs that z₂ and u share
-        new = ~np.isin(v, z1) & (z2[second] != u)
-        first, z2, v = first[second][new], z2[second][new], v[new]
-        shared = np.bincount(first * inputs + v, minlength=len(z1) * inputs)[first * inputs + v]  # outputs of z₁ and v
-        free = (of_column[z1[first]] - shared) * (of_row[z2] - common[z2])
-        yield torch.from_numpy(np.bincount(v, 1 / np.sqrt(free), minlength=inputs).astype(float)[None])
+        score = np.zeros(inputs)
+        (_link_scores if loops is None else loops.link_scores)(u, *rows, *columns, score)
+        yield torch.from_numpy(score[None])
+
+
+def _link_scores(
+    u: int, rows: np.ndarray, inputs_of: np.ndarray, columns: np.ndarray, outputs_of: np.ndarray, score: np.ndarray
+) -> None:
+    """Add to ``score``, zeros, the scores of an output; in numpy, where there are no compiled loops."""
+    inputs, outputs = len(columns) - 1, len(rows) - 1
+    z1 = inputs_of[rows[u] : rows[u + 1]]
+    first, z2 = _links(z1, columns, outputs_of)
+    second, v = _links(z2, rows, inputs_of)
+    common = np.bincount(z2, minlength=outputs)  # inputs that z₂ and u share
+    new = ~np.isin(v, z1) & (z2[second] != u)
+    first, z2, v = first[second][new], z2[second][new], v[new]
+    shared = np.bincount(first * inputs + v, minlength=len(z1) * inputs)[first * inputs + v]  # outputs of z₁ and v
+    free = (np.diff(columns)[z1[first]] - shared) * (np.diff(rows)[z2] - common[z2])
+    score += np.bincount(v, 1 / np.sqrt(free), minlength=inputs)
 
 
 def _links(nodes: np.ndarray, start: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from .arguments import require
 from .errors import InvalidArgumentError, TrainingError
 from .interface import SparsifiableLayer
 from .positions import are_outside
-from .rules import GROW_RULES, PRUNE_SCORES, GrowRule
+from .rules import GROW_RULES, PRUNE_SCORES, GrowRule, is_distributed
 
 NAMED = 3  # layers at most in an error
 
@@ -48,6 +48,26 @@ def check_holds(optimizer: torch.optim.Optimizer, layers: Mapping[str, Sparsifia
         raise InvalidArgumentError(
             f"optimizer={type(optimizer).__name__} does not hold the weights of {', '.join(missing[:NAMED])}{more}; "
             "build it from the parameters of the model that sparsify (or mask_model) returned, or freeze these layers"
+        )
+
+
+def check_sizes_may_change(layers: Mapping[str, SparsifiableLayer]) -> None:
+    """Refuse truly sparse layers whose number of weights cannot change.
+
+    Raises:
+        InvalidArgumentError: see above.
+    """
+    sparse = [name for name, layer in layers.items() if layer.weight_parameter.dim() == 1]
+    computed = [name for name in sparse if hasattr(layers[name], "parametrizations")]
+    if computed:
+        raise InvalidArgumentError(
+            f"the weights of {', '.join(computed[:NAMED])} are computed by parametrizations, so their number is fixed; "
+            "remove these, or use a method that keeps the number of weights of each layer"
+        )
+    if sparse and is_distributed() and torch.distributed.get_world_size() > 1:
+        raise InvalidArgumentError(
+            f"{', '.join(sparse[:NAMED])}: data-parallel training needs parameters of fixed sizes; use masked layers, "
+            "mask_model(model, sparsity=0.95), or a method that keeps the number of weights of each layer"
         )
 
 

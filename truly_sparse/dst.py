@@ -106,7 +106,8 @@ class Rewirer(ABC):
         with undivided():
             for name, plan in plans.items():
                 layer = self.layers[name]
-                self._carry_optimizer_state(layer.weight_parameter, layer.rewire(*plan))
+                shape = layer.weight_parameter.shape
+                self._carry_optimizer_state(layer.weight_parameter, shape, layer.rewire(*plan))
             self.rewirings += 1
 
     def _plans_or_reason(self, layers: Mapping[str, SparsifiableLayer]) -> dict[str, Plan]:
@@ -143,7 +144,9 @@ class Rewirer(ABC):
         """Move the optimizer's state after ``load_state_dict`` gave a layer another topology than ``before``."""
         after = layer.active()
         if self.optimizer.state is self._state_in_use and not torch.equal(before, after):
-            self._carry_optimizer_state(layer.weight_parameter, carry_between(before, after, layer.dense_shape))
+            parameter, shape = layer.weight_parameter, layer.dense_shape
+            was = parameter.shape if parameter.shape == shape else before.shape
+            self._carry_optimizer_state(parameter, was, carry_between(before, after, shape))
 
     def settings(self) -> dict[str, Any]:
         """Return all settings, to compare them with those of another run."""
@@ -174,7 +177,9 @@ class Rewirer(ABC):
     def _due(self, step: int) -> bool:
         return step % self.every == 0 and (self.until is None or step <= self.until)
 
-    def _carry_optimizer_state(self, parameter: nn.Parameter, carry: Carry) -> None:
+    @torch.no_grad()
+    def _carry_optimizer_state(self, parameter: nn.Parameter, was: torch.Size, carry: Carry) -> None:
+        """Move the state of a parameter's weights; ``was``: its shape before its topology changed."""
         group = next((g for g in self.optimizer.param_groups if any(p is parameter for p in g["params"])), None)
         if group is None:
             return  # a frozen layer that is not in the optimizer
@@ -184,16 +189,17 @@ class Rewirer(ABC):
         }
         state = self.optimizer.state.get(parameter, {})
         for key, value in state.items():
-            if torch.is_tensor(value) and value.shape == parameter.shape:
-                with torch.no_grad():  # in place: a compiled step keeps the addresses of these tensors
-                    value.copy_(carry(value, float(fresh.get(key, 0.0))))
+            if torch.is_tensor(value) and value.shape == was:
+                moved = carry(value, float(fresh.get(key, 0.0)))
+                # In place where it fits: a compiled step keeps the addresses of these tensors.
+                state[key] = value.copy_(moved) if moved.shape == was else moved
 
 
 class DynamicSparsity(Rewirer):
     """Prunes and regrows the sparse layers of a model during training. Call ``step()`` after each ``optimizer.step()``.
 
     Every ``every`` steps, each sparse layer prunes the ``int(fraction · nnz)`` active weights of lowest score and grows
-    as many inactive connections, so that the nnz of a layer never changes. A connection that is pruned in a rewiring
+    as many inactive connections, so that its nnz does not change. A connection that is pruned in a rewiring
     does not grow in the same rewiring. Optimizer state stays with kept weights and starts at zero for grown weights.
     Where the weights of a layer exist in blocks, each block counts as one connection (``blocks.py``).
     (torch's Adam counts steps per layer, not per weight. With its usual betas the first step of a grown weight is
@@ -373,7 +379,8 @@ class DynamicSparsity(Rewirer):
     def _may_read_gradient(self, layer: SparsifiableLayer) -> bool:
         """Tell whether a rewiring may read this layer's gradient: growth alone does not read that of a full layer."""
         alone = self.grow.choose in OWN_CHOICES and self.scope == "layer" and self.score is PRUNE_SCORES["magnitude"]
-        is_full = not layer.can_shrink and layer.weight_parameter.numel() == math.prod(layer.dense_shape)
+        weight = layer.weight_parameter
+        is_full = weight.dim() == 1 and weight.numel() == math.prod(layer.dense_shape)  # truly sparse, all active
         return not (alone and is_full)
 
 

@@ -11,8 +11,8 @@ from typing_extensions import override
 
 from .arguments import check_choice
 from .blocks import units_of
+from .driver_checks import check_sizes_may_change
 from .dst import Plan, Rewirer
-from .errors import InvalidArgumentError
 from .interface import SparsifiableLayer
 from .positions import without
 from .rules import magnitude_prune
@@ -25,10 +25,11 @@ class GradualPruning(Rewirer):
     """Gradual magnitude pruning: from a dense topology to a sparse one while training (Zhu & Gupta, 2017, eq. 1).
 
     The sparsity rises as ``s(t) = S · (1 − (1 − t / until)³)``. Every ``every`` steps each layer keeps its largest
-    weights; pruned weights never return. The layers must be masked ones, so training saves no memory and no time.
+    weights; pruned weights never return. Dense layers are fastest as masked ones, ``mask_model(model, sparsity=0.0)``;
+    truly sparse ones pay off from about 80% sparsity on.
 
     Args:
-        model: a model with masked layers, ``mask_model(model, sparsity=0.0)``.
+        model: a model with sparse layers, ``mask_model(model, sparsity=0.0)`` for a dense start.
         optimizer: a ``torch.optim`` optimizer that holds their parameters.
         sparsity: ``S``, reached at ``until``.
         until: step at which the final sparsity is reached.
@@ -36,7 +37,7 @@ class GradualPruning(Rewirer):
         scheme: how the layers share the remaining weights, see :func:`layer_nnz`.
 
     Raises:
-        InvalidArgumentError: truly sparse layers, whose number of weights is fixed; or an argument outside its range.
+        InvalidArgumentError: an argument outside its range; or truly sparse layers in one of several processes.
     """
 
     def __init__(
@@ -51,12 +52,7 @@ class GradualPruning(Rewirer):
     ) -> None:
         every, until = in_steps("every", every, None, least=1), in_steps("until", until, None, least=1)
         super().__init__(model, optimizer, every, until)
-        fixed = [name for name, layer in self.layers.items() if not layer.can_shrink]
-        if fixed:
-            raise InvalidArgumentError(
-                f"{', '.join(fixed)}: the number of weights of a truly sparse layer is fixed; "
-                "gradual pruning starts from mask_model(model, sparsity=0.0)"
-            )
+        check_sizes_may_change(self.layers)
         check_choice("scheme", scheme, SCHEMES)
         self.model, self.end, self.sparsity, self.scheme = model, until, check_sparsity(sparsity), scheme
         self.final = self._nnz(sparsity)

@@ -81,9 +81,6 @@ class SparsifiableLayer(nn.Module, ABC):
     #: The blocks in which connections exist; 1×1 for any connections.
     structure: Structure = UNSTRUCTURED
 
-    #: Whether :meth:`rewire` may reduce the number of connections.
-    can_shrink: bool = False
-
     @property
     @abstractmethod
     def dense_shape(self) -> tuple[int, ...]:
@@ -178,7 +175,7 @@ class SparsifiableLayer(nn.Module, ABC):
 
     @abstractmethod
     def rewire(self, kept: torch.Tensor, grown: torch.Tensor, values: torch.Tensor) -> Carry:
-        """Change the topology to ``kept ∪ grown`` in place. Kept weights keep their values.
+        """Change the topology to ``kept ∪ grown`` in place. Kept weights keep their values; their number may change.
 
         Args:
             kept: int64, sorted; a subset of :meth:`active`.

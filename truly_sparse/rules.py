@@ -173,7 +173,7 @@ def _choose_by_gradient(layer: Units, active: torch.Tensor, count: int, generato
 
 def _largest_above(layer: Units, active: torch.Tensor, count: int, least: float) -> torch.Tensor:
     """Return the ``count`` inactive connections of largest gradient, or fewer if not so many reach ``least``."""
-    found = None if _is_distributed() else layer.gradient_above(least, active, 2 * count)
+    found = None if is_distributed() else layer.gradient_above(least, active, 2 * count)
     if found is None:
         best = _largest_outside(map(over_all_ranks, layer.gradient_rows()), active, count, least)
         return torch.from_numpy(best.places).to(active.device)
@@ -222,13 +222,14 @@ def _one_in_each_part(active: torch.Tensor, size: int, count: int, generator: to
 
 def over_all_ranks(gradient: torch.Tensor) -> torch.Tensor:
     """Sum a gradient over the processes of data-parallel training, so that all grow the same connections."""
-    if _is_distributed():
+    if is_distributed():
         gradient = gradient.clone(memory_format=torch.contiguous_format)  # the recorded gradient must not change
         torch.distributed.all_reduce(gradient)
     return gradient
 
 
-def _is_distributed() -> bool:
+def is_distributed() -> bool:
+    """Tell whether this is one of several processes that train together."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 

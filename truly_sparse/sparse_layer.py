@@ -211,7 +211,12 @@ class SparseLayer(SparsifiableLayer):
     @override
     def check_rewire(self, kept: torch.Tensor, grown: torch.Tensor, values: torch.Tensor) -> None:
         if steps_of(self) is not None:
-            _, was = check_rewiring(self, kept, grown, values)
+            after, was = check_rewiring(self, kept, grown, values)
+            if len(after) != self.index.nnz:
+                raise InvalidArgumentError(
+                    f"kept={shown(kept)} and grown={shown(grown)} are {len(after)} connections; a parametrization "
+                    f"computes this layer's weights, so it holds exactly {self.index.nnz}, give as many"
+                )
             new = torch.cat([self.weight_parameter, originals_of(self, values)])
             check_computed(self, new.index_select(0, was), torch.cat([self.values, values]).index_select(0, was))
 
@@ -219,11 +224,6 @@ class SparseLayer(SparsifiableLayer):
     def rewire(self, kept: torch.Tensor, grown: torch.Tensor, values: torch.Tensor) -> Carry:
         self.check_rewire(kept, grown, values)
         after, was = check_rewiring(self, kept, grown, values)
-        if len(kept) + len(grown) != self.index.nnz:
-            raise InvalidArgumentError(
-                f"kept={shown(kept)} and grown={shown(grown)} are {len(kept) + len(grown)} connections; "
-                f"this layer holds exactly {self.index.nnz}, give as many"
-            )
         new = originals_of(self, values)
         self._hold(self.build_index(after))
         del after  # a large layer's is large
@@ -233,7 +233,7 @@ class SparseLayer(SparsifiableLayer):
 
         with torch.no_grad():
             parameter = self.weight_parameter
-            parameter.copy_(torch.cat([parameter, new]).index_select(0, was))
+            hold_numbers(parameter, torch.cat([parameter, new]).index_select(0, was))
         return carry
 
     def to_dense(self) -> torch.Tensor:
@@ -257,7 +257,7 @@ class SparseLayer(SparsifiableLayer):
     def _before_loading(self, state_dict: Any, prefix: str, *more: Any) -> None:
         steps, topology = steps_of(self), f"{prefix}_extra_state"
         if topology in state_dict:  # torch reads it after the values
-            self._index_of(state_dict[topology])
+            self._make_room(self.build_index(state_dict[topology]), state_dict.get(f"{prefix}values"))
         if steps is not None:  # torch loads them after this layer, and who watches it reads its weights before that
             steps._load_from_state_dict(state_dict, f"{prefix}parametrizations.values.", *more[:2], [], [], [])
 
@@ -271,13 +271,32 @@ class SparseLayer(SparsifiableLayer):
         Raises:
             InvalidArgumentError: it is not a valid topology of this layer.
         """
-        self._hold(self._index_of(state))
-
-    def _index_of(self, state: torch.Tensor) -> LinearIndex | ConvIndex:
         index = self.build_index(state)
-        if index.nnz != len(self.values):
+        self._make_room(index, self.values)
+        self._hold(index)
+
+    def _make_room(self, index: LinearIndex | ConvIndex, saved: object) -> None:
+        """Take over a saved topology and as many zeros as it has weights, if it has more or fewer than this layer."""
+        if index.nnz == len(self.values):
+            return
+        if not torch.is_tensor(saved) or saved.shape != (index.nnz,) or steps_of(self) is not None:
             raise InvalidArgumentError(
-                f"state={shown(state)}: the saved topology has {index.nnz} connections, this layer {len(self.values)}; "
-                "use the same sparsity, scheme, structure and exclude"
+                f"the saved topology has {index.nnz} connections, this layer {len(self.values)}, and the state no "
+                "values for them; give a state with both, or use the same sparsity, scheme, structure and exclude"
             )
-        return index
+        self._hold(index)
+        with torch.no_grad():
+            hold_numbers(self.weight_parameter, self.values.new_zeros(index.nnz))
+
+
+def hold_numbers(parameter: nn.Parameter, numbers: torch.Tensor) -> None:
+    """Let a parameter hold these numbers; it remains the same object, as an optimizer holds it.
+
+    If they are more or fewer than before, the parameter gets new memory and loses its gradient.
+    """
+    if parameter.shape == numbers.shape:
+        parameter.copy_(numbers)
+    else:
+        parameter.grad = None
+        # Unlike setting .data, this tells autograd of the new size. torch's hints lack this form.
+        parameter.set_(numbers.to(parameter))  # type: ignore[call-overload]

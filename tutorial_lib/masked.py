@@ -29,7 +29,6 @@ ROWS_PER_BLOCK = 1024
 class MaskedLayer(SparsifiableLayer):
     """Common base of MaskedLinear and MaskedConv2d. The stored weight is zero where the mask is False."""
 
-    can_shrink = True
     weight: Any
     mask: torch.Tensor
     _recorded: Sequence[torch.Tensor] = ()  # at most one: the sum

@@ -184,11 +184,16 @@ def test_blocks_that_divide_no_layer(convert):
     assert convert(model, 0.5, structure=(3, 4))  # 1×4 in both
 
 
-def test_a_state_with_another_number_of_connections():
+def test_a_topology_without_values_for_its_connections():
     model = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(6, 6)))
-    message = r"'1\.0': .*has 18 connections, this layer 7; use the same sparsity, scheme, structure and exclude"
-    with pytest.raises(InvalidArgumentError, match=message):
-        sparsify(model, 0.8).load_state_dict(sparsify(model, 0.5).state_dict())
+    state, loaded = sparsify(model, 0.5).state_dict(), sparsify(model, 0.8)
+    state["1.0.values"] = state["1.0.values"][:-1]
+    before = copy.deepcopy(loaded.state_dict())
+    message = r"'1\.0': .*has 18 connections, this layer 7, and the state no values for them"
+    for wrong in (state, {"1.0._extra_state": state["1.0._extra_state"]}):
+        with pytest.raises(InvalidArgumentError, match=message):
+            loaded.load_state_dict(wrong, strict=False)
+    assert all(map(torch.equal, before.values(), loaded.state_dict().values()))
 
 
 def test_a_foreign_sparsifiable_layer_must_have_a_plain_form():

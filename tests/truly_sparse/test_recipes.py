@@ -282,12 +282,6 @@ def test_gradual_pruning_keeps_the_largest(small_cnn):
     assert before[model.hidden.mask].min() >= before[~model.hidden.mask].max()
 
 
-def test_gradual_pruning_needs_layers_that_can_shrink(small_cnn):
-    model = sparsify(mask_model(small_cnn, 0.5))
-    with pytest.raises(InvalidArgumentError, match=r"fixed.*mask_model\(model, sparsity=0.0\)"):
-        GradualPruning(model, torch.optim.SGD(model.parameters(), lr=0.1), sparsity=0.9, until=10)
-
-
 @pytest.mark.parametrize("settings", [{"sparsity": 1.0}, {"until": 0}, {"every": 0}, {"scheme": "x"}])
 def test_gradual_pruning_with_bad_settings(small_cnn, settings):
     model = mask_model(small_cnn, 0.0)

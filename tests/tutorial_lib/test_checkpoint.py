@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tests.conftest import SmallCNN
-from truly_sparse import SNFS, DynamicSparsity, InvalidArgumentError, RigL, fuse, sparsify
+from truly_sparse import SNFS, DynamicSparsity, RigL, fuse, sparsify
 from tutorial_lib import callbacks, evaluate, fit, load_checkpoint, load_data, mask_model, save_checkpoint
 from tutorial_lib.checkpoint import DIGEST, NAME, VERSION, CheckpointError
 
@@ -327,9 +327,3 @@ def test_rigl_rests_after_every_step(small_cnn):
         model(torch.randn(2, 1, 28, 28)).sum().backward()
         driver.step()
         assert driver.at_rest
-
-
-def test_truly_sparse_layers_keep_their_size(small_cnn):
-    layer = sparsify(mask_model(small_cnn, 0.8)).hidden
-    with pytest.raises(InvalidArgumentError, match="holds exactly"):
-        layer.rewire(layer.active()[1:], layer.active()[:0], torch.empty(0))

@@ -107,8 +107,7 @@ class GraNet(DynamicRecipe):
     end at ``until``; the authors' code replaces weights to the end. Their commands for CIFAR-10 rewire every 1,000
     steps of 160 epochs; the default here is meant for shorter trainings.
 
-    Start with ``mask_model(model, sparsity=0.5, scheme="er")``, as the paper does in sparse-to-sparse training. The
-    layers must be masked ones, since they lose weights.
+    Start with ``sparsity=0.5, scheme="er"``, as the paper does in sparse-to-sparse training.
 
     Attributes:
         sparsity: ``S``, the share of the weights that are removed at the end.

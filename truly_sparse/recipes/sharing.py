@@ -11,8 +11,9 @@ import torch
 from typing_extensions import override
 
 from ..arguments import require
+from ..driver_checks import check_sizes_may_change
 from ..dst import DynamicSparsity
-from ..errors import InvalidArgumentError, TrainingError
+from ..errors import TrainingError
 from ..interface import SparsifiableLayer, Units
 from ..rules import GROW_RULES, GrowChoice, GrowRule, over_all_ranks
 from ..schedule import Epochs
@@ -42,14 +43,9 @@ def check_exchange(layers: Mapping[str, SparsifiableLayer]) -> None:
     """Refuse layers that cannot exchange weights.
 
     Raises:
-        InvalidArgumentError: truly sparse layers, whose number of weights is fixed, or blocks of different sizes.
+        InvalidArgumentError: blocks of different sizes, or truly sparse layers in one of several processes.
     """
-    fixed = [name for name, layer in layers.items() if not layer.can_shrink]
-    if fixed:
-        raise InvalidArgumentError(
-            f"{', '.join(fixed)}: the number of weights of a truly sparse layer is fixed; layers that exchange weights "
-            "must be masked ones, mask_model(model, sparsity=0.95)"
-        )
+    check_sizes_may_change(layers)
     areas = {str(layer.structure): layer.structure.area for layer in layers.values()}
     one_size = len(set(areas.values())) == 1
     require(one_size, "structure", list(areas), "layers exchange blocks of one size only; use the same in all layers")
@@ -118,7 +114,7 @@ class DSR(DynamicRecipe):
 
     The first threshold and the aim are those of public code that follows the paper (``pruning_threshold=1e-3`` and
     ``target_fraction_to_prune=1e-2`` of its class ``DSModel``). Published trainings rewire less and less often; here
-    the interval stays. The layers must be masked ones.
+    the interval stays.
     """
 
     prune_fraction: float = 0.01
@@ -141,6 +137,10 @@ class MomentumSharing(DynamicSparsity):
         check_exchange(self.layers)
 
     @override
+    def _may_read_gradient(self, layer: SparsifiableLayer) -> bool:
+        return True  # that of a full layer decides on its share
+
+    @override
     def _grown(
         self, layers: Mapping[str, Units], active: dict[str, torch.Tensor], pruned: dict[str, torch.Tensor]
     ) -> dict[str, int]:
@@ -159,8 +159,7 @@ class SparseMomentum(DynamicRecipe):
     gradient is largest, in layer ``l`` as ``K · m_l / Σ m``, with the mean magnitude ``m_l`` of the momentum of the
     layer's active weights. What does not fit into a layer goes to the others, in the same proportion.
 
-    The share, its cosine decay and once an epoch are those of the authors' code. Momentum is that of :class:`SNFS`. The
-    layers must be masked ones.
+    The share, its cosine decay and once an epoch are those of the authors' code. Momentum is that of :class:`SNFS`.
     """
 
     prune_fraction: float = 0.5

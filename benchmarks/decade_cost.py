@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 import torch
-from decade_methods import DENSE, MASKED, TRULY_SPARSE
+from decade_methods import DENSE, FROM_DENSE, TRULY_SPARSE
 from typing_extensions import override
 
 from truly_sparse.recipes import DynamicRecipe, Recipe
@@ -25,7 +25,7 @@ from tutorial_lib.callbacks import Callback, Run
 from tutorial_lib.contenders import Contender
 from tutorial_lib.project import ROOT
 
-CONTENDERS = TRULY_SPARSE | MASKED | DENSE
+CONTENDERS = TRULY_SPARSE | FROM_DENSE | DENSE
 COMMAND = "python benchmarks/decade_cost.py"
 SPARSITY, BATCH_SIZE = 0.95, 64
 STEPS_OF_A_TRAINING = 9380  # of benchmarks/decade.py on all of MNIST

@@ -147,31 +147,6 @@ def sparse_or_masked(model: nn.Module) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Masked(Contender):
-    """A masked network, for methods whose layers change their number of weights.
-
-    Attributes:
-        how: how its topology changes.
-        start: sparsity of the first topology; None: that of the run.
-        scheme: how its layers share the weights.
-    """
-
-    how: Recipe
-    start: float | None = None
-    scheme: str = "erk"
-
-    @override
-    def build(self, sparsity: float, seed: int) -> nn.Module:
-        torch.manual_seed(seed)
-        start = sparsity if self.start is None else self.start
-        return sparse_init(mask_model(TutorialCNN(), start, self.scheme, seed=seed), seed)
-
-    @override
-    def recipe(self, sparsity: float) -> Recipe:
-        return dataclasses.replace(self.how, sparsity=sparsity) if isinstance(self.how, GraNet) else self.how
-
-
-@dataclass(frozen=True)
 class Wide(Contender):
     """The tutorial's network with all hidden layers wider or narrower.
 
@@ -210,13 +185,27 @@ class LargerSet(Sparse):
         return super().build(1 - (1 - sparsity) / self.how.forward, seed)
 
 
+@dataclass(frozen=True)
+class FromDenser(Sparse):
+    """GraNet: the network starts with more weights, and ends with the run's number."""
+
+    how: GraNet = dataclasses.field(default=GraNet())
+    scheme: str = "er"
+
+    @override
+    def build(self, sparsity: float, seed: int) -> nn.Module:
+        return super().build(self.how.start, seed)
+
+    @override
+    def recipe(self, sparsity: float) -> Recipe:
+        return dataclasses.replace(self.how, sparsity=sparsity)
+
+
 def contender_of(recipe: Recipe) -> Contender:
-    """Return how a recipe is trained here: as the recorded contender of its kind, truly sparse wherever it can be."""
+    """Return how a recipe is trained here: as the recorded contender of its kind."""
     if isinstance(recipe, TopKAST):
         return LargerSet(how=recipe)
-    if isinstance(recipe, GraNet):
-        return Masked(how=recipe, start=recipe.start, scheme="er")
-    return Masked(how=recipe) if isinstance(recipe, (DSR, SparseMomentum)) else Sparse(how=recipe)
+    return FromDenser(how=recipe) if isinstance(recipe, GraNet) else Sparse(how=recipe)
 
 
 def weight_times_gradient(layer: Units) -> torch.Tensor:
@@ -229,17 +218,21 @@ def at_random(layer: Units) -> torch.Tensor:
     return torch.rand(len(layer.active()))
 
 
-# All layers keep their number of weights, so they run truly sparse.
 TRULY_SPARSE: dict[str, Contender] = {
     "static": Sparse(how=Static()),
     "Deep Rewiring, own": Sparse(how=DeepRewiring()),
     "SET, common": Sparse(how=SET(**COMMON)),
     "SET, own": Sparse(how=SET(0.3, Epochs(1))),
+    "DSR, common": Sparse(how=DSR(**COMMON)),
+    "DSR, own": Sparse(how=DSR()),
     "SNFS without sharing, common": Sparse(how=SNFS()),
+    "SNFS, common": Sparse(how=SparseMomentum(**COMMON)),
+    "SNFS, own": Sparse(how=SparseMomentum()),
     "RigL, common and own": Sparse(how=RigL()),
     "ITOP, own": Sparse(how=ITOP()),
     "MEST, common": Sparse(how=MEST(**COMMON)),
     "MEST, own": Sparse(how=MEST()),
+    "GraNet, own": FromDenser(),
     "SRigL, common and own": Sparse(how=SRigL()),
     "CHT, common": Sparse(how=CHT(**COMMON)),
     "CHT, own": Sparse(how=CHT()),
@@ -251,15 +244,8 @@ TRULY_SPARSE: dict[str, Contender] = {
     "SynFlow, own": BeforeTraining(how="SynFlow"),
     "Top-KAST, own": LargerSet(),
 }
-# Layers change their number of weights, so they run masked, at the cost of dense ones.
-MASKED: dict[str, Contender] = {
-    "DSR, common": contender_of(DSR(**COMMON)),
-    "DSR, own": contender_of(DSR()),
-    "SNFS, common": contender_of(SparseMomentum(**COMMON)),
-    "SNFS, own": contender_of(SparseMomentum()),
-    "GraNet, own": contender_of(GraNet()),
-    "GMP, own": Gradual(),
-}
+# It trains masked: as long as most weights are there, masked layers are faster than truly sparse ones.
+FROM_DENSE: dict[str, Contender] = {"GMP, own": Gradual()}
 DENSE: dict[str, Contender] = {"dense": Dense()}
 TICKET: dict[str, Contender] = {"IMP, own": Ticket()}
 # RigL with other prune criteria, and first weights of a dense network.

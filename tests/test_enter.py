@@ -64,7 +64,7 @@ def test_a_recipe_is_trained_as_the_recorded_contender_of_its_kind(enter, recipe
     import decade_methods
 
     made = enter.contender_of(recipe)
-    assert made in (decade_methods.TRULY_SPARSE | decade_methods.MASKED).values()
+    assert made in (decade_methods.TRULY_SPARSE | decade_methods.FROM_DENSE).values()
     network = made.build(0.9, seed=0)
     made.recipe(0.9).attach(network, torch.optim.Adam(network.parameters()), steps_per_epoch=5, total_steps=10, seed=0)
 

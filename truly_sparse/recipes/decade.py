@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 BOTH = "masked and truly sparse"
-MASKED = "masked only: layers change their number of weights"
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,8 @@ METHODS = (
         "magnitude, in each layer",
         "",
         "falls from dense to the final one",
-        "weights and gradients during the whole training",
-        MASKED,
+        "all weights at the start; with masked layers during the whole training",
+        BOTH,
         "large sparse networks beat small dense ones of equal memory; 10 times fewer weights cost little (CNNs, LSTMs)",
         "every 100 steps until 75% of the training, cubic (the paper: every 100 to 1,000 steps)",
     ),
@@ -145,8 +144,8 @@ METHODS = (
         "magnitude, below one threshold for all layers that adapts",
         "chance, shared over layers by what survived",
         IN_TOTAL,
-        "nothing in the method; here the masked layers",
-        MASKED,
+        "nothing",
+        BOTH,
         "best accuracy for a fixed number of parameters, on par with pruning a trained network (CIFAR-10, ImageNet)",
         "about 1% every 100 steps until 75%: aim and first threshold of public code",
     ),
@@ -162,7 +161,7 @@ METHODS = (
         "momentum of the gradient, and shared over layers by their mean momentum",
         IN_TOTAL,
         "the momentum of all connections in every step; here from the last 20 batches, in blocks of rows",
-        MASKED + "; SNFS without sharing on both",
+        BOTH,
         "less error than other sparse methods (by 8, 15 and 6%: MNIST, CIFAR-10, ImageNet), and dense accuracy",
         "50% after each epoch, falling by the cosine: the authors' code",
         "https://github.com/TimDettmers/sparse_learning",
@@ -267,8 +266,8 @@ METHODS = (
         "magnitude over all layers, gradually, and in each layer",
         "gradient",
         "falls from a denser start to the final one",
-        STREAMED + "; here the masked layers",
-        MASKED,
+        STREAMED,
+        BOTH,
         "the first sparse-to-sparse training to beat dense-to-sparse methods at equal length (ResNet-50, ImageNet)",
         "50% every 100 steps, falling by the cosine, until 75%, from 50% sparsity (the authors' commands: every 1,000)",
         "https://github.com/VITA-Group/GraNet",

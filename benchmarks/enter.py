@@ -3,9 +3,8 @@
     python benchmarks/enter.py my_rule.py --sparsity 0.99      # a minute on two cores
 
 The file defines ``grow`` (a growth rule), ``prune`` (a prune score), or both; they take the place of RigL's, with the
-common settings. Or it defines ``recipe``, which decides everything. ``docs/your-own-rule.md`` has a template. A recipe
-whose layers exchange or lose weights (``DSR``, ``SparseMomentum``, ``GraNet``) is trained masked, as in the record. The
-task is that with 1,000 training images, from the recorded seeds; the others are those of ``figures/decade_runs.json``.
+common settings. Or it defines ``recipe``, which decides everything. ``docs/your-own-rule.md`` has a template. The task
+is that with 1,000 training images, from the recorded seeds; the others are those of ``figures/decade_runs.json``.
 """
 
 from __future__ import annotations

@@ -233,7 +233,7 @@ class SparseLayer(SparsifiableLayer):
 
         with torch.no_grad():
             parameter = self.weight_parameter
-            hold_numbers(parameter, torch.cat([parameter, new]).index_select(0, was))
+            _hold_numbers(parameter, torch.cat([parameter, new]).index_select(0, was))
         return carry
 
     def to_dense(self) -> torch.Tensor:
@@ -257,7 +257,7 @@ class SparseLayer(SparsifiableLayer):
     def _before_loading(self, state_dict: Any, prefix: str, *more: Any) -> None:
         steps, topology = steps_of(self), f"{prefix}_extra_state"
         if topology in state_dict:  # torch reads it after the values
-            self._make_room(self.build_index(state_dict[topology]), state_dict.get(f"{prefix}values"))
+            self._with_room(state_dict[topology], state_dict.get(f"{prefix}values"))
         if steps is not None:  # torch loads them after this layer, and who watches it reads its weights before that
             steps._load_from_state_dict(state_dict, f"{prefix}parametrizations.values.", *more[:2], [], [], [])
 
@@ -271,25 +271,30 @@ class SparseLayer(SparsifiableLayer):
         Raises:
             InvalidArgumentError: it is not a valid topology of this layer.
         """
-        index = self.build_index(state)
-        self._make_room(index, self.values)
-        self._hold(index)
+        self._hold(self._with_room(state, self.values))
 
-    def _make_room(self, index: LinearIndex | ConvIndex, saved: object) -> None:
-        """Take over a saved topology and as many zeros as it has weights, if it has more or fewer than this layer."""
+    def _with_room(self, state: torch.Tensor, saved: object) -> LinearIndex | ConvIndex:
+        """Return the index of a saved topology, and take over it and as many zeros if the layer has more or fewer.
+
+        Raises:
+            InvalidArgumentError: it is not a valid topology of this layer, or the saved values do not fit.
+        """
+        index = self.build_index(state)
         if index.nnz == len(self.values):
-            return
+            return index
         if not torch.is_tensor(saved) or saved.shape != (index.nnz,) or steps_of(self) is not None:
             raise InvalidArgumentError(
-                f"the saved topology has {index.nnz} connections, this layer {len(self.values)}, and the state no "
-                "values for them; give a state with both, or use the same sparsity, scheme, structure and exclude"
+                f"state={shown(state)}: the saved topology has {index.nnz} connections, this layer {len(self.values)}, "
+                "and there are no values for them; give a state with both, or use the same sparsity, scheme, structure "
+                "and exclude"
             )
         self._hold(index)
         with torch.no_grad():
-            hold_numbers(self.weight_parameter, self.values.new_zeros(index.nnz))
+            _hold_numbers(self.weight_parameter, self.values.new_zeros(index.nnz))
+        return index
 
 
-def hold_numbers(parameter: nn.Parameter, numbers: torch.Tensor) -> None:
+def _hold_numbers(parameter: nn.Parameter, numbers: torch.Tensor) -> None:
     """Let a parameter hold these numbers; it remains the same object, as an optimizer holds it.
 
     If they are more or fewer than before, the parameter gets new memory and loses its gradient.

@@ -77,6 +77,8 @@ WITHOUT_CASES = {
     "check_holds": "a check",
     "check_interval": "a check",
     "check_rules": "a check",
+    "check_sizes_may_change": "a check",
+    "is_distributed": "takes nothing",
     "check_saved": "a check",
     "checked_score": "a check",
     "fan_ins": "used by SRigL",

@@ -189,7 +189,7 @@ def test_a_topology_without_values_for_its_connections():
     state, loaded = sparsify(model, 0.5).state_dict(), sparsify(model, 0.8)
     state["1.0.values"] = state["1.0.values"][:-1]
     before = copy.deepcopy(loaded.state_dict())
-    message = r"'1\.0': .*has 18 connections, this layer 7, and the state no values for them"
+    message = r"'1\.0': .*has 18 connections, this layer 7, and there are no values for them"
     for wrong in (state, {"1.0._extra_state": state["1.0._extra_state"]}):
         with pytest.raises(InvalidArgumentError, match=message):
             loaded.load_state_dict(wrong, strict=False)

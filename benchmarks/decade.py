@@ -60,7 +60,9 @@ class Race:
 
 # Deep Rewiring rewires in every step, and a rewiring by link prediction takes as long as hundreds of steps.
 SLOW = {name: TRULY_SPARSE[name] for name in ("Deep Rewiring, own", "CHT, common", "CHT, own")}
-QUICK = {name: how for name, how in TRULY_SPARSE.items() if name not in SLOW}
+# Their layers change their number of weights.
+EXCHANGING = {name: TRULY_SPARSE[name] for name in TRULY_SPARSE if name.startswith(("DSR", "SNFS, ", "GraNet"))}
+QUICK = {name: how for name, how in TRULY_SPARSE.items() if name not in SLOW | EXCHANGING}
 GRID, TWO = (0.9, 0.95, 0.98, 0.99, 0.995), (0.95, 0.99)
 # In the order in which they run: what most depends on comes first.
 RACES = (
@@ -68,6 +70,7 @@ RACES = (
     Race("variations", VARIATIONS, 1000, SMALL, TWO, 3),
     Race("shares", SHARES, 1000, SMALL, TWO, 3),
     Race("first epoch", FIRST_EPOCH, None, Budget(epochs=1, batch_size=64), TWO, 3),
+    Race("methods, exchanging", EXCHANGING, 1000, SMALL, GRID, 5),
     Race("methods, from dense", FROM_DENSE, 1000, SMALL, GRID, 5),
     Race("methods, slow ones", SLOW, 1000, SMALL, GRID, 5),
     Race("methods", QUICK, None, FULL, GRID, 5),
@@ -77,8 +80,9 @@ RACES = (
     Race("tickets", TICKET, 1000, SMALL, TWO, 3),
     Race("widths", WIDTHS, 1000, SMALL, (0.95,), 3),
     Race("variations", VARIATIONS, None, FULL, TWO, 3),
-    Race("methods, slow ones", SLOW, None, FULL, GRID, 5),
-    Race("methods, from dense", FROM_DENSE, None, FULL, GRID, 5),
+    Race("methods, exchanging", EXCHANGING, None, FULL, TWO, 3),
+    Race("methods, slow ones", SLOW, None, FULL, TWO, 1),
+    Race("methods, from dense", FROM_DENSE, None, FULL, TWO, 1),
 )
 
 

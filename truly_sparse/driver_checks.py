@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from .arguments import require
 from .errors import InvalidArgumentError, TrainingError
@@ -58,13 +59,13 @@ def check_sizes_may_change(layers: Mapping[str, SparsifiableLayer]) -> None:
         InvalidArgumentError: see above.
     """
     sparse = [name for name, layer in layers.items() if layer.weight_parameter.dim() == 1]
-    computed = [name for name in sparse if hasattr(layers[name], "parametrizations")]
+    computed = [name for name in sparse if is_parametrized(layers[name], "values")]
     if computed:
         raise InvalidArgumentError(
             f"the weights of {', '.join(computed[:NAMED])} are computed by parametrizations, so their number is fixed; "
             "remove these, or use a method that keeps the number of weights of each layer"
         )
-    if sparse and is_distributed() and torch.distributed.get_world_size() > 1:
+    if sparse and is_distributed():
         raise InvalidArgumentError(
             f"{', '.join(sparse[:NAMED])}: data-parallel training needs parameters of fixed sizes; use masked layers, "
             "mask_model(model, sparsity=0.95), or a method that keeps the number of weights of each layer"

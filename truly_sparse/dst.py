@@ -142,9 +142,9 @@ class Rewirer(ABC):
 
     def topology_loaded(self, layer: SparsifiableLayer, before: torch.Tensor) -> None:
         """Move the optimizer's state after ``load_state_dict`` gave a layer another topology than ``before``."""
-        after = layer.active()
-        if self.optimizer.state is self._state_in_use and not torch.equal(before, after):
-            parameter, shape = layer.weight_parameter, layer.dense_shape
+        after, parameter, shape = layer.active(), layer.weight_parameter, layer.dense_shape
+        resized = parameter.shape != shape and len(before) != len(after)  # no state of the former size may remain
+        if (resized or self.optimizer.state is self._state_in_use) and not torch.equal(before, after):
             was = parameter.shape if parameter.shape == shape else before.shape
             self._carry_optimizer_state(parameter, was, carry_between(before, after, shape))
 
@@ -177,6 +177,7 @@ class Rewirer(ABC):
     def _due(self, step: int) -> bool:
         return step % self.every == 0 and (self.until is None or step <= self.until)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _carry_optimizer_state(self, parameter: nn.Parameter, was: torch.Size, carry: Carry) -> None:
         """Move the state of a parameter's weights; ``was``: its shape before its topology changed."""

@@ -194,6 +194,11 @@ class SparsifiableLayer(nn.Module, ABC):
         """Call ``watcher.topology_loaded`` after each ``load_state_dict``. A watcher is not kept alive."""
         _watchers.setdefault(self, WeakSet()).add(watcher)
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody holds numbers that belong to the connections, and moves them with these."""
+        return len(_watchers.get(self, ())) > 0
+
     def _before_loading(self, state_dict: Any, prefix: str, *more: Any) -> None:
         """Refuse a topology that the layer cannot hold, before it changes; then load what must be there first."""
 

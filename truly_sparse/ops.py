@@ -123,10 +123,33 @@ def _is_autocast(x: torch.Tensor) -> bool:
     return usable and torch.is_autocast_enabled(kind)
 
 
+class _Cast(torch.autograd.Function):
+    """Casts a parameter to float32, and keeps it, so that the backward pass refuses one that was changed since."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(parameter: torch.Tensor) -> torch.Tensor:
+        return parameter.float()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient.to(ctx.saved_tensors[0].dtype)
+
+
+def _as_float32(parameter: torch.Tensor) -> torch.Tensor:
+    plain = parameter.dtype is torch.float32 or torch.compiler.is_compiling()
+    return parameter.float() if plain else _Cast.apply(parameter)
+
+
 def _autocast(x: torch.Tensor, layers: Sequence[Layer], parameters: Parameters) -> torch.Tensor:
     kind = x.device.type
     with torch.autocast(kind, enabled=False):
-        y = _run(x.float(), layers, [None if tensor is None else tensor.float() for tensor in parameters])
+        y = _run(x.float(), layers, [None if tensor is None else _as_float32(tensor) for tensor in parameters])
     return y.to(torch.get_autocast_dtype(kind))
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from .computed import is_trained
 from .cpu.index import MOST, ConvIndex, LinearIndex
 from .errors import InvalidArgumentError, TrainingError
 from .interface import Carry, SparsifiableLayer
+from .interrupt import undivided
 from .ops import numbered
 from .parametrized import Parametrizations, check_computed, originals_of, parameter_of, steps_of
 from .places import Places, Sizes, places_of
@@ -224,17 +227,39 @@ class SparseLayer(SparsifiableLayer):
     def rewire(self, kept: torch.Tensor, grown: torch.Tensor, values: torch.Tensor) -> Carry:
         self.check_rewire(kept, grown, values)
         after, was = check_rewiring(self, kept, grown, values)
-        new = originals_of(self, values)
-        self._hold(self.build_index(after))
+        new, index = originals_of(self, values), self.build_index(after)
         del after  # a large layer's is large
 
         def carry(state: torch.Tensor, fresh: float) -> torch.Tensor:
             return torch.cat([state, state.new_full((len(grown),), fresh)]).index_select(0, was)
 
-        with torch.no_grad():
-            parameter = self.weight_parameter
-            _hold_numbers(parameter, torch.cat([parameter, new]).index_select(0, was))
+        with torch.inference_mode(False), torch.no_grad():
+            self._hold_both(index, torch.cat([self.weight_parameter, new]).index_select(0, was))
         return carry
+
+    def _hold_both(self, index: LinearIndex | ConvIndex, numbers: torch.Tensor) -> None:
+        """Take over a topology and its weights. The parameter remains the same object, as an optimizer holds it.
+
+        If there are more or fewer weights than before, it gets other memory and loses its gradient.
+
+        Raises:
+            InvalidArgumentError: there are, and an optimizer has state for the former number, which nobody moves.
+        """
+        parameter = self.weight_parameter
+        resized, numbers = parameter.shape != numbers.shape, numbers.to(parameter)
+        if resized and not self.is_watched and _has_state(parameter):
+            raise InvalidArgumentError(
+                f"this layer would hold {index.nnz} weights instead of {len(parameter)}, for which an optimizer has "
+                "state; build the optimizer afterwards, or attach a driver to it first, which moves its state"
+            )
+        with undivided():
+            self._hold(index)
+            if resized:
+                parameter.grad = None
+                # Unlike setting .data, this tells autograd of the new size. torch's hints lack this form.
+                parameter.set_(numbers)  # type: ignore[call-overload]
+            else:
+                parameter.copy_(numbers)
 
     def to_dense(self) -> torch.Tensor:
         """Return the dense weight, for inspection; no computation uses it."""
@@ -288,20 +313,12 @@ class SparseLayer(SparsifiableLayer):
                 "and there are no values for them; give a state with both, or use the same sparsity, scheme, structure "
                 "and exclude"
             )
-        self._hold(index)
-        with torch.no_grad():
-            _hold_numbers(self.weight_parameter, self.values.new_zeros(index.nnz))
+        with torch.inference_mode(False), torch.no_grad():
+            self._hold_both(index, self.values.new_zeros(index.nnz))
         return index
 
 
-def _hold_numbers(parameter: nn.Parameter, numbers: torch.Tensor) -> None:
-    """Let a parameter hold these numbers; it remains the same object, as an optimizer holds it.
-
-    If they are more or fewer than before, the parameter gets new memory and loses its gradient.
-    """
-    if parameter.shape == numbers.shape:
-        parameter.copy_(numbers)
-    else:
-        parameter.grad = None
-        # Unlike setting .data, this tells autograd of the new size. torch's hints lack this form.
-        parameter.set_(numbers.to(parameter))  # type: ignore[call-overload]
+def _has_state(parameter: nn.Parameter) -> bool:
+    """Tell whether an optimizer has state for a parameter. Fused ones would read it without a look at its size."""
+    states = [by.get(parameter) for by in gc.get_referrers(parameter) if isinstance(by, defaultdict)]
+    return any(isinstance(state, dict) and len(state) > 0 for state in states)

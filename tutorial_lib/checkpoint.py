@@ -67,7 +67,7 @@ def load_checkpoint(path: str | Path, **parts: Any) -> dict[str, Any]:
 
     Args:
         path: the file.
-        parts: by the names under which they were saved, objects with a ``load_state_dict``, loaded in this order.
+        parts: by the names under which they were saved, objects with a ``load_state_dict``; models are loaded first.
 
     Returns:
         The other contents of the file, by name. Random generators are set to their saved states.
@@ -79,6 +79,7 @@ def load_checkpoint(path: str | Path, **parts: Any) -> dict[str, Any]:
     path = Path(path)
     content = read_checkpoint(path)
     states = content["parts"]
+    parts = dict(sorted(parts.items(), key=lambda named: not isinstance(named[1], torch.nn.Module)))
     for name, part in parts.items():
         if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
             raise CheckpointError(f"{name}={shown(part)} cannot take a state; give an object with load_state_dict")

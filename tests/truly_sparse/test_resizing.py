@@ -1,6 +1,8 @@
 """Truly sparse layers whose number of weights changes: the parameter stays the same object, all follows its size."""
 
+import contextlib
 import copy
+import threading
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from truly_sparse import (
     sparse_layers,
     sparsify,
 )
-from tutorial_lib import mask_model
+from tutorial_lib import load_checkpoint, mask_model, save_checkpoint
 
 LAYERS = {
     "linear": (lambda: SparseLinear(12, 8, sparsity=0.5), (3, 12)),
@@ -85,6 +87,45 @@ def test_a_backward_pass_from_before_is_refused():
     with_fewer(layer)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_a_backward_pass_from_before_is_refused_under_autocast_too():
+    layer = SparseLinear(12, 8, sparsity=0.5, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = layer(torch.randn(3, 12)).sum()
+    with_fewer(layer)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_what_fails_leaves_the_layer_as_it_was():
+    layer = SparseLinear(12, 8, sparsity=0.5)
+    active, before = layer.active(), copy.deepcopy(layer.state_dict())
+    missing = torch.tensor(sorted(set(range(96)) - set(active.tolist())))[:5]
+    with pytest.raises(Exception, match=r"sparse|Sparse|layout"):
+        layer.rewire(active, missing, torch.ones(5).to_sparse())
+    assert layer.index.nnz == len(layer.values) == 48
+    assert all(map(torch.equal, before.values(), layer.state_dict().values()))
+
+
+def test_memory_of_a_former_size_is_not_freed_under_a_pass():
+    layer, x, stop = SparseLinear(400, 400, sparsity=0.5), torch.randn(64, 400), threading.Event()
+
+    def change():
+        while not stop.is_set():
+            with_fewer(layer)
+            with_all(layer)
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        with torch.no_grad():
+            for _ in range(50):
+                with contextlib.suppress(InvalidArgumentError):  # between the change of the topology and of the values
+                    assert layer(x).shape == (64, 400)
+    finally:
+        stop.set()
+        changing.join()
 
 
 def network():
@@ -169,6 +210,70 @@ def test_a_resumed_run_of_layers_that_exchange_weights_ends_alike():
     assert all(map(torch.equal, whole[0].state_dict().values(), second[0].state_dict().values()))
 
 
+def stepped(optimizer, model):
+    F.cross_entropy(model(torch.randn(4, 64)), torch.zeros(4, dtype=torch.int64)).backward()
+    optimizer.step()
+
+
+def test_an_optimizer_state_that_nobody_would_move_is_no_way_to_another_size():
+    # torch's fused optimizers read a state without a look at its size.
+    model, larger = sparsify(network(), 0.9), sparsify(network(), 0.3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
+    stepped(optimizer, model)
+    before = copy.deepcopy(model.state_dict())
+    for change in (lambda: model.load_state_dict(larger.state_dict()), lambda: with_all(model[1])):
+        with pytest.raises(
+            InvalidArgumentError, match="weights instead of 205, for which an optimizer has state; build"
+        ):
+            change()
+    assert all(map(torch.equal, before.values(), model.state_dict().values()))
+    driver = DSR().attach(model, optimizer, steps_per_epoch=9, total_steps=24, seed=0)
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    model.load_state_dict(larger.state_dict())
+    assert optimizer.state[model[1].values]["exp_avg"].shape == model[1].values.shape == larger[1].values.shape
+    stepped(optimizer, model)
+    assert not driver.step()
+
+
+def test_a_checkpoint_takes_its_parts_in_any_order(tmp_path):
+    def start():
+        model = sparsify(network(), 0.8)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        how = DSR(0.5, 1, until=1.0, threshold=0.1)
+        return {
+            "driver": how.attach(model, optimizer, steps_per_epoch=9, total_steps=24, seed=0),
+            "optimizer": optimizer,
+            "model": model,
+        }
+
+    saved, other = start(), start()
+    for _ in range(4):
+        stepped(saved["optimizer"], saved["model"])
+        saved["driver"].step()
+    assert len(saved["model"][1].values) != len(other["model"][1].values)
+    save_checkpoint(tmp_path / "run", **saved)
+    load_checkpoint(tmp_path / "run", **other)
+    assert all(map(torch.equal, saved["model"].state_dict().values(), other["model"].state_dict().values()))
+
+
+def test_rewiring_in_inference_mode():
+    model = sparsify(network(), 0.8)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    driver = DSR(0.5, 1, until=1.0, threshold=0.1).attach(model, optimizer, steps_per_epoch=9, total_steps=24, seed=0)
+    for _ in range(3):
+        stepped(optimizer, model)
+        with torch.inference_mode():
+            driver.step()
+    assert driver.rewirings == 3
+
+
+def test_a_computed_bias_is_no_obstacle():
+    model = sparsify(network(), 0.5)
+    parametrize.register_parametrization(model[1], "bias", nn.Tanh())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert GradualPruning(model, optimizer, sparsity=0.9, until=1).step()
+
+
 def test_averages_follow():
     model = sparsify(network(), 0.5)
     averaged = AveragedSparseModel(model)
@@ -204,7 +309,6 @@ def test_computed_weights_keep_their_number():
 @pytest.mark.parametrize("recipe", [DSR(), GraNet()])
 def test_several_processes_need_fixed_sizes(recipe, monkeypatch):
     monkeypatch.setattr("truly_sparse.driver_checks.is_distributed", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     model = sparsify(network(), 0.5)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(InvalidArgumentError, match="needs parameters of fixed sizes; use masked"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -40,19 +40,19 @@ def readable(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
 
 def addresses(
     stages: Sequence[Stage], parameters: Sequence[torch.Tensor | None], with_bias: bool
-) -> tuple[list[int], list[torch.Tensor]]:
+) -> tuple[list[int], list[Any]]:
     """Check the parameters that compiled code will read.
 
     Returns:
-        The address of each (that of zeros for a missing bias; 0 for biases that are not read), and the tensors that
-        nobody else keeps, which must be kept as long as the addresses are used: copies, and zeros.
+        The address of each (that of zeros for a missing bias; 0 for biases that are not read), and the memory that must
+        be kept as long as the addresses are used.
     """
     if not stages or len(parameters) != 2 * len(stages):
         raise InvalidArgumentError(
             f"{len(stages)} stages, {len(parameters)} parameters; give at least one stage, and values and bias of each."
         )
     found: list[int] = []
-    kept: list[torch.Tensor] = []
+    kept: list[Any] = []
     for at, stage in enumerate(stages):
         index, bias = stage.index, parameters[2 * at + 1]
         found.append(_address("values", cast(torch.Tensor, parameters[2 * at]), index.nnz, kept))
@@ -71,13 +71,13 @@ def _no_bias(outputs: int) -> torch.Tensor:
     return torch.zeros(outputs, dtype=torch.float32, device="cpu")
 
 
-def _address(name: str, numbers: torch.Tensor, count: int, kept: list[torch.Tensor]) -> int:
+def _address(name: str, numbers: torch.Tensor, count: int, kept: list[Any]) -> int:
     """Return the address of ``count`` contiguous float32 numbers on the CPU, after checking that they are."""
     if not _is_plain(numbers):
         numbers = our_kind(name, numbers)
-        kept.append(numbers)
     if numbers.dim() != 1 or numbers.numel() != count or not numbers.is_contiguous():
         raise InvalidArgumentError(f"{name} has shape {tuple(numbers.shape)}; give {count} contiguous numbers.")
+    kept.append(numbers.untyped_storage())  # another thread may give a layer more or fewer weights, in other memory
     return numbers.data_ptr()
 
 

@@ -195,6 +195,7 @@ def _prepared(
     loops = run_step_spans.address if there.spans > 1 else 0, update.address
     step = Step(*passes, 0, there.result[1], address(outcome), *updated, *loops)
     tensors = [tensor for each in weights if each is not None for tensor in each]
+    of_others = [tensor.untyped_storage() for tensor in tensors]  # another thread may replace it while a step runs
     return _Ready(
         stages=stages,
         inputs=inputs,
@@ -207,7 +208,7 @@ def _prepared(
         gradients=[g for g, each in zip(gradients[:numbers].split(sizes), weights, strict=True) if each is not None],
         settings=settings,
         step=np.array(step, np.int64),
-        memory=(zeros, y, grad, arena, works, gradients, steps, records, outcome, factors),
+        memory=(zeros, y, grad, arena, works, gradients, steps, records, outcome, factors, of_others),
     )
 
 

@@ -581,7 +581,7 @@ def which_algorithm() -> list[Claim]:
         ),
         Claim(
             "before training",
-            "Of the truly sparse entries (the race *methods*) SynFlow has it",
+            "Of those that keep each layer's number of weights (the race *methods*) SynFlow has it",
             lambda v: (
                 on_1000(v, "SynFlow, common", 0.99),
                 max(on_1000(v, name, 0.99) for name in v.entries if not name.startswith("SynFlow")),
@@ -629,7 +629,7 @@ def which_algorithm() -> list[Claim]:
             "equal bytes",
             "No truly sparse entry holds twice the bytes of another; the slowest takes several times as long",
             lambda v: tuple(
-                float(end(v.cost.loc[v.entries, column])) for column in ("MB", "seconds") for end in (min, max)
+                float(end(v.cost.loc[v.entries, column])) for column in ("MB", "ms a step") for end in (min, max)
             ),
             lambda fewest, most, fastest, slowest: most < 2 * fewest and slowest > 3 * fastest > 0,
         ),

@@ -244,7 +244,7 @@ TRULY_SPARSE: dict[str, Contender] = {
     "SynFlow, own": BeforeTraining(how="SynFlow"),
     "Top-KAST, own": LargerSet(),
 }
-# It trains masked: as long as most weights are there, masked layers are faster than truly sparse ones.
+# Its network starts dense, and is masked.
 FROM_DENSE: dict[str, Contender] = {"GMP, own": Gradual()}
 DENSE: dict[str, Contender] = {"dense": Dense()}
 TICKET: dict[str, Contender] = {"IMP, own": Ticket()}

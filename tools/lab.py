@@ -71,7 +71,7 @@ def chromium_browser() -> Iterator[Browser]:
     if program is None:
         raise FileNotFoundError("no Chromium here: apt install chromium, or run make test-browser")
     with sync_api.sync_playwright() as running:
-        # A sandboxed frame with a process of its own sometimes gets no size, and so never draws; here all share one.
+        # All frames share one process. With one of its own, the player was sometimes not drawn; the cause is not known.
         args = ["--no-sandbox", "--disable-site-isolation-trials"]
         browser = running.chromium.launch(executable_path=program, args=args)
         yield browser

@@ -25,8 +25,7 @@ class GradualPruning(Rewirer):
     """Gradual magnitude pruning: from a dense topology to a sparse one while training (Zhu & Gupta, 2017, eq. 1).
 
     The sparsity rises as ``s(t) = S · (1 − (1 − t / until)³)``. Every ``every`` steps each layer keeps its largest
-    weights; pruned weights never return. Dense layers are fastest as masked ones, ``mask_model(model, sparsity=0.0)``;
-    truly sparse ones pay off from about 80% sparsity on.
+    weights; pruned weights never return. Layers may be masked or truly sparse; the memory of truly sparse ones falls.
 
     Args:
         model: a model with sparse layers, ``mask_model(model, sparsity=0.0)`` for a dense start.

@@ -229,7 +229,7 @@ def over_all_ranks(gradient: torch.Tensor) -> torch.Tensor:
 
 
 def is_distributed() -> bool:
-    """Tell whether this is one of several processes that train together."""
+    """Tell whether torch's data-parallel training is in use, also with one process."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 

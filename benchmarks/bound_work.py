@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from truly_sparse import SparseConv2d, SparseLinear
 from truly_sparse.cpu.conv_blocks import SUMMED
-from truly_sparse.cpu.conv_shape import tile_pixels
+from truly_sparse.cpu.conv_shape import TOGETHER, tile_pixels
 from truly_sparse.cpu.linear_shape import WIDTHS, WIDTHS_BY_OUTPUT, WIDTHS_OF_FOUR
 from truly_sparse.cpu.plan import layer_part
 from truly_sparse.cpu.simd import NATIVE
@@ -66,7 +66,8 @@ def conv_work(layer: SparseConv2d, image: tuple[int, int], lanes: int) -> dict[s
 
     Args:
         layer: the convolution.
-        image: rows and columns of an image; rows are even, columns a multiple of eight.
+        image: rows and columns of an image; rows are even, columns a multiple of 24. Without AVX-512 the backward pass
+            also computes padding where the columns are no multiple of three, which is not counted.
         lanes: of the batch.
     """
     plan = layer_part(layer.index, (layer.in_channels, *image)).plan
@@ -75,8 +76,9 @@ def conv_work(layer: SparseConv2d, image: tuple[int, int], lanes: int) -> dict[s
     products, operations = weights * pixels, 2 * lanes * weights * pixels
 
     blocks = plan.tall > 1  # four outputs share a load of x and an offset
-    shared, tile = (4, 2) if blocks else (1, 8)  # weights and offsets are read for each tile of so many pixels
-    listed = (4 + 4 / shared) * weights * pixels / tile * lanes / NATIVE
+    tile = 4 * TOGETHER  # pixels
+    shared, read_for = (4, TOGETHER) if blocks else (1, tile)  # weights and offsets are read for so many pixels
+    listed = (4 + 4 / shared) * weights * pixels / read_for * vectors
     padded_x = plan.inputs * plan.rows * plan.columns
     forward = Work(row * (x + products / shared) + listed, row * (padded_x + y), operations)
 
@@ -84,7 +86,7 @@ def conv_work(layer: SparseConv2d, image: tuple[int, int], lanes: int) -> dict[s
         added = 8 * weights * -(-pixels // SUMMED) * vectors
         alone = Work(row * (y + products * 6 / 8), row * padded_y + added, operations)
     else:
-        sums = (weights + plan.outputs) * (pixels / 8 + 1)  # the bias has sums too
+        sums = (weights + plan.outputs) * (pixels / tile + 1)  # the bias has sums too
         alone = Work(row * (y + products + sums), row * sums, operations)
 
     tiles = plan.height * plan.width / tile_pixels(plan)

@@ -1,6 +1,6 @@
 """The backward pass of a convolution, compiled.
 
-It goes by input, with seven or eight input pixels as the register tile (four without AVX-512): one load of the output's
+It goes by input, with seven or eight input pixels as the register tile (three without AVX-512): one load of a result's
 gradient serves the gradient of a weight and that of the input. If the gradient of the input is not needed, it goes by
 output.
 """
@@ -14,7 +14,7 @@ import numpy as np
 
 from .conv_blocks import by_blocks
 from .conv_gradient import g_at, gradient_of_best, gradient_of_pixels, lay_out_gradient
-from .conv_shape import across, dx_at, pixels_of_tile, windows, winners_at
+from .conv_shape import TILE, TOGETHER, across, dx_at, pixels_of_tile, windows, winners_at
 from .convert import hand_out_images, take_in_images
 from .kernel import kernel
 from .records import CALL, PLAN, Call, Phase, Plan
@@ -36,7 +36,8 @@ from .simd import (
     zeros,
 )
 
-FOUR, TWO = 4 * NATIVE, 2 * NATIVE  # lanes of so many registers
+FIRST, SECOND = (64, 32) if NATIVE == 16 else (16, 16)  # lanes of the first two vectors of a tile
+REST = 16 * TILE - FIRST - SECOND
 
 
 def conv_backward(call: Call, plan: Plan, stage: int, lanes: int) -> list[Phase]:
@@ -69,9 +70,9 @@ def _add_to_bias(sums, at, gradient):
 @compiled
 def _spread_window(call, plan, i, j, b, sums):
     """Add one window's part of the gradients of weights and bias, lane by lane."""
-    zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
+    zero, right, down = zeros(16), plan.stride_x * 16, plan.stride_y * plan.columns * 16
     x, indptr, offsets = floats(call.x), longs(plan.indptr), ints(plan.offsets)
-    start = i * down + j * right + b // 16 * call.x_group + b % 16
+    start = i * down + j * right + b // 16 * call.x_group
     (at_g, step_g), (winner, step_winner) = g_at(call, i // 2, j // 2, b), winners_at(plan, i, j, b)
     g, winners, pool, outputs, nnz = floats(call.g), octets(call.winners), call.pool != 0, plan.outputs, plan.nnz
     for o in range(outputs):
@@ -91,9 +92,9 @@ def _spread_window(call, plan, i, j, b, sums):
 
 @compiled
 def _spread_two_windows(call, plan, i, j, b, sums):
-    zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
+    zero, right, down = zeros(16), plan.stride_x * 16, plan.stride_y * plan.columns * 16
     x, indptr, offsets = floats(call.x), longs(plan.indptr), ints(plan.offsets)
-    start = i * down + j * right + b // 16 * call.x_group + b % 16
+    start = i * down + j * right + b // 16 * call.x_group
     (at_g, step_g), (winner, step_winner) = g_at(call, i // 2, j // 2, b), winners_at(plan, i, j, b)
     g, winners, pool, outputs, nnz = floats(call.g), octets(call.winners), call.pool != 0, plan.outputs, plan.nnz
     next_g = call.g_row
@@ -122,33 +123,34 @@ def _spread_windows(call, plan, b, sums):
     end = across(plan, call.pool)
     for window in range(windows(plan, call.pool)):
         j = 0
-        while j + 4 <= end:
+        while TOGETHER == 2 and j + 4 <= end:
             _spread_two_windows(call, plan, 2 * window, j, b, sums)
             j += 4
-        if j < end:
+        while j < end:
             _spread_window(call, plan, 2 * window, j, b, sums)
+            j += 2
 
 
 @compiled
 def _gather_pixels(call, plan, c, p, to, part, sums, images, rest):
     """Compute the gradient of a tile of pixels of an input channel, and add its part of the weights' gradients.
 
-    Adjacent pixels are adjacent in memory. A tile is three vectors: four registers, two, and one as wide as ``rest``.
+    Adjacent pixels are adjacent in memory. A tile is three vectors, the last one as wide as ``rest``.
     """
     values, indptr, by_input, one = floats(call.values), longs(plan.t_indptr), ints(plan.by_input), zeros(16)
     start, here = p * 16, (c * plan.plane + p) * 16 + part * call.x_group
-    x, dx, d0, d1, d2 = floats(call.x), floats(call.dx), zeros(FOUR), zeros(TWO), rest
-    x0, x1, x2 = load(x, here, d0), load(x, here + FOUR, d1), load(x, here + FOUR + TWO, d2)
+    x, dx, d0, d1, d2 = floats(call.x), floats(call.dx), zeros(FIRST), zeros(SECOND), rest
+    x0, x1, x2 = load(x, here, d0), load(x, here + FIRST, d1), load(x, here + FIRST + SECOND, d2)
     for n in range(indptr[c], indptr[c + 1]):
         k, at = by_input[2 * n], start + by_input[2 * n + 1]
-        g0, g1, g2 = load(images, at, d0), load(images, at + FOUR, d1), load(images, at + FOUR + TWO, d2)
+        g0, g1, g2 = load(images, at, d0), load(images, at + FIRST, d1), load(images, at + FIRST + SECOND, d2)
         weight, before = values[k], load(sums, k * 16, one)
         d0, d1, d2 = fma(weight, g0, d0), fma(weight, g1, d1), fma(weight, g2, d2)
         ends = add(products(x1, g1, one), products(x2, g2, one))
         store(sums, k * 16, add(add(before, products(x0, g0, one)), ends))
     store_apart(dx, to, call.dx_row, d0)
-    store_apart(dx, to + FOUR // 16 * call.dx_row, call.dx_row, d1)
-    store_apart(dx, to + (FOUR + TWO) // 16 * call.dx_row, call.dx_row, d2)
+    store_apart(dx, to + FIRST // 16 * call.dx_row, call.dx_row, d1)
+    store_apart(dx, to + (FIRST + SECOND) // 16 * call.dx_row, call.dx_row, d2)
 
 
 @compiled
@@ -171,9 +173,9 @@ def _gather_images(call, plan, part, sums, images):
     """Compute the same; the last vector of a tile has what is left of its pixels."""
     pixels = pixels_of_tile(plan)
     if pixels == 7:
-        _gather_rows(call, plan, part, sums, images, 7, zeros(NATIVE))
+        _gather_rows(call, plan, part, sums, images, 7, zeros(16))
     else:
-        _gather_rows(call, plan, part, sums, images, NATIVE // 2, zeros(TWO))
+        _gather_rows(call, plan, part, sums, images, TILE, zeros(REST))
 
 
 @compiled
@@ -195,9 +197,7 @@ def by_output(call, plan, first, last, thread):
     sums, count = floats(call.scratch + thread * call.scratch_bytes), plan.nnz + plan.outputs
     for part in range(first, last):
         _clear(sums, count)
-        for lane in range(0, 16, NATIVE):
-            shifted = floats(call.scratch + thread * call.scratch_bytes + 4 * lane)
-            _spread_windows(call, plan, 16 * part + lane, shifted)
+        _spread_windows(call, plan, 16 * part, sums)
         _total_sums(call, 16 * part, sums, count, floats(call.pieces + 4 * part * count))
 
 
@@ -209,8 +209,7 @@ def by_input(call, plan, first, last, thread):
     sums, images = floats(scratch), floats(scratch + 4 * 16 * (count + plan.lead))
     for part in range(first, last):
         _clear(sums, count)
-        for lane in range(0, 16, NATIVE):
-            lay_out_gradient(call, plan, 16 * part + lane, images, floats(scratch + 4 * (16 * plan.nnz + lane)))
+        lay_out_gradient(call, plan, 16 * part, images, floats(scratch + 4 * 16 * plan.nnz))
         _gather_images(call, plan, part, sums, images)
         _total_sums(call, 16 * part, sums, count, floats(call.pieces + 4 * part * count))
 

@@ -11,7 +11,7 @@ the output's gradient serves two multiply-adds there as well, and a tile of the 
 from __future__ import annotations
 
 from .conv_gradient import lay_out_gradient
-from .conv_shape import across, store_best, store_pixel, windows, winners_at, y_at
+from .conv_shape import TOGETHER, across, store_best, store_pixel, windows, winners_at, y_at
 from .kernel import kernel
 from .records import CALL, PLAN
 from .simd import (
@@ -37,9 +37,23 @@ SUMMED = 64  # pixels whose products are summed before the sum over the lanes, o
 
 
 @within
+def _pixel(x, at, offsets, start, end, values, place, size, s0, s1, s2, s3):
+    """Return the sums of four outputs at one pixel; weight ``k`` of the first is ``values[place + k]``."""
+    for k in range(start, end):
+        here, v = load(x, at + offsets[k], s0), place + k
+        s0, s1 = fma(values[v], here, s0), fma(values[v + size], here, s1)
+        s2, s3 = fma(values[v + 2 * size], here, s2), fma(values[v + 3 * size], here, s3)
+    return s0, s1, s2, s3
+
+
+@within
 def _two_pixels(x, at, right, offsets, start, end, values, place, size, s0, s1, s2, s3):
-    """Return the sums of four outputs at two adjacent pixels; weight ``k`` of the first is ``values[place + k]``."""
+    """Return the same at two adjacent pixels: together, where the registers hold so many sums."""
     t0, t1, t2, t3 = s0, s1, s2, s3
+    if TOGETHER == 1:
+        s0, s1, s2, s3 = _pixel(x, at, offsets, start, end, values, place, size, s0, s1, s2, s3)
+        t0, t1, t2, t3 = _pixel(x, at + right, offsets, start, end, values, place, size, t0, t1, t2, t3)
+        return s0, s1, s2, s3, t0, t1, t2, t3
     for k in range(start, end):
         here, v = at + offsets[k], place + k
         left, other = load(x, here, s0), load(x, here + right, s0)
@@ -66,9 +80,9 @@ def _store_window(call, plan, o, i, j, b, at_y, winner, p00, p01, p10, p11):
 @compiled
 def _add_window(call, plan, i, j, b):
     """Compute all channels of one window of 2×2 pixels."""
-    zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
+    zero, right, down = zeros(16), plan.stride_x * 16, plan.stride_y * plan.columns * 16
     values, bias, indptr, offsets = floats(call.values), floats(call.bias), longs(plan.indptr), ints(plan.offsets)
-    x, at = floats(call.x), i * down + j * right + b // 16 * call.x_group + b % 16
+    x, at = floats(call.x), i * down + j * right + b // 16 * call.x_group
     (at_y, step_y), (winner, step_winner) = y_at(call, i // 2, j // 2, b), winners_at(plan, i, j, b)
     for block in range(plan.outputs // plan.tall):
         start, end = indptr[block], indptr[block + 1]
@@ -95,11 +109,11 @@ def _add_window(call, plan, i, j, b):
 
 @kernel(CALL, PLAN)
 def add_four_windows(call, plan, first, last, thread):
-    """Compute rows of windows, one row for ``NATIVE`` lanes a piece."""
+    """Compute rows of windows, one row for 16 lanes a piece."""
     rows = windows(plan, call.pool)
     for part in range(first, last):
         for j in range(0, across(plan, call.pool), 2):
-            _add_window(call, plan, 2 * (part % rows), j, part // rows * NATIVE)
+            _add_window(call, plan, 2 * (part % rows), j, part // rows * 16)
 
 
 @compiled
@@ -157,8 +171,7 @@ def by_blocks(call, plan, first, last, thread):
         gradients, keep = floats(call.pieces + 4 * part * count), call.batch - 16 * part
         for o in range(plan.outputs):
             store(floats(dbias), 16 * o, zeros(16))
-        for lane in range(0, 16, NATIVE):
-            lay_out_gradient(call, plan, 16 * part + lane, floats(images), floats(dbias + 4 * lane))
+        lay_out_gradient(call, plan, 16 * part, floats(images), floats(dbias))
         for o in range(plan.outputs):
             gradients[plan.nnz + o] = total(first_lanes(keep, load(floats(dbias), 16 * o, zeros(16))))
         for k in range(plan.nnz):

@@ -2,7 +2,7 @@
 
 The input is stored with its zero padding (``records.py``), so that a weight (o, c, dy, dx) is one fixed offset from the
 first pixel of a window. The register tile is two windows of 2×2 output pixels, side by side: the input of two steps of
-pooling.
+pooling. Without AVX-512 it is one window.
 """
 # Compiled functions have no type hints: numba infers them. Names mean the same everywhere: x, y, g, dx are activations
 # and gradients; x_row … the floats from one of their pixels to the next; b the first lane of the batch.
@@ -13,12 +13,11 @@ from __future__ import annotations
 from typing import cast
 
 from .conv_blocks import add_four_windows
-from .conv_shape import across, fill_zeros, store_best, store_pixel, window_rows, windows, winners_at, y_at
+from .conv_shape import TOGETHER, across, fill_zeros, store_best, store_pixel, window_rows, windows, winners_at, y_at
 from .convert import by_features, hand_out_result, take_in_images
 from .kernel import kernel
 from .records import CALL, PLAN, Call, Phase, Plan
 from .simd import (
-    NATIVE,
     compiled,
     floats,
     fma,
@@ -37,7 +36,7 @@ def conv_forward(call: Call, plan: Plan, stage: int, lanes: int) -> list[Phase]:
     if call.source:
         pixels = plan.inputs * plan.height * plan.width
         phases.append(Phase(take_in_channels.address, stage, plan.inputs, pixels * lanes))
-    parts = lanes // NATIVE
+    parts = lanes // 16
     if (plan.rows, plan.columns) != (plan.height, plan.width):
         phases.append(Phase(clear_padding.address, stage, parts, plan.inputs * plan.plane * lanes // 4))
     rows = window_rows(plan, call.pool)
@@ -63,9 +62,9 @@ def _clear_padding(call, plan, b):
 @compiled
 def _add_window(call, plan, i, j, b):
     """Compute all channels of one window."""
-    zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
+    zero, right, down = zeros(16), plan.stride_x * 16, plan.stride_y * plan.columns * 16
     values, bias, indptr, offsets = floats(call.values), floats(call.bias), longs(plan.indptr), ints(plan.offsets)
-    x, start = floats(call.x), i * down + j * right + b // 16 * call.x_group + b % 16
+    x, start = floats(call.x), i * down + j * right + b // 16 * call.x_group
     y, winners, remember = floats(call.y), octets(call.winners), call.winners != 0
     (at_y, step_y), (winner, step_winner) = y_at(call, i // 2, j // 2, b), winners_at(plan, i, j, b)
     pool, relu, outputs = call.pool != 0, call.relu != 0, plan.outputs
@@ -90,9 +89,9 @@ def _add_window(call, plan, i, j, b):
 @compiled
 def _add_two_windows(call, plan, i, j, b):
     """Compute all channels of two adjacent windows: eight independent sums hide the latency of the additions."""
-    zero, right, down = zeros(NATIVE), plan.stride_x * 16, plan.stride_y * plan.columns * 16
+    zero, right, down = zeros(16), plan.stride_x * 16, plan.stride_y * plan.columns * 16
     values, bias, indptr, offsets = floats(call.values), floats(call.bias), longs(plan.indptr), ints(plan.offsets)
-    x, start = floats(call.x), i * down + j * right + b // 16 * call.x_group + b % 16
+    x, start = floats(call.x), i * down + j * right + b // 16 * call.x_group
     y, winners, remember = floats(call.y), octets(call.winners), call.winners != 0
     (at_y, step_y), (winner, step_winner) = y_at(call, i // 2, j // 2, b), winners_at(plan, i, j, b)
     pool, relu, outputs, next_y = call.pool != 0, call.relu != 0, plan.outputs, call.y_row
@@ -128,11 +127,12 @@ def _add_two_windows(call, plan, i, j, b):
 def _add_windows(call, plan, window, b):
     """Compute one row of windows."""
     j, end = 0, across(plan, call.pool)
-    while j + 4 <= end:
+    while TOGETHER == 2 and j + 4 <= end:
         _add_two_windows(call, plan, 2 * window, j, b)
         j += 4
-    if j < end:
+    while j < end:
         _add_window(call, plan, 2 * window, j, b)
+        j += 2
 
 
 @kernel(CALL, PLAN)
@@ -146,14 +146,14 @@ def take_in_channels(call, plan, first, last, thread):
 
 @kernel(CALL, PLAN)
 def clear_padding(call, plan, first, last, thread):
-    """Write the zero padding of the images, ``NATIVE`` lanes a piece."""
+    """Write the zero padding of the images, 16 lanes a piece."""
     for part in range(first, last):
-        _clear_padding(call, plan, part * NATIVE)
+        _clear_padding(call, plan, part * 16)
 
 
 @kernel(CALL, PLAN)
 def add_windows(call, plan, first, last, thread):
-    """Compute rows of windows, one row for ``NATIVE`` lanes a piece."""
+    """Compute rows of windows, one row for 16 lanes a piece."""
     rows = windows(plan, call.pool)
     for part in range(first, last):
-        _add_windows(call, plan, part % rows, part // rows * NATIVE)
+        _add_windows(call, plan, part % rows, part // rows * 16)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from .conv_shape import across, fill_zeros, windows, winners_at, y_at
 from .simd import (
-    NATIVE,
     add,
     compiled,
     floats,
@@ -24,13 +23,13 @@ from .simd import (
 @compiled
 def g_at(call, i, j, b):
     """Return the position of the gradient of pixel (i, j) of the first channel, and the floats to the next channel."""
-    return (i * call.g_width + j) * call.g_row + b // 16 * call.g_group + b % 16, call.g_plane * call.g_row
+    return (i * call.g_width + j) * call.g_row + b // 16 * call.g_group, call.g_plane * call.g_row
 
 
 @compiled
 def gradient_of_best(g, at, winners, winner):
     """Return the gradients of a window's four results before pooling and ReLU, and their sum."""
-    gradient = load(g, at, zeros(NATIVE))
+    gradient = load(g, at, zeros(16))
     return (
         where_winner(winners, winner, 0, gradient),
         where_winner(winners, winner, 1, gradient),
@@ -45,11 +44,11 @@ def gradient_of_pixel(call, plan, o, i, j, b):
     """Return the gradient of one result before ReLU; zero beyond the edge."""
     if i < plan.out_h and j < plan.out_w:
         (at_g, step_g), (at_y, step_y) = g_at(call, i, j, b), y_at(call, i, j, b)
-        gradient = load(floats(call.g), at_g + o * step_g, zeros(NATIVE))
+        gradient = load(floats(call.g), at_g + o * step_g, zeros(16))
         if call.relu:
             gradient = where_positive(load(floats(call.y), at_y + o * step_y, gradient), gradient)
         return gradient
-    return zeros(NATIVE)
+    return zeros(16)
 
 
 @compiled
@@ -76,19 +75,19 @@ def lay_out_gradient(call, plan, b, images, dbias):
     rows, columns = 2 * windows(plan, call.pool), across(plan, call.pool)
     filled = columns if right == 1 and down == plan.columns else 0  # a stride leaves gaps between the pixels
     for n in range(plan.lead):
-        store(images, b % 16 - (n + 1) * 16, zeros(NATIVE))
+        store(images, -(n + 1) * 16, zeros(16))
     for o in range(plan.outputs):
         fill_zeros(images, plan, b, o, 0, plan.rows, filled, plan.columns)
         fill_zeros(images, plan, b, o, rows, plan.rows, 0, filled)
-        store(images, ((o + 1) * plan.plane - 1) * 16 + b % 16, zeros(NATIVE))
-        over_image = zeros(NATIVE)
+        store(images, ((o + 1) * plan.plane - 1) * 16, zeros(16))
+        over_image = zeros(16)
         for i in range(0, rows, 2):
             for j in range(0, columns, 2):
                 g00, g01, g10, g11, over_window = gradient_of_window(call, plan, o, i, j, b)
                 at = o * plan.plane + i * down + j * right
-                store(images, at * 16 + b % 16, g00)
-                store(images, (at + right) * 16 + b % 16, g01)
-                store(images, (at + down) * 16 + b % 16, g10)
-                store(images, (at + down + right) * 16 + b % 16, g11)
+                store(images, at * 16, g00)
+                store(images, (at + right) * 16, g01)
+                store(images, (at + down) * 16, g10)
+                store(images, (at + down + right) * 16, g11)
                 over_image = add(over_image, over_window)
         store(dbias, o * 16, over_image)

@@ -7,6 +7,11 @@ from __future__ import annotations
 
 from .simd import NATIVE, compiled, floats, largest, maximum, store, store_winner, zeros
 
+# Adjacent windows whose sums, of 16 lanes each, fit into the registers. All kernels take 16 lanes: a whole cache line.
+TOGETHER = 2 if NATIVE == 16 else 1
+# The same for adjacent pixels of the input and their gradients.
+TILE = 8 if NATIVE == 16 else 3
+
 
 def window_rows(plan, pool):
     """Return the number of rows of windows. Pooling drops an odd last row of pixels."""
@@ -21,7 +26,7 @@ def tile_pixels(plan):
 
     The tile fills the registers and, if possible, divides the rows (images are often 7, 14, 28 … wide).
     """
-    return 7 if NATIVE == 16 and plan.width % 7 == 0 and plan.width % 8 != 0 else NATIVE // 2
+    return 7 if NATIVE == 16 and plan.width % 7 == 0 and plan.width % 8 != 0 else TILE
 
 
 pixels_of_tile = compiled(tile_pixels)
@@ -38,14 +43,14 @@ def fill_zeros(image, plan, b, c, first_row, last_row, first_column, last_column
     """Write zeros into a rectangle of pixels of channel ``c``."""
     for i in range(first_row, last_row):
         for j in range(first_column, last_column):
-            store(image, (c * plan.plane + i * plan.columns + j) * 16 + b % 16, zeros(NATIVE))
+            store(image, (c * plan.plane + i * plan.columns + j) * 16, zeros(16))
 
 
 @compiled
 def winners_at(plan, i, j, b):
     """Return the position of the winner of window (i, j) of the first channel, and the bytes to the next channel."""
     height, width = plan.out_h // 2, plan.out_w // 2
-    return (b // 16 * plan.outputs * height * width + i // 2 * width + j // 2) * 16 + b % 16, height * width * 16
+    return (b // 16 * plan.outputs * height * width + i // 2 * width + j // 2) * 16, height * width * 16
 
 
 @compiled
@@ -57,7 +62,7 @@ def dx_at(call, c, i, j, part):
 @compiled
 def y_at(call, i, j, b):
     """Return the position of pixel (i, j) of the first channel of the result, and the floats to the next channel."""
-    return (i * call.y_width + j) * call.y_row + b // 16 * call.y_group + b % 16, call.y_plane * call.y_row
+    return (i * call.y_width + j) * call.y_row + b // 16 * call.y_group, call.y_plane * call.y_row
 
 
 @compiled
@@ -66,7 +71,7 @@ def store_best(y, at, winners, winner, remember, relu, p00, p01, p10, p11):
     best = largest(p00, p01, p10, p11)
     if remember:
         store_winner(winners, winner, p00, p01, p10, p11, best, relu)
-    store(y, at, maximum(zeros(NATIVE), best) if relu else best)
+    store(y, at, maximum(zeros(16), best) if relu else best)
 
 
 @compiled
@@ -74,4 +79,4 @@ def store_pixel(call, plan, o, i, j, b, pixel):
     """Write one result, with ReLU, unless it lies beyond the edge."""
     if i < plan.out_h and j < plan.out_w:
         at, step = y_at(call, i, j, b)
-        store(floats(call.y), at + o * step, maximum(zeros(NATIVE), pixel) if call.relu else pixel)
+        store(floats(call.y), at + o * step, maximum(zeros(16), pixel) if call.relu else pixel)

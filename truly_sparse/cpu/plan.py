@@ -10,6 +10,7 @@ import numpy as np
 from ..arguments import require
 from ..errors import InvalidArgumentError
 from .blocks import in_rows
+from .conv_shape import TILE
 from .index import ConvIndex, LinearIndex
 from .memory import LANES
 from .records import CONV, LINEAR, Plan
@@ -192,7 +193,7 @@ def _conv_part(index: ConvIndex, size: tuple[int, ...]) -> Part:
     # Windows of 2×2 pixels may extend beyond an odd last row or column and then read more zeros.
     rows = max(height + 2 * pad_y, (out_h + out_h % 2 - 1) * stride_y + reach[0])
     columns = max(width + 2 * pad_x, (out_w + out_w % 2 - 1) * stride_x + reach[1])
-    seen = -(-((height - 1) * columns + width) // 8) * 8  # the backward pass reads tiles of four or eight pixels
+    seen = -(-((height - 1) * columns + width) // TILE) * TILE  # the backward pass reads whole tiles of pixels
     rows = max(rows, -(-(pad_y * columns + pad_x + seen) // columns))
     plane = rows * columns | 1  # odd, so that equal pixels of all channels do not share a cache set
     floats = max(outputs, inputs) * plane * LANES

@@ -9,15 +9,26 @@ from collections.abc import Iterator
 from typing import Any
 
 
+class _Waiting(list[tuple[Any, ...]]):
+    """A signal handler that keeps what it was called with."""
+
+    def __call__(self, *event: Any) -> None:
+        self.append(event)
+
+
 @contextlib.contextmanager
 def undivided() -> Iterator[None]:
-    """Delay Ctrl-C until the end of the ``with`` block, so that a change is made completely or not at all."""
+    """Delay Ctrl-C until the end of the ``with`` block, so that a change is made completely or not at all.
+
+    A block within another one ends with that one.
+    """
     before = signal.getsignal(signal.SIGINT)
-    if not callable(before) or threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread receives Ctrl-C
+    in_main_thread = threading.current_thread() is threading.main_thread()  # only this one receives Ctrl-C
+    if isinstance(before, _Waiting) or not callable(before) or not in_main_thread:
+        yield
         return
-    waiting: list[tuple[Any, ...]] = []
-    signal.signal(signal.SIGINT, lambda *event: waiting.append(event))
+    waiting = _Waiting()
+    signal.signal(signal.SIGINT, waiting)
     try:
         yield
     finally:

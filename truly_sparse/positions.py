@@ -165,7 +165,7 @@ def rewired(active: torch.Tensor, kept: torch.Tensor, grown: torch.Tensor) -> tu
 
 
 def without(active: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Return a list without the positions at some of its places, int64 ``[m]``, sorted."""
+    """Return a list without the positions at some of its places, int64 ``[m]``, in any order."""
     ours, gone, loops = active.numpy(force=True), places.numpy(force=True), loops_or_none()
     if loops is None:
         return torch.from_numpy(np.delete(ours, gone)).to(active.device)

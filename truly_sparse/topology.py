@@ -18,7 +18,7 @@ from .auto import automatic
 from .computed import pruning_mask, tensor_of
 from .errors import InvalidArgumentError
 from .interface import Carry, Names, SparsifiableLayer, WeightLayer, untied_layers, weight_shape
-from .positions import check_connections, check_places, contained, largest, rewired, sorted_distinct
+from .positions import check_connections, check_places, contained, largest, rewired, sorted_distinct, without
 from .structure import (
     UNSTRUCTURED,
     Structure,
@@ -224,9 +224,7 @@ def sample_distinct(population: int, count: int, generator: torch.Generator) -> 
         more = torch.randint(population, (2 * (count - len(drawn)),), generator=generator)
         drawn = sorted_distinct(torch.cat([drawn, more]) if len(drawn) else more, population)
         del more  # these arrays can be large
-    chosen = drawn.index_select(0, torch.randperm(len(drawn), generator=generator)[:count])
-    del drawn
-    return sorted_distinct(chosen, population)
+    return without(drawn, torch.randperm(len(drawn), generator=generator)[count:])
 
 
 def initial_topology(

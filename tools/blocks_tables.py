@@ -16,6 +16,27 @@ Table: TypeAlias = tuple[list[str], list[list[str]]]
 TASKS = {60_000: "all of MNIST", 1000: "1,000 images"}
 HOW = ("static", "SET", "RigL", "gradual")
 MOVED = HOW[1:3]
+BLOCKS = ("4×1", "4×4", "8×8", "16×1")
+BOTH = "forward and gradients"
+LAYER_AIMS = (  # row of ``benchmarks/structures.py``, rival, how many times faster
+    ("linear 1000, batch 64, forward", "dense", 15),
+    ("linear 1000, batch 256, forward", "dense", 12),
+    ("linear 4096, batch 1, forward", "dense", 10),
+    *(
+        (f"linear 1000, batch {batch}, {BOTH}", rival, aim)
+        for batch in (64, 256)
+        for rival, aim in (("dense", 10), ("sparselab", 6), ("torch CSR", 3))
+    ),
+    (f"linear 4096, batch 64, {BOTH}", "dense", 10),
+    (f"linear 4096, batch 256, {BOTH}", "dense", 10),
+    (f"convolution 16, batch 64, {BOTH}", "1×1", 1.6),
+)
+NETWORK_AIMS = (
+    ("inference of 100 images", "Dense+Mask", 30),
+    ("inference of 100 images", "dense", 13),
+    ("step of 64 images", "dense", 15),
+    ("step of 64 images", "1×1", 1.6),
+)
 
 
 def study(images: int) -> pd.DataFrame:
@@ -83,6 +104,47 @@ def aims_table() -> Table:
     work = "rewired blocks on the front of error against step time"
     rows.append([work, f"{count} of {len(front)}", "all", yes(count == len(front))])
     return header, rows
+
+
+def speeds_table() -> Table:
+    """Return how fast blocks were meant to be, what ``benchmarks/structures.py`` measured, and whether it was reached.
+
+    The best structure counts, by the fastest of many calls.
+    """
+    header, recorded = ["95% sparse, best blocks", "measured", "aimed at", "reached"], load_result("structures")
+    if recorded is None:
+        return header, []
+    rows = []
+
+    def note(work: str, rival: str, aim: float, of: dict[str, dict[str, float]]) -> None:
+        microseconds = {name: row["fastest µs"] for name, row in of.items()}
+        best = min(microseconds[name] for name in (*BLOCKS, "auto") if name in microseconds)
+        gain = microseconds[rival] / best if rival in microseconds else 0.0
+        shown = f"{gain:.{1 if gain >= 10 else 2}f}" if gain else "not measured"
+        rows.append([f"{work}, × {rival}", shown, f"≥ {aim:g}", yes(gain >= aim)])
+
+    for work, rival, aim in LAYER_AIMS:
+        note(work, rival, aim, recorded["rows"][work])
+    for scheme in ("uniform", "erk"):
+        for work, rival, aim in NETWORK_AIMS:
+            note(f"CNN, {scheme}, {work}", rival, aim, recorded["networks"][f"{scheme}, {work}"])
+    return header, rows
+
+
+def convolution_words() -> str:
+    """Return how much faster than single weights a convolution could be at most, in a sentence."""
+    layer, bound = load_result("structures"), load_result("bound")
+    if layer is None or bound is None:
+        return "Not recorded yet."
+    of = {name: row["fastest µs"] for name, row in layer["rows"][f"convolution 16, batch 64, {BOTH}"].items()}
+    passes = bound["rows"]["convolution 4×4, batch 64"]
+    work = sum(passes[name]["Mflop"] for name in ("forward", "all gradients"))
+    single, moved, computed = of["1×1"], of["one weight an output"], 1e3 * work / bound["rates"]["GFLOP/s"]
+    return (
+        f"In both passes of the convolution, moving the activations takes {moved:,.0f} of the {single:,.0f} µs of "
+        f"single weights. All multiply-adds would need {computed:,.0f} more at the rate of registers. So no structure "
+        f"could be more than {single / (moved + computed):.2f} times faster than single weights."
+    )
 
 
 def yes(reached: bool) -> str:

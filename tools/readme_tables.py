@@ -650,6 +650,8 @@ BENCHMARK_TABLES: dict[str, Callable[[], str]] = {
     "structures": structures_table,
     "bound": bound_table,
     "structured networks": structured_networks_table,
+    "speeds of blocks": functools.partial(_table, blocks_tables.speeds_table),
+    "convolution": blocks_tables.convolution_words,
     "diagonals": functools.partial(_table, blocks_tables.diagonals_table),
     "front": blocks_tables.front_words,
     "aims of blocks": functools.partial(_table, blocks_tables.aims_table),

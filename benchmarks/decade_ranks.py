@@ -29,12 +29,13 @@ def equal_terms(runs: pd.DataFrame, images: int) -> pd.DataFrame:
 def ranks(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the rank of each sparse contender, from 1 for the most accurate, in each pair of sparsity and seed.
 
-    Pairs are those in which all contenders were trained. A contender with one seed where others have more is left out.
+    Pairs are those in which all these contenders were trained. Contenders with too few pairs are left out, so that as
+    many runs as possible count.
     """
-    sparse = runs[runs["sparsity"] > 0]
-    seeds = sparse.groupby("contender")["seed"].nunique()
-    table = sparse.pivot_table("accuracy", ["sparsity", "seed"], "contender")
-    return table[seeds.index[seeds >= min(2, seeds.max())]].dropna().rank(axis=1, ascending=False)
+    table = runs[runs["sparsity"] > 0].pivot_table("accuracy", ["sparsity", "seed"], "contender")
+    pairs = table.count()
+    groups = (table[pairs.index[pairs >= least]].dropna() for least in sorted(set(pairs)))
+    return max(groups, key=lambda group: group.size, default=table).rank(axis=1, ascending=False)
 
 
 def mean_ranks(places: pd.DataFrame) -> pd.DataFrame:

@@ -121,8 +121,9 @@ def standing(runs: pd.DataFrame, name: str, sparsity: float) -> pd.DataFrame:
 
 def rank_words(runs: pd.DataFrame, name: str) -> str:
     """Return the entry's mean rank over its seeds, among the sparse contenders that were trained from all of them."""
+    runs = runs[runs["seed"].isin(runs.loc[runs["contender"] == name, "seed"])]
     seeds = runs.groupby("contender")["seed"].nunique()
-    places = ranks(runs[runs["contender"].map(seeds) >= seeds[name]])
+    places = ranks(runs[runs["contender"].map(seeds) == seeds[name]])
     mean, low, high = mean_ranks(places).loc[name]
     return f"Mean rank over {len(places)} seeds: {in_words(mean, low, high)} of {places.shape[1]} sparse contenders."
 

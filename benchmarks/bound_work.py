@@ -66,8 +66,8 @@ def conv_work(layer: SparseConv2d, image: tuple[int, int], lanes: int) -> dict[s
 
     Args:
         layer: the convolution.
-        image: rows and columns of an image; rows are even, columns a multiple of 24. Without AVX-512 the backward pass
-            also computes padding where the columns are no multiple of three, which is not counted.
+        image: rows and columns of an image; rows are even, columns a multiple of eight. Without AVX-512 the backward
+            pass also computes padding, unless the columns are a multiple of three as well. That is not counted.
         lanes: of the batch.
     """
     plan = layer_part(layer.index, (layer.in_channels, *image)).plan

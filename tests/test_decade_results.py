@@ -98,7 +98,7 @@ def test_ranks_are_of_pairs_that_all_have():
     assert (places == [3, 1, 2]).all(axis=None)
     assert list(ranks(pd.concat([table, once])[lambda all_: all_["seed"] == 0])) == ["a", "b", "c", "from one seed"]
     many = runs({name: 90 for name in "defg"})
-    fewer = ranks(pd.concat([table, many[many["seed"] < 2]]))  # seven contenders count for more than a third seed
+    fewer = ranks(pd.concat([table, many[many["seed"] < 2]]))  # 7 contenders × 4 pairs are more runs than 3 × 6
     assert len(fewer.columns) == 7 and len(fewer) == 4
 
 

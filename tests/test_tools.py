@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import referee
-from tools import lab
+from tools import blocks_tables, lab
 from tutorial_lib import load_result
 
 ROOT = Path(__file__).parent.parent
@@ -71,3 +71,27 @@ def test_a_server_that_hangs_while_closing_is_ended(handler, status):
     with process.stdout as said:
         said.readline()
         assert lab.ended(process, seconds=0.5 if handler == "SIG_IGN" else 30) == status
+
+
+def test_an_aim_of_blocks_is_judged_against_the_best_structure_and_not_without_the_rival(monkeypatch):
+    rows = {
+        work: {"dense": 160.0, "torch CSR": 40.0, "1×1": 16.0, "4×1": 10.0, "8×8": 20.0}
+        for work, *_ in blocks_tables.LAYER_AIMS
+    }
+    networks = {
+        f"{scheme}, {work}": {"Dense+Mask": 20.0, "dense": 15.0, "1×1": 1.5, "auto": 1.0}
+        for scheme in ("uniform", "erk")
+        for work, *_ in blocks_tables.NETWORK_AIMS
+    }
+    record = {
+        name: {work: {way: {"fastest µs": us} for way, us in of.items()} for work, of in table.items()}
+        for name, table in (("rows", rows), ("networks", networks))
+    }
+    monkeypatch.setattr(blocks_tables, "load_result", lambda name: record)
+    found = {work: rest for work, *rest in blocks_tables.speeds_table()[1]}
+    both = "linear 1000, batch 64, forward and gradients, × "
+    assert found[both + "dense"] == ["16.0", "≥ 10", "yes"] and found[both + "torch CSR"] == ["4.00", "≥ 3", "yes"]
+    assert found[both + "sparselab"] == ["not measured", "≥ 6", ""]
+    assert found["CNN, erk, step of 64 images, × 1×1"] == ["1.50", "≥ 1.6", "no"]
+    monkeypatch.setattr(blocks_tables, "load_result", lambda name: None)
+    assert blocks_tables.speeds_table()[1] == [] and blocks_tables.convolution_words() == "Not recorded yet."

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from truly_sparse import DynamicSparsity, RigL, fuse, sparse_layers, sparsify, warmup
+from truly_sparse.interrupt import undivided
 from tutorial_lib import fit, load_checkpoint, mask_model
 from tutorial_lib.project import ROOT
 
@@ -272,6 +273,16 @@ def ctrl_c():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_waits_for_the_outer_of_two_changes(ctrl_c):
+    done = []
+    with pytest.raises(KeyboardInterrupt), undivided():
+        with undivided():
+            signal.raise_signal(signal.SIGINT)
+            done.append("inner")
+        done.append("outer")
+    assert done == ["inner", "outer"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_while_training_leaves_a_model_that_works(ctrl_c, survived, digits, tmp_path):

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from .simd import NATIVE, compiled, floats, largest, maximum, store, store_winner, zeros
 
-# Adjacent windows whose sums, of 16 lanes each, fit into the registers. All kernels take 16 lanes: a whole cache line.
+# A sum has 16 lanes: a whole cache line. The registers hold the sums of so many adjacent windows,
 TOGETHER = 2 if NATIVE == 16 else 1
-# The same for adjacent pixels of the input and their gradients.
+# and so many adjacent pixels of the input, with their gradients.
 TILE = 8 if NATIVE == 16 else 3
 
 
